@@ -1,0 +1,53 @@
+"""Errors a user can mend. Each message says what is wrong, where, and what to do about it.
+
+All inherit :class:`SRFTError`, and also the standard exception a caller would expect, so that
+``except ValueError`` keeps working. Our own invariants are ``assert`` statements instead.
+"""
+
+
+class SRFTError(Exception):
+    """Base class of every error this package raises for its users."""
+
+    exit_code = 1
+
+
+class ConfigError(SRFTError, ValueError):
+    """A recipe or a setting is wrong."""
+
+    exit_code = 2
+
+
+class DataError(SRFTError, ValueError):
+    """A dataset, or one row of it, cannot be used. The message names ``file:row``."""
+
+    exit_code = 3
+
+
+class ModelError(SRFTError, ValueError):
+    """A model or tokenizer cannot be loaded or does not do what training needs of it."""
+
+    exit_code = 4
+
+
+class RewardError(SRFTError, ValueError):
+    """A reward function failed or returned something that is not a reward."""
+
+    exit_code = 5
+
+
+class RolloutError(SRFTError, RuntimeError):
+    """The rollout engine failed, or holds other weights than the trainer."""
+
+    exit_code = 6
+
+
+class CheckpointError(SRFTError, RuntimeError):
+    """A checkpoint cannot be written or read."""
+
+    exit_code = 7
+
+
+class NumericalError(SRFTError, ArithmeticError):
+    """A loss or gradient is not finite and the policy is to stop."""
+
+    exit_code = 8

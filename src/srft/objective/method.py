@@ -1,0 +1,84 @@
+"""What a method is: data, not code paths. The trainer reads these fields and never a name.
+
+The loss of one optimizer step is
+
+    loss = sum over terms k of  weight_k * (sum_T  average_T * loss_k,T) / count_k
+
+where count_k is taken over the whole optimizer step and every rank before the first forward pass,
+so the way a batch is cut into micro-batches changes nothing (see ``loss.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from srft.objective.switches import Switches
+from srft.types import SequenceTable, TokenBatch, TokenIndex
+
+Average = Literal["token", "sequence", "constant"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: ``step`` counts from 0, ``total`` is the number of steps planned."""
+
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss.
+
+    mask: which tokens it covers, bool_T; from the index alone, so it can be counted beforehand.
+    loss: per-token loss_T (float32, gradient through logprob_T), before averaging and weight.
+    weight: a constant, or a function of progress (CHORD's mu).
+    active: bool_S, False where the gradient on that sequence is exactly zero whatever the model
+        says (advantage 0, for instance), so its forward pass can be skipped. Counting ignores it.
+    source: "sft", "rl" or "regularizer": groups terms in metrics.
+    """
+
+    name: str
+    source: Literal["sft", "rl", "regularizer"]
+    mask: Callable[[TokenIndex, Switches], Tensor]
+    loss: Callable[[TokenBatch, Switches], Tensor]
+    active: Callable[[SequenceTable, Switches], Tensor]
+    weight: float | Callable[[Progress, Switches], float] = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, complete: what data it needs, how advantages are estimated, what is summed.
+
+    rollouts / demonstrations: whether the step samples from the policy / trains on demonstrations.
+    advantage: SequenceTable -> advantage_S.
+    select: SequenceTable -> keep_S (bool): sequences that take part at all (HPT's gate); those left
+        out are not counted. Runs before ``advantage``'s result is used, after rewards are known.
+    prefix: (demonstration length in tokens, rollout number i of n, progress, uniform in [0, 1)) ->
+        number of demonstration tokens given as the start of that rollout (UFT, Prefix-RFT).
+    refill: drop groups whose rewards are all equal and sample further prompts (DAPO).
+    collect_unsolved: keep prompts without a right rollout, and train ``interleave`` (the name of
+        another method) on them once a batch has come together (ReLIFT).
+    needs_old: the loss reads old_logprob_T, old_entropy_T or batch_entropy even when one optimizer
+        step follows each rollout batch, so a pass without gradient comes first.
+    needs_reference: the loss reads reference_logprob_T.
+    """
+
+    name: str
+    summary: str
+    switches: Switches
+    terms: tuple[Term, ...]
+    advantage: Callable[[SequenceTable, Switches], Tensor]
+    rollouts: bool = True
+    demonstrations: bool = True
+    select: Callable[[SequenceTable, Switches], Tensor] | None = None
+    prefix: Callable[[int, int, int, Progress, float], int] | None = None
+    refill: bool = False
+    collect_unsolved: bool = False
+    interleave: str | None = None
+    needs_old: bool = False
+    needs_reference: bool = False

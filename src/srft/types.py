@@ -1,0 +1,180 @@
+"""The few types that travel through the whole program, in the order in which the data flows.
+
+Shape suffixes of tensors: T response tokens of a batch, S sequences, N all tokens (prompt and
+response) of a packed batch, V vocabulary, D hidden width. Log-probabilities and entropies are in
+nats and float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+Message = Mapping[str, Any]
+"""One chat message: ``{"role": "user" | "assistant" | "system", "content": text}``."""
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a dataset in the one schema every format is read into.
+
+    ``demonstrations`` holds the text of zero, one or several expert responses (what the assistant
+    says, without the prompt). ``columns`` holds every other column of the row, as reward functions
+    receive them. ``source`` is ``file:row`` for error messages.
+    """
+
+    prompt: str | tuple[Message, ...]
+    demonstrations: tuple[str, ...] = ()
+    answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "<memory>"
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """An example in tokens: ``prompt_ids + demonstration_ids[k]`` is what the model is trained on.
+
+    A demonstration ends with the end-of-sequence token. ``index`` is the row in the dataset.
+    """
+
+    example: Example
+    index: int
+    prompt_ids: tuple[int, ...]
+    demonstration_ids: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. ``top_k`` 0 and ``top_p`` 1.0 mean off; ``temperature`` 0 means greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """``n`` completions of one prompt. Completion ``i`` depends on ``seed + i`` alone, not on what
+    else is in the batch (up to the rounding of batched matrix products)."""
+
+    prompt_ids: tuple[int, ...]
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled: token ids (the stop token included), and the log-probability of each under
+    the distribution it was drawn from (temperature and truncation applied). ``text`` is decoded
+    without special tokens and cut before a stop string. ``finish_reason`` is "length" when
+    ``max_tokens`` was reached."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: FinishReason
+
+
+class RolloutEngine(Protocol):
+    """Whatever generates. One instance serves a whole run."""
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        """``result[r][i]`` is completion ``i`` of request ``r``. ``on_completion(r, i, c)`` is called
+        as each one finishes, so that scoring can run while generation goes on."""
+        ...
+
+    def update_weights(self) -> None:
+        """Make the engine sample from the trainer's present weights."""
+        ...
+
+    def close(self) -> None:
+        """Release what the engine holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """One prompt with one response, a rollout or a demonstration, as the objective sees it.
+
+    ``group`` numbers the prompts of a step. ``correct`` is reward > threshold (0.5 unless set).
+    ``prefix_length`` response tokens at the start were given from a demonstration, not sampled.
+    ``sampler_logprobs`` are the engine's own (one per response token), None for demonstrations.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    group: int
+    is_demo: bool
+    reward: float
+    correct: bool
+    truncated: bool = False
+    prefix_length: int = 0
+    sampler_logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SequenceTable:
+    """What is known about S sequences before any forward pass, as flat tensors.
+
+    group_S (int64), is_demo_S (bool), reward_S (float32), correct_S (bool), truncated_S (bool),
+    length_S (int64, response tokens), prefix_S (int64), advantage_S (float32; zeros until the
+    method's estimator has filled it in).
+    """
+
+    group_S: Tensor
+    is_demo_S: Tensor
+    reward_S: Tensor
+    correct_S: Tensor
+    truncated_S: Tensor
+    length_S: Tensor
+    prefix_S: Tensor
+    advantage_S: Tensor
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """Which response token is where: known before the forward pass, so terms can be counted.
+
+    sequence_T (int64) indexes the rows of ``sequences``; position_T (int64) counts from 0 at the
+    first response token.
+    """
+
+    sequences: SequenceTable
+    sequence_T: Tensor
+    position_T: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The objective's whole input: flat tensors over the T response tokens of one micro-batch.
+
+    logprob_T carries gradient. entropy_T never does. entropy_grad_T is the same entropy with
+    gradient, for entropy bonuses only. old_logprob_T is detached: the policy that the rollouts are
+    taken to come from (equal to logprob_T when one optimizer step follows each rollout batch).
+    old_entropy_T: entropy under that policy. reference_logprob_T is None unless the method asks
+    for a frozen reference. batch_entropy: mean entropy (demonstrations, rollouts) over the whole
+    optimizer batch, or None where no such pass was made.
+    """
+
+    index: TokenIndex
+    logprob_T: Tensor
+    entropy_T: Tensor
+    entropy_grad_T: Tensor
+    old_logprob_T: Tensor
+    old_entropy_T: Tensor
+    reference_logprob_T: Tensor | None = None
+    sampler_logprob_T: Tensor | None = None
+    batch_entropy: tuple[float, float] | None = None
