@@ -1,0 +1,35 @@
+"""The lab: generated reasoning tasks with expert traces, and a small base model that ships here.
+
+With it the whole method runs, learns and can be compared on a laptop:
+
+    from srft.lab import base_model_path, lab_eval, lab_train
+"""
+
+from pathlib import Path
+
+from srft.lab.data import Row, lab_eval, lab_train, write_jsonl
+from srft.lab.tasks import (
+    FAMILIES,
+    IN_DISTRIBUTION,
+    OUT_OF_DISTRIBUTION,
+    Problem,
+    make_problem,
+)
+
+__all__ = [
+    "FAMILIES",
+    "IN_DISTRIBUTION",
+    "OUT_OF_DISTRIBUTION",
+    "Problem",
+    "Row",
+    "base_model_path",
+    "lab_eval",
+    "lab_train",
+    "make_problem",
+    "write_jsonl",
+]
+
+
+def base_model_path() -> Path:
+    """Folder of the shipped base model; loads with AutoModelForCausalLM and AutoTokenizer."""
+    return Path(__file__).parent / "base"

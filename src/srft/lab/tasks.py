@@ -13,9 +13,11 @@ A response is a trace followed by the answer the way GSM8K writes it, or the ans
 
 from __future__ import annotations
 
+import itertools
 import random
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 LETTERS = tuple("abcdefghjkmnpqrstuvwz")
 NAMES = ("tom", "ann", "bob", "eve", "sam", "mia", "leo", "zoe", "max", "ida", "ben", "joy")
@@ -29,7 +31,8 @@ class Problem:
     """One problem with its expert trace.
 
     `steps` are the worked steps, `terse` the same steps with only their results (a dialect found in
-    the pre-training corpus, never in demonstrations). `depth` is the number of reasoning steps.
+    the pre-training corpus, never in demonstrations). `depth` is what the generator was asked for:
+    how many things have to be worked out.
     """
 
     family: str
@@ -58,87 +61,83 @@ def _operation(rng: random.Random) -> tuple[str, int]:
     return op, rng.choice((3, 7, 9)) if op == "*" else rng.randint(1, 9)
 
 
-def _assignments(
-    rng: random.Random, labels: list[str], start: int
-) -> tuple[list[str], list[str], list[str], int]:
-    """Assignments `label = previous op literal` for labels[1:], with their steps and the result."""
-    lines, steps, terse, value = [], [], [], start
-    for before, label in zip(labels, labels[1:], strict=False):
-        op, operand = _operation(rng)
-        result = apply(op, value, operand)
-        lines.append(f"{label} = {before} {op} {operand}")
-        steps.append(f"{label} = {value} {op} {operand} = {result}")
-        terse.append(f"{label} = {result}")
-        value = result
-    return lines, steps, terse, value
+@dataclass
+class _Worked:
+    """A problem under construction: prompt lines, their steps in both dialects, the last value."""
+
+    value: int
+    lines: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    terse: list[str] = field(default_factory=list)
+
+    def assign(self, label: str, before: str, op: str, operand: int) -> None:
+        """`label = before op operand`, where `before` has the last value."""
+        result = apply(op, self.value, operand)
+        self.lines.append(f"{label} = {before} {op} {operand}")
+        self.steps.append(f"{label} = {self.value} {op} {operand} = {result}")
+        self.terse.append(f"{label} = {result}")
+        self.value = result
+
+    def compare(self, name: str, before: str, op: str, operand: int) -> None:
+        """What `name` has, told by comparison with `before`, who has the last value."""
+        result = apply(op, self.value, operand)
+        relation = {"+": "more than", "-": "less than", "*": "times"}[op]
+        self.lines.append(f"{name} has {operand} {relation} {before}")
+        self.steps.append(f"{name} {self.value} {op} {operand} = {result}")
+        self.terse.append(f"{name} {result}")
+        self.value = result
+
+    def problem(self, family: str, prompt: str, answer: str | None = None) -> Problem:
+        """The finished problem; the answer is the last value unless told otherwise."""
+        answer = str(self.value) if answer is None else answer
+        steps, terse = tuple(self.steps), tuple(self.terse)
+        return Problem(family, prompt, steps, terse, answer, len(steps))
 
 
-def _chain_parts(rng: random.Random, depth: int):
-    """A chain of `depth` operations; the first has two literals."""
+def _chain(rng: random.Random, depth: int) -> tuple[_Worked, str]:
+    """A chain of `depth` assignments, the first with two literals, and its last label."""
     labels = rng.sample(LETTERS, depth)
-    first = rng.randint(0, 9)
-    op, operand = _operation(rng)
-    value = apply(op, first, operand)
-    lines, steps, terse, result = _assignments(rng, labels, value)
-    lines.insert(0, f"{labels[0]} = {first} {op} {operand}")
-    steps.insert(0, f"{labels[0]} = {first} {op} {operand} = {value}")
-    terse.insert(0, f"{labels[0]} = {value}")
-    return labels, lines, steps, terse, result
+    work = _Worked(value=rng.randint(0, 9))
+    for before, label in itertools.pairwise([str(work.value), *labels]):
+        work.assign(label, before, *_operation(rng))
+    return work, labels[-1]
 
 
 def chain(rng: random.Random, depth: int) -> Problem:
     """Assignments in order, each using the one before."""
-    labels, lines, steps, terse, result = _chain_parts(rng, depth)
-    prompt = f"{' ; '.join(lines)} ; {labels[-1]} ?"
-    return Problem("chain", prompt, tuple(steps), tuple(terse), str(result), depth)
+    work, last = _chain(rng, depth)
+    return work.problem("chain", f"{' ; '.join(work.lines)} ; {last} ?")
 
 
 def program(rng: random.Random, depth: int) -> Problem:
     """The same assignments in any order: the trace has to find each next one."""
-    labels, lines, steps, terse, result = _chain_parts(rng, depth)
-    rng.shuffle(lines)
-    prompt = f"run {' ; '.join(lines)} ; {labels[-1]} ?"
-    return Problem("program", prompt, tuple(steps), tuple(terse), str(result), depth)
-
-
-def _story_parts(rng: random.Random, names: list[str], start: int):
-    """Sentences that give each name's holding by the one before, with their steps."""
-    lines, steps, terse, value = [], [], [], start
-    for before, name in zip(names, names[1:], strict=False):
-        op, operand = _operation(rng)
-        result = apply(op, value, operand)
-        relation = {"+": "more than", "-": "less than", "*": "times"}[op]
-        lines.append(f"{name} has {operand} {relation} {before}")
-        steps.append(f"{name} {value} {op} {operand} = {result}")
-        terse.append(f"{name} {result}")
-        value = result
-    return lines, steps, terse, value
+    work, last = _chain(rng, depth)
+    rng.shuffle(work.lines)
+    return work.problem("program", f"run {' ; '.join(work.lines)} ; {last} ?")
 
 
 def story(rng: random.Random, depth: int) -> Problem:
-    """People whose holdings are told by comparison; the first holding is given, so depth people
-    besides the first have to be worked out."""
+    """What one person has is given, `depth` more are told by comparison."""
     names = rng.sample(NAMES, depth + 1)
-    start = rng.randint(0, 9)
-    lines, steps, terse, result = _story_parts(rng, names, start)
-    lines.insert(0, f"{names[0]} has {start}")
-    prompt = f"{' . '.join(lines)} . {names[-1]} has ?"
-    return Problem("story", prompt, tuple(steps), tuple(terse), str(result), depth)
+    work = _Worked(value=rng.randint(0, 9))
+    work.lines.append(f"{names[0]} has {work.value}")
+    for before, name in itertools.pairwise(names):
+        work.compare(name, before, *_operation(rng))
+    return work.problem("story", f"{' . '.join(work.lines)} . {names[-1]} has ?")
 
 
 def dot(rng: random.Random, depth: int) -> Problem:
     """Dot product of two vectors with depth + 1 components, summed from left to right."""
     xs, ys = ([rng.randint(1, 9) for _ in range(depth + 1)] for _ in range(2))
-    steps, terse, total = [], [], None
-    for x, y in zip(xs, ys, strict=True):
-        product = apply("*", x, y)
+    products = [apply("*", x, y) for x, y in zip(xs, ys, strict=True)]
+    steps, terse, total = [], [], 0
+    for i, (x, y, product) in enumerate(zip(xs, ys, products, strict=True)):
         steps.append(f"{x} * {y} = {product}")
         terse.append(str(product))
-        if total is not None:
-            summed = apply("+", total, product)
-            steps.append(f"{total} + {product} = {summed}")
-            terse.append(str(summed))
-        total = product if total is None else summed
+        if i:
+            steps.append(f"{total} + {product} = {apply('+', total, product)}")
+            terse.append(str(apply("+", total, product)))
+        total = apply("+", total, product)
     prompt = f"dot ( {' '.join(map(str, xs))} ) ( {' '.join(map(str, ys))} ) ?"
     return Problem("dot", prompt, tuple(steps), tuple(terse), str(total), depth)
 
@@ -161,7 +160,8 @@ def machine(rng: random.Random, depth: int) -> Problem:
     """A machine with registers x and y; `x + 3` adds 3 to x. A step writes both registers."""
     state = {"x": rng.randint(0, 9), "y": rng.randint(0, 9)}
     start = f"x {state['x']} y {state['y']}"
-    code, steps, terse = [], [], []
+    code: list[str] = []
+    steps, terse = [], []
     while len(code) < depth:
         target, other = rng.sample(("x", "y"), 2)
         op, literal = _operation(rng)
@@ -180,35 +180,34 @@ def machine(rng: random.Random, depth: int) -> Problem:
 
 def long(rng: random.Random, depth: int) -> Problem:
     """A chain longer than any that is trained on."""
-    p = chain(rng, depth)
-    return Problem("long", p.prompt, p.steps, p.terse, p.answer, depth)
+    return replace(chain(rng, depth), family="long")
 
 
 def blend(rng: random.Random, depth: int) -> Problem:
     """A story whose last person's holding starts a chain of assignments."""
     told = rng.randint(1, depth - 1)
     names = rng.sample(NAMES, told + 1)
-    start = rng.randint(0, 9)
-    lines, steps, terse, value = _story_parts(rng, names, start)
-    labels = [names[-1], *rng.sample(LETTERS, depth - told)]
-    more, more_steps, more_terse, result = _assignments(rng, labels, value)
-    sentences = " . ".join([f"{names[0]} has {start}", *lines])
-    prompt = f"{sentences} . {' ; '.join(more)} ; {labels[-1]} ?"
-    steps, terse = steps + more_steps, terse + more_terse
-    return Problem("blend", prompt, tuple(steps), tuple(terse), str(result), depth)
+    work = _Worked(value=rng.randint(0, 9))
+    opening = f"{names[0]} has {work.value}"
+    for before, name in itertools.pairwise(names):
+        work.compare(name, before, *_operation(rng))
+    labels = rng.sample(LETTERS, depth - told)
+    for before, label in itertools.pairwise([names[-1], *labels]):
+        work.assign(label, before, *_operation(rng))
+    sentences = " . ".join([opening, *work.lines[:told]])
+    return work.problem("blend", f"{sentences} . {' ; '.join(work.lines[told:])} ; {labels[-1]} ?")
 
 
 def choice(rng: random.Random, depth: int) -> Problem:
     """A chain with four options; the answer is the letter of the right one."""
-    labels, lines, steps, terse, result = _chain_parts(rng, depth - 1)
-    values = [result, *rng.sample([d for d in range(10) if d != result], 3)]
+    work, last = _chain(rng, depth - 1)
+    values = [work.value, *rng.sample([d for d in range(10) if d != work.value], 3)]
     rng.shuffle(values)
-    letter = OPTIONS[values.index(result)]
+    letter = OPTIONS[values.index(work.value)]
     listed = " ".join(f"{o} {v}" for o, v in zip(OPTIONS, values, strict=True))
-    prompt = f"{' ; '.join(lines)} ; {labels[-1]} in {listed} ?"
-    steps.append(f"{result} is {letter}")
-    terse.append(f"{result} is {letter}")
-    return Problem("choice", prompt, tuple(steps), tuple(terse), letter, depth)
+    work.steps.append(f"{work.value} is {letter}")
+    work.terse.append(f"{work.value} is {letter}")
+    return work.problem("choice", f"{' ; '.join(work.lines)} ; {last} in {listed} ?", letter)
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,21 @@ IN_DISTRIBUTION = ("chain", "program", "story", "dot", "pointer", "machine")
 OUT_OF_DISTRIBUTION = ("long", "blend", "choice")
 
 
-def make_problem(family: str, seed: int, index: int) -> Problem:
-    """Problem `index` of `family` under `seed`: the same on every machine and Python."""
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt belongs to the evaluation split: a fifth of all prompts, by checksum.
+
+    A property of the text alone, so training and evaluation sets of any size and seed, and the
+    pre-training corpus, are disjoint from each other without knowing of each other.
+    """
+    return zlib.crc32(prompt.encode()) % 5 == 0
+
+
+def make_problem(family: str, seed: int, index: int, *, held_out: bool = False) -> Problem:
+    """Problem `index` of `family` under `seed`, from the training or the held-out split: the same
+    on every machine and Python."""
     rng = random.Random(f"{family}/{seed}/{index}")  # a str seed is hashed with SHA-512
     spec = FAMILIES[family]
-    return spec.generate(rng, rng.choice(spec.depths))
+    while True:
+        problem = spec.generate(rng, rng.choice(spec.depths))
+        if is_held_out(problem.prompt) == held_out:
+            return problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
@@ -35,7 +35,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The same vocabulary as a transformers tokenizer; decoding joins words with a space."""
     core = Tokenizer(WordLevel(TOKEN_ID, unk_token=UNK))
     core.pre_tokenizer = WhitespaceSplit()
-    core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

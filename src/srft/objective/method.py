@@ -16,18 +16,23 @@ from typing import Literal
 
 from torch import Tensor
 
-from srft.objective.switches import Switches
+from srft.objective.switches import Average, Switches
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
-Average = Literal["token", "sequence", "constant"]
+__all__ = ["Average", "Method", "Progress", "Term"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: ``step`` counts from 0, ``total`` is the number of steps planned."""
+    """Where training stands: ``step`` counts from 0, ``total`` is the number of steps planned.
+
+    ``entropy``: mean entropy in nats over the response tokens of the previous step (the metric
+    ``entropy/rollouts``), which the adaptive entropy bonus reads; None at the first step.
+    """
 
     step: int
     total: int
+    entropy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,17 @@ class Term:
     """One summand of the loss.
 
     mask: which tokens it covers, bool_T; from the index alone, so it can be counted beforehand.
-    loss: per-token loss_T (float32, gradient through logprob_T), before averaging and weight.
+    loss: per-token loss_T (float32, gradient through logprob_T), before averaging and weight. It
+        is handed a batch that holds the covered tokens only.
     weight: a constant, or a function of progress (CHORD's mu).
     active: bool_S, False where the gradient on that sequence is exactly zero whatever the model
         says (advantage 0, for instance), so its forward pass can be skipped. Counting ignores it.
     source: "sft", "rl" or "regularizer": groups terms in metrics.
+    reads: names of the switches the term's functions read. A switch that is set and that no part
+        of the method reads is refused.
+    observe: per-token values worth logging (any length, no gradient), by metric name; of bool
+        tensors the share that is True is logged, of others mean, minimum and maximum.
+    average: how this term is averaged whatever the switches say; None: as they say.
     """
 
     name: str
@@ -48,6 +59,9 @@ class Term:
     loss: Callable[[TokenBatch, Switches], Tensor]
     active: Callable[[SequenceTable, Switches], Tensor]
     weight: float | Callable[[Progress, Switches], float] = 1.0
+    reads: tuple[str, ...] = ()
+    observe: Callable[[TokenBatch, Switches], dict[str, Tensor]] | None = None
+    average: Average | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,14 @@ class Method:
     """A way to train, complete: what data it needs, how advantages are estimated, what is summed.
 
     rollouts / demonstrations: whether the step samples from the policy / trains on demonstrations.
-    advantage: SequenceTable -> advantage_S.
+        Methods with ``prefix`` or ``collect_unsolved`` need examples with demonstrations as well.
+    advantage: SequenceTable -> advantage_S. Needs every sequence of a group in the table.
     select: SequenceTable -> keep_S (bool): sequences that take part at all (HPT's gate); those left
-        out are not counted. Runs before ``advantage``'s result is used, after rewards are known.
+        out are not counted. Runs on the same whole table as ``advantage``, after rewards are known;
+        the sequences it leaves out are removed before ``counts``.
     prefix: (demonstration length in tokens, rollout number i of n, progress, uniform in [0, 1)) ->
-        number of demonstration tokens given as the start of that rollout (UFT, Prefix-RFT).
+        number of demonstration tokens given as the start of that rollout (UFT, Prefix-RFT). The
+        uniform number is drawn once per prompt and step, so that all its rollouts share a prefix.
     refill: drop groups whose rewards are all equal and sample further prompts (DAPO).
     collect_unsolved: keep prompts without a right rollout, and train ``interleave`` (the name of
         another method) on them once a batch has come together (ReLIFT).

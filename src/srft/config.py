@@ -1,0 +1,168 @@
+"""The whole recipe as one typed object, read from YAML and ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from srft.data.config import DataConfig
+from srft.errors import ConfigError
+from srft.evaluation.config import EvaluationConfig
+from srft.model.config import ModelConfig
+from srft.objective.switches import Switches
+from srft.rewards.config import RewardConfig
+from srft.rollout.config import RolloutConfig
+from srft.trainer.config import RunConfig, Stage, TrainConfig
+
+
+class SRFTConfig(BaseModel):
+    """Everything that defines a run. ``srft train recipe.yaml key=value`` and
+    ``SRFTTrainer(args=SRFTConfig(...))`` read the same fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str = Field("srft", description="How to train: a name from the table of methods.")
+    objective: Switches = Field(
+        default_factory=Switches, description="Switches that differ from the method's own defaults."
+    )
+    stages: list[Stage] = Field(
+        default_factory=list,
+        description="Several methods one after another; then `method` is not read.",
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The policy.")
+    data: DataConfig = Field(default_factory=DataConfig, description="Prompts and demonstrations.")
+    reward: RewardConfig = Field(default_factory=RewardConfig, description="The verifier.")
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Sampling.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="Optimisation.")
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="Evaluation."
+    )
+    run: RunConfig = Field(default_factory=RunConfig, description="The run directory.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> SRFTConfig:
+        if self.stages and self.model_fields_set & {"method", "objective"}:
+            raise ValueError(
+                "stages are given together with method or objective; with stages, put both inside each stage"
+            )
+        if self.stages and "steps" in self.train.model_fields_set:
+            total = sum(stage.steps for stage in self.stages)
+            if self.train.steps != total:
+                raise ValueError(
+                    f"train.steps is {self.train.steps} but the stages add up to {total}; "
+                    "leave train.steps out"
+                )
+        if self.rollout.temperature == 0:
+            raise ValueError(
+                "rollout.temperature is 0 (greedy): all rollouts of a group would be the same; use 1.0"
+            )
+        return self
+
+    @property
+    def resolved_stages(self) -> list[Stage]:
+        """The stages, or the one method as a single stage."""
+        if self.stages:
+            return self.stages
+        return [Stage(method=self.method, steps=self.train.steps, objective=self.objective)]
+
+    @property
+    def total_steps(self) -> int:
+        """Planned training steps over all stages."""
+        return sum(stage.steps for stage in self.resolved_stages)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; reading it back gives an equal object."""
+        values = self.model_dump(mode="json")
+        # Switches that were not set are the method's own; writing them out would set them.
+        if self.stages:
+            del values["method"], values["objective"], values["train"]["steps"]
+            for stage, dumped in zip(self.stages, values["stages"], strict=True):
+                dumped["objective"] = stage.objective.model_dump(mode="json", exclude_unset=True)
+        else:
+            del values["stages"]
+            values["objective"] = self.objective.model_dump(mode="json", exclude_unset=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTConfig:
+    """Reads a recipe and applies ``section.key=value`` overrides (values parsed as YAML).
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key (with the nearest name), a wrong value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    try:
+        for override in overrides:
+            if "=" not in override or override.startswith("="):
+                raise ConfigError(
+                    f"override {override!r}: write it as key=value, such as train.steps=50"
+                )
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path or 'overrides'}: {error}") from error
+    return parse_config(plain, str(path) if path else "overrides")
+
+
+def parse_config(values: Any, where: str = "config") -> SRFTConfig:
+    """A dict into a config, with errors that name the key, the problem and the mend."""
+    try:
+        return SRFTConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{where}: " + "; ".join(_explain(item) for item in error.errors())
+        ) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.yaml")], n=1
+        )
+        raise ConfigError(
+            f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: a recipe is a mapping of sections, not a {type(values).__name__}"
+        )
+    return values
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{key}: {item['msg']}" if key else str(item["msg"])
+    fields = _fields_at(SRFTConfig, item["loc"][:-1])
+    near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
+    return f"{key}: unknown key{hint}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the (nested) model that ``location`` points to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+    return list(model.model_fields)

@@ -1,0 +1,69 @@
+"""Collects what is wrong with rows, so that a user sees ten problems at once and not one a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from srft.errors import DataError
+
+logger = logging.getLogger("srft.data")
+
+SHOWN = 10
+InvalidRows = Literal["error", "drop"]
+
+
+class RowError(Exception):
+    """One row cannot be used; caught within this package and collected, never seen by users."""
+
+
+class Problems:
+    """The problems of one source: the first ten as text, and how many rows there were in all."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Note that the row at ``where`` (``file:row``) cannot be used."""
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(f"{where}: {what}")
+
+    @contextmanager
+    def collect(self, where: str) -> Iterator[None]:
+        """Note a RowError raised inside as a problem of the row at ``where``."""
+        try:
+            yield
+        except RowError as error:
+            self.add(where, str(error))
+
+    def settle(self, kept: int, policy: InvalidRows, mend: str | None = None) -> None:
+        """Raise DataError if there were problems, or log them where ``policy`` is ``drop``.
+
+        ``kept`` is the number of good rows; with none left, DataError is raised in any case.
+        ``mend`` says what to do, where it is something else than mending the rows.
+        """
+        if not self.count:
+            return
+        total = self.count + kept
+        lines = [
+            f"{self.source}: {self.count:,} of {total:,} rows cannot be used:",
+            *(f"  {line}" for line in self.shown),
+        ]
+        if self.count > len(self.shown):
+            lines.append(f"  and {self.count - len(self.shown):,} more")
+        if mend is not None:
+            raise DataError("\n".join([*lines, mend]))
+        if kept == 0:
+            lines.append("No row is left. Mend the rows, or name other columns in data.columns.")
+            raise DataError("\n".join(lines))
+        if policy == "error":
+            lines.append(
+                f"Mend them, or set data.invalid_rows: drop to go on with the {kept:,} good rows."
+            )
+            raise DataError("\n".join(lines))
+        logger.warning("%s", "\n".join([*lines, "They are left out (data.invalid_rows: drop)."]))

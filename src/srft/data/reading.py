@@ -1,0 +1,354 @@
+"""From a source (hub id, folder, file, Python object) to validated Examples."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srft.data.files import READERS, Row, missing_file, read_file
+from srft.data.formats import (
+    check_demonstrations,
+    check_prompt,
+    check_text,
+    choose_format,
+    to_example,
+)
+from srft.data.problems import InvalidRows, Problems
+from srft.errors import DataError
+from srft.types import Example
+
+if TYPE_CHECKING:
+    from srft.data.config import DataConfig
+
+logger = logging.getLogger("srft.data")
+
+LAB = "lab"
+LAB_TRAIN_ROWS = 4096
+LAB_EVAL_ROWS_PER_FAMILY = 100
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SPLIT_NAMES = ("train", "training", "test", "validation", "valid", "val", "dev", "eval")
+_TRAIN_FIRST = ("train", "training")
+_EVAL_FIRST = ("test", "validation", "valid", "val", "dev", "eval")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What ``load_splits`` returns: ``eval`` maps a name to examples (empty: no evaluation)."""
+
+    train: list[Example]
+    eval: dict[str, list[Example]]
+
+
+def load_examples(
+    source: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    invalid_rows: InvalidRows = "error",
+    seed: int = 0,
+) -> list[Example]:
+    """Read ``source`` and check every row.
+
+    source: a hub dataset id, a local folder, a .jsonl, .json, .parquet, .csv or .tsv file, or
+        ``lab`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
+    split: of a hub dataset or folder; None takes ``train`` where there is one.
+    columns: ``data.columns``: {"prompt" | "demonstration" | "answer": column or dotted path}.
+    limit: read the first ``limit`` rows.
+    invalid_rows: "error", or "drop" to leave bad rows out and log them.
+
+    Raises DataError naming ``file:row``, what is wrong and how to mend it.
+    """
+    return _load(
+        source, split, subset, columns, limit, invalid_rows, seed=seed, prefer=_TRAIN_FIRST
+    )
+
+
+def as_examples(
+    data: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    invalid_rows: InvalidRows = "error",
+) -> list[Example]:
+    """Examples from Python: a ``datasets.Dataset``, a list of dicts or of Examples, or a source
+    name as for ``load_examples``. The same formats and checks as for files; row numbers in errors
+    count from 1. Raises DataError."""
+    if isinstance(data, (str, Path)):
+        return load_examples(str(data), columns=columns, limit=limit, invalid_rows=invalid_rows)
+    if isinstance(data, Mapping):
+        raise DataError(
+            f"the data is one mapping with the keys {', '.join(map(str, data))}; give a list of "
+            'rows, and of a DatasetDict one split, for example data["train"]'
+        )
+    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+        data = data.with_format(None)  # plain Python values whatever set_format was called
+    if isinstance(data, (bytes, bytearray)) or not isinstance(data, Iterable):
+        raise DataError(
+            f"the data is of type {type(data).__name__}; give a list of dicts, a list of Example, a"
+            " datasets.Dataset or the name of a file"
+        )
+    items = list(itertools.islice(data, limit))
+    if items and all(isinstance(item, Example) for item in items):
+        return _check_examples(items, invalid_rows)
+    problems = Problems("the data")
+    rows = []
+    for number, item in enumerate(items, start=1):
+        if isinstance(item, Mapping):
+            rows.append(Row(f"row {number}", item))
+        else:
+            problems.add(
+                f"row {number}", f"is of type {type(item).__name__}; a row is a dict of columns"
+            )
+    return _convert(rows, columns, problems, invalid_rows)
+
+
+def load_splits(config: DataConfig, seed: int = 0) -> Splits:
+    """Everything ``data`` asks for: the training examples and the named evaluation sets.
+
+    ``seed`` decides which rows ``eval_fraction`` holds out, and makes the lab's problems.
+    """
+    columns: dict[str, str] = {str(role): path for role, path in config.columns.items()}
+    train: list[Example] = []
+    for source in [config.train] if isinstance(config.train, str) else config.train:
+        train += load_examples(
+            source,
+            split=config.split,
+            subset=config.subset,
+            columns=columns,
+            limit=config.limit,
+            invalid_rows=config.invalid_rows,
+            seed=seed,
+        )
+    if config.eval_fraction > 0:
+        return _hold_out(train, config.eval_fraction, seed)
+    evaluation = {
+        name: _load(
+            source,
+            config.eval_split,
+            config.eval_subset or config.subset,
+            columns,
+            config.eval_limit,
+            config.invalid_rows,
+            seed=seed,
+            prefer=_EVAL_FIRST,
+        )
+        for name, source in _named(config.eval).items()
+    }
+    return Splits(train, evaluation)
+
+
+def _hold_out(examples: list[Example], fraction: float, seed: int) -> Splits:
+    count = max(1, round(fraction * len(examples)))
+    if count >= len(examples):
+        raise DataError(
+            f"data.eval_fraction = {fraction} of {len(examples)} rows leaves none to train on"
+        )
+    held = set(random.Random(f"{seed}/eval").sample(range(len(examples)), count))
+    train = [example for row, example in enumerate(examples) if row not in held]
+    return Splits(train, {"heldout": [examples[row] for row in sorted(held)]})
+
+
+def _named(sources: str | list[str] | dict[str, str] | None) -> dict[str, str]:
+    if sources is None:
+        return {}
+    if isinstance(sources, dict):
+        return dict(sources)
+    named: dict[str, str] = {}
+    for source in [sources] if isinstance(sources, str) else sources:
+        path = Path(source)
+        stem = path.stem if path.suffix.lower() in READERS else path.name or source
+        name, number = stem, 2
+        while name in named:
+            name, number = f"{stem}-{number}", number + 1
+        named[name] = source
+    return named
+
+
+def _load(
+    source: str,
+    split: str | None,
+    subset: str | None,
+    columns: Mapping[str, str] | None,
+    limit: int | None,
+    invalid_rows: InvalidRows,
+    *,
+    seed: int,
+    prefer: Sequence[str],
+) -> list[Example]:
+    if source == LAB:
+        return _lab(split, limit, seed, prefer)
+    problems = Problems(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        rows = _folder(path, split, limit, prefer, problems)
+    elif path.is_file():
+        rows = read_file(path, problems, limit)
+    elif path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
+        raise missing_file(path)
+    else:
+        rows = _hub(source, subset, split, limit, prefer)
+    return _convert(rows, columns, problems, invalid_rows)
+
+
+def _convert(
+    rows: Sequence[Row],
+    columns: Mapping[str, str] | None,
+    problems: Problems,
+    invalid_rows: InvalidRows,
+) -> list[Example]:
+    if not rows:
+        problems.settle(0, invalid_rows)
+        raise DataError(f"{problems.source}: there are no rows; at least one is needed")
+    form = choose_format([row.values for row in rows], columns, problems.source)
+    examples: list[Example] = []
+    for row in rows:
+        with problems.collect(row.where):
+            examples.append(to_example(row.values, form, row.where))
+    problems.settle(len(examples), invalid_rows)
+    logger.info("%s: %d examples, format %s", problems.source, len(examples), form.name)
+    return examples
+
+
+def _check_examples(items: Sequence[Example], invalid_rows: InvalidRows) -> list[Example]:
+    problems = Problems("the examples")
+    good: list[Example] = []
+    for number, item in enumerate(items, start=1):
+        where = f"row {number}" if item.source == "<memory>" else item.source
+        with problems.collect(where):
+            demonstrations = check_demonstrations(item.demonstrations, "`demonstrations`")
+            if item.answer is not None:
+                check_text(item.answer, "`answer`")
+            prompt = check_prompt(item.prompt, "`prompt`")
+            good.append(
+                replace(item, prompt=prompt, demonstrations=tuple(demonstrations), source=where)
+            )
+    problems.settle(len(good), invalid_rows)
+    return good
+
+
+def _pick_split(source: str, names: Sequence[str], split: str | None, prefer: Sequence[str]) -> str:
+    if split is not None:
+        if split in names:
+            return split
+        raise DataError(f"{source}: has no split `{split}`; it has {', '.join(names)}")
+    for name in (*prefer, *(names if len(names) == 1 else ())):
+        if name in names:
+            return name
+    raise DataError(
+        f"{source}: has the splits {', '.join(names)}; say which: data.split (data.eval_split)"
+    )
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    """The split a file belongs to, by its name (train-00000-of-00002.parquet) or its folder."""
+    for part in (path.stem, *path.relative_to(root).parts[:-1]):
+        word = re.split(r"[^a-z]", part.lower(), maxsplit=1)[0]
+        if word in _SPLIT_NAMES:
+            return word
+    return None
+
+
+def _folder(
+    folder: Path, split: str | None, limit: int | None, prefer: Sequence[str], problems: Problems
+) -> list[Row]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _saved_dataset(folder, split, limit, prefer)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
+    )
+    if not files:
+        raise DataError(f"{folder}: holds no data; files ending in {', '.join(READERS)} are read")
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        splits.setdefault(_split_of(path, folder) or "", []).append(path)
+    if split is not None or len(splits) > 1:
+        names = [name for name in splits if name]
+        files = splits[_pick_split(str(folder), names, split, prefer)]
+    kinds = {path.suffix.lower() for path in files}
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder}: holds several kinds of files ({', '.join(sorted(kinds))}); name one file, "
+            "or put the files of one dataset into a folder of their own"
+        )
+    rows: list[Row] = []
+    for path in files:
+        rows += read_file(path, problems, None if limit is None else limit - len(rows))
+        if limit is not None and len(rows) >= limit:
+            break
+    return rows
+
+
+def _rows_of(dataset: Any, label: str, limit: int | None) -> list[Row]:
+    rows = itertools.islice(dataset.with_format(None), limit)
+    return [Row(f"{label}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _saved_dataset(
+    folder: Path, split: str | None, limit: int | None, prefer: Sequence[str]
+) -> list[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}: looks like a dataset saved with save_to_disk but cannot be loaded: {error}"
+        ) from None
+    if isinstance(loaded, datasets.DatasetDict):
+        loaded = loaded[_pick_split(str(folder), list(loaded), split, prefer)]
+    return _rows_of(loaded, str(folder), limit)
+
+
+def _hub(
+    source: str, subset: str | None, split: str | None, limit: int | None, prefer: Sequence[str]
+) -> list[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(source, name=subset)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"{source}: no such file or folder here, and no such dataset on the hub (or it is "
+            f"private: log in with `hf auth login`). The hub says: {error}"
+        ) from None
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        offline = isinstance(error, ConnectionError) or os.environ.get("HF_HUB_OFFLINE") == "1"
+        mend = (
+            "There is no connection to the hub and no copy in the cache. Download the dataset "
+            "where there is one (`hf download --repo-type dataset "
+            f"{source} --local-dir data`) and give the folder instead, or check the path if you "
+            "meant a local file"
+            if offline
+            else "Check data.subset and data.split, or download the files and give the folder"
+        )
+        raise DataError(f"{source}: cannot be loaded from the hub: {error}. {mend}") from None
+    name = _pick_split(source, list(loaded), split, prefer)
+    return _rows_of(loaded[name], f"{source}[{name}]", limit)
+
+
+def _lab(split: str | None, limit: int | None, seed: int, prefer: Sequence[str]) -> list[Example]:
+    from srft.lab.data import lab_eval, lab_train
+
+    chosen = _pick_split(LAB, ["train", "eval"], split, prefer)
+    if chosen == "train":
+        rows = lab_train(LAB_TRAIN_ROWS if limit is None else limit, seed)
+    else:
+        rows = lab_eval(LAB_EVAL_ROWS_PER_FAMILY, seed)
+        if limit is not None:
+            # Families stand one after the other: take the rows evenly, not the first family only.
+            step = max(1.0, len(rows) / limit)
+            rows = [rows[int(k * step)] for k in range(min(limit, len(rows)))]
+    problems = Problems(LAB)
+    labelled = [Row(f"lab[{chosen}]:{number}", row) for number, row in enumerate(rows, start=1)]
+    return _convert(labelled, None, problems, "error")

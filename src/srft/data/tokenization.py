@@ -1,0 +1,290 @@
+"""A dataset in tokens, with a report of what was dropped, cut or left as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from srft.data.config import DataConfig
+from srft.data.problems import SHOWN, Problems, RowError
+from srft.data.template import Rendered, Template
+from srft.errors import DataError
+from srft.types import Example, TokenizedExample
+
+_CHUNK = 256
+_QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+
+
+@dataclass(frozen=True)
+class TokenizationReport:
+    """What became of a dataset. All lengths are in tokens, end tokens included.
+
+    prompt_tokens, demonstration_tokens: lengths at the quantiles 0, 0.5, 0.9, 0.99 and 1 of what
+        was kept (empty where nothing was).
+    dropped_rows: rows left out for another reason than length (``invalid_rows: drop``).
+    without_demonstration: kept rows with no demonstration, given or left.
+    spelled_controls: texts that spelled a control token and were kept as text.
+    cut_ends: demonstrations whose own end token or doubled ``<think>`` was cut.
+    unknown_tokens: share of tokens the tokenizer does not know (0 for byte-level vocabularies).
+    """
+
+    total: int
+    kept: int
+    dropped_prompts: int
+    truncated_prompts: int
+    dropped_demonstrations: int
+    truncated_demonstrations: int
+    dropped_rows: int
+    without_demonstration: int
+    spelled_controls: int
+    cut_ends: int
+    unknown_tokens: float
+    prompt_tokens: tuple[int, ...]
+    demonstration_tokens: tuple[int, ...]
+    template: str
+    end_token: str
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """A few lines for the log."""
+        lines = [
+            f"{self.kept:,} of {self.total:,} rows kept; {self.template}; end {self.end_token}"
+        ]
+        for name, lengths in (
+            ("prompt", self.prompt_tokens),
+            ("demonstration", self.demonstration_tokens),
+        ):
+            if lengths:
+                values = " / ".join(f"{length:,}" for length in lengths)
+                lines.append(f"{name} tokens, min / median / 90 % / 99 % / max: {values}")
+        counts = {
+            "prompts dropped, too long": self.dropped_prompts,
+            "prompts cut, too long": self.truncated_prompts,
+            "demonstrations dropped, too long": self.dropped_demonstrations,
+            "demonstrations cut, too long": self.truncated_demonstrations,
+            "rows dropped, not usable": self.dropped_rows,
+            "rows without a demonstration": self.without_demonstration,
+            "texts that spell a control token": self.spelled_controls,
+            "demonstrations whose own end token or <think> was cut": self.cut_ends,
+        }
+        lines += [f"{name}: {count:,}" for name, count in counts.items() if count]
+        if self.unknown_tokens > 0:
+            lines.append(
+                f"tokens the tokenizer does not know: {self.unknown_tokens:.1%}; is this the "
+                "tokenizer for this data?"
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass
+class _Tally:
+    """What tokenize_dataset counts on its way."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    prompt_lengths: list[int] = field(default_factory=list)
+    demonstration_lengths: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tokens: int = 0
+    unknown: int = 0
+
+    def note(self, kind: str, text: str) -> None:
+        self.counts[kind] += 1
+        if len(self.notes) < SHOWN:
+            self.notes.append(text)
+
+
+def tokenize_example(
+    example: Example, index: int, tokenizer: Any, config: DataConfig
+) -> TokenizedExample:
+    """One example in tokens, under the same policies as ``tokenize_dataset``.
+
+    Raises DataError if it cannot be used, or its prompt is dropped for its length.
+    """
+    kept, report = _tokenize([example], Template(tokenizer, config), config, None)
+    if not kept:
+        raise DataError("\n".join(report.notes))
+    return TokenizedExample(example, index, kept[0].prompt_ids, kept[0].demonstration_ids)
+
+
+def tokenize_dataset(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[TokenizedExample], TokenizationReport]:
+    """All examples in tokens, and what was dropped or cut on the way.
+
+    ``index`` of each result is its place in ``examples``. ``progress(done, total)`` is called now
+    and then. Raises DataError for rows that cannot be used (see ``data.invalid_rows``,
+    ``data.overlong_prompt`` and ``data.overlong_demonstration``) or if none is left.
+    """
+    kept, report = _tokenize(examples, Template(tokenizer, config), config, progress)
+    if not kept:
+        raise DataError(
+            f"none of the {len(examples):,} examples is left to train on:\n{report.summary()}"
+        )
+    return kept, report
+
+
+def _tokenize(
+    examples: Sequence[Example],
+    template: Template,
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[TokenizedExample], TokenizationReport]:
+    tally = _Tally()
+    bad, overlong = Problems("tokenization"), Problems("tokenization")
+    kept: list[TokenizedExample] = []
+    for start in range(0, len(examples), _CHUNK):
+        chunk = examples[start : start + _CHUNK]
+        for offset, ids in enumerate(_encode_chunk(chunk, template, tally)):
+            example = chunk[offset]
+            if isinstance(ids, RowError):
+                bad.add(example.source, str(ids))
+                continue
+            with overlong.collect(example.source):
+                fitted = _fit(example, start + offset, ids, template, tally)
+                if fitted is not None:
+                    kept.append(fitted)
+        if progress is not None:
+            progress(min(start + _CHUNK, len(examples)), len(examples))
+    overlong.settle(len(kept), "error", mend="Raise the limit or choose another policy.")
+    bad.settle(len(examples) - bad.count, config.invalid_rows)
+    tally.counts["dropped_rows"] = bad.count
+    return kept, _report(len(examples), kept, template, tally)
+
+
+_Ids = tuple[tuple[int, ...], list[tuple[int, ...]]]  # of a prompt and its demonstrations
+
+
+def _encode_chunk(
+    examples: Sequence[Example], template: Template, tally: _Tally
+) -> list[_Ids | RowError]:
+    """Prompt ids and demonstration ids (without end token) of each example, or what is wrong."""
+    texts: list[Rendered] = []
+    plans: list[RowError | tuple[int, int]] = []  # or: place of the prompt, demonstrations after it
+    for example in examples:
+        try:
+            prompt = template.render(example)
+        except RowError as error:
+            plans.append(error)
+            continue
+        plans.append((len(texts), len(example.demonstrations)))
+        texts.append(prompt)
+        for text in example.demonstrations:
+            rendered, cut = template.demonstration(text, prompt.text)
+            tally.counts["cut_ends"] += cut
+            texts.append(rendered)
+    tally.counts["spelled_controls"] += sum(text.risky for text in texts)
+    encoded = template.encode(texts)
+    results: list[_Ids | RowError] = []
+    for plan in plans:
+        if isinstance(plan, RowError):
+            results.append(plan)
+            continue
+        place, count = plan
+        results.append(_join(encoded[place : place + count + 1], texts[place], template))
+    return results
+
+
+def _join(
+    encoded: Sequence[tuple[int, ...] | RowError], prompt: Rendered, template: Template
+) -> _Ids | RowError:
+    good: list[tuple[int, ...]] = []
+    for number, ids in enumerate(encoded):
+        if isinstance(ids, RowError):
+            return RowError(f"{'demonstration' if number else 'prompt'} {ids}")
+        good.append(ids)
+    return template.with_bos(prompt, good[0]), good[1:]
+
+
+def _fit(
+    example: Example, index: int, ids: _Ids, template: Template, tally: _Tally
+) -> TokenizedExample | None:
+    """Apply the length policies and append end tokens. None: dropped. RowError: refused."""
+    prompt = _fit_prompt(example, ids[0], template, tally)
+    if prompt is None:
+        return None
+    demonstrations = []
+    for text_ids in ids[1]:
+        fitted = _fit_demonstration(example, (*text_ids, template.end_token_id), template, tally)
+        if fitted is not None:
+            demonstrations.append(fitted)
+    unknown = template.tokenizer.unk_token_id
+    if unknown is not None and unknown not in template.control_ids:
+        tally.unknown += sum(part.count(unknown) for part in (prompt, *demonstrations))
+    tally.tokens += len(prompt) + sum(map(len, demonstrations))
+    tally.prompt_lengths.append(len(prompt))
+    tally.demonstration_lengths += map(len, demonstrations)
+    return TokenizedExample(example, index, prompt, tuple(demonstrations))
+
+
+def _fit_prompt(
+    example: Example, ids: tuple[int, ...], template: Template, tally: _Tally
+) -> tuple[int, ...] | None:
+    config = template.config
+    limit = config.max_prompt_tokens
+    if limit is None or len(ids) <= limit:
+        return ids
+    what = f"the prompt has {len(ids):,} tokens, above data.max_prompt_tokens = {limit:,}"
+    if config.overlong_prompt == "error":
+        raise RowError(what)
+    if config.overlong_prompt == "drop":
+        tally.note("dropped_prompts", f"{example.source}: {what}; dropped")
+        return None
+    tally.note("truncated_prompts", f"{example.source}: {what}; cut on the left")
+    bos = ids[:1] if ids[0] == template.tokenizer.bos_token_id and limit > 1 else ()
+    return bos + ids[len(ids) - limit + len(bos) :]
+
+
+def _fit_demonstration(
+    example: Example, ids: tuple[int, ...], template: Template, tally: _Tally
+) -> tuple[int, ...] | None:
+    config = template.config
+    limit = config.max_demonstration_tokens
+    if limit is None or len(ids) <= limit:
+        return ids
+    what = (
+        f"a demonstration has {len(ids):,} tokens, above data.max_demonstration_tokens = {limit:,}"
+    )
+    if config.overlong_demonstration == "error":
+        raise RowError(what)
+    if config.overlong_demonstration == "drop":
+        tally.note("dropped_demonstrations", f"{example.source}: {what}; dropped")
+        return None
+    tally.note("truncated_demonstrations", f"{example.source}: {what}; cut, without end token")
+    return ids[:limit]
+
+
+def _report(
+    total: int, kept: Sequence[TokenizedExample], template: Template, tally: _Tally
+) -> TokenizationReport:
+    counts = tally.counts
+    return TokenizationReport(
+        total=total,
+        kept=len(kept),
+        dropped_prompts=counts["dropped_prompts"],
+        truncated_prompts=counts["truncated_prompts"],
+        dropped_demonstrations=counts["dropped_demonstrations"],
+        truncated_demonstrations=counts["truncated_demonstrations"],
+        dropped_rows=counts["dropped_rows"],
+        without_demonstration=sum(not item.demonstration_ids for item in kept),
+        spelled_controls=counts["spelled_controls"],
+        cut_ends=counts["cut_ends"],
+        unknown_tokens=tally.unknown / max(1, tally.tokens),
+        prompt_tokens=_quantiles(tally.prompt_lengths),
+        demonstration_tokens=_quantiles(tally.demonstration_lengths),
+        template=template.description,
+        end_token=str(template.tokenizer.convert_ids_to_tokens(template.end_token_id)),
+        notes=tuple(tally.notes),
+    )
+
+
+def _quantiles(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Nearest-rank quantiles: every one is a length that occurs."""
+    if not lengths:
+        return ()
+    ordered = sorted(lengths)
+    return tuple(ordered[round(q * (len(ordered) - 1))] for q in _QUANTILES)

@@ -1,0 +1,206 @@
+"""The benchmarks: where each one's problems are, how they are asked, verified and averaged.
+
+Declarations only; `problems.py` loads them. A local file under the data folder is used where there
+is one, the hub otherwise. The protocol is the paper's: temperature 0.6, at most 8,192 new tokens,
+avg@32 for AIME and AMC, pass@1 for the others, options of multiple-choice questions shuffled.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from srft.errors import ConfigError
+
+Layout = Literal["plain", "answer_list", "letters", "gpqa", "mmlu_pro", "arc"]
+"""How a row holds its question. plain: as text or messages. answer_list: the same, with a list of
+answers in the column final_answer. letters: with the options as lines ``A) ...`` at the end of the
+last message. gpqa, mmlu_pro, arc: with the options in the columns of that data set."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One set of problems.
+
+    title: the table's column head. size: how many problems the whole set has, so that a part is
+    never taken for the whole. file: path under the data folder, "" for none. hub: repository id on
+    the hub, hub_config and split say which part, columns maps our names (prompt, answer) to its.
+    layout: see ``Layout``, of the hub rows; file_layout: of the local file's rows. verifier: name
+    of the reward that judges an answer. n: samples of each problem; above 1 the score is avg@n.
+    families: families of the lab, which is generated and not loaded.
+    """
+
+    name: str
+    title: str
+    size: int
+    verifier: Literal["math", "choice", "exact"] = "math"
+    file: str = ""
+    file_layout: Layout = "plain"
+    hub: str = ""
+    hub_config: str | None = None
+    split: str = "test"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    layout: Layout = "plain"
+    n: int = 1
+    temperature: float = 0.6
+    max_tokens: int = 8192
+    families: tuple[str, ...] = ()
+
+
+AIME24 = Benchmark(
+    "aime24",
+    "AIME24",
+    30,
+    file="benchmarks/aime24.parquet",
+    hub="HuggingFaceH4/aime_2024",
+    split="train",
+    columns={"prompt": "problem", "answer": "answer"},
+    n=32,
+)
+AIME25 = Benchmark(
+    "aime25",
+    "AIME25",
+    30,
+    file="benchmarks/aime25.parquet",
+    hub="math-ai/aime25",
+    columns={"prompt": "problem", "answer": "answer"},
+    n=32,
+)
+AMC = Benchmark(
+    "amc",
+    "AMC",
+    83,
+    file="benchmarks/amc.parquet",
+    hub="AI-MO/aimo-validation-amc",
+    split="train",
+    columns={"prompt": "problem", "answer": "answer"},
+    n=32,
+)
+MATH500 = Benchmark(
+    "math500",
+    "MATH500",
+    500,
+    file="benchmarks/math500.parquet",
+    hub="HuggingFaceH4/MATH-500",
+    columns={"prompt": "problem", "answer": "answer"},
+)
+MINERVA = Benchmark(
+    "minerva",
+    "Minerva",
+    272,
+    file="benchmarks/minerva.parquet",
+    hub="math-ai/minervamath",
+    columns={"prompt": "question", "answer": "answer"},
+)
+OLYMPIAD = Benchmark(
+    "olympiad",
+    "Olympiad",
+    675,  # one row more than the hub's OE_TO_maths_en_COMP, which has 674
+    file="benchmarks/olympiad.parquet",
+    hub="Hothan/OlympiadBench",
+    hub_config="OE_TO_maths_en_COMP",
+    split="train",
+    columns={"prompt": "question"},
+    layout="answer_list",
+)
+GSM8K = Benchmark(
+    "gsm8k",
+    "GSM8K",
+    1319,
+    file="gsm8k/test.jsonl",
+    hub="openai/gsm8k",
+    hub_config="main",
+)
+ARC_C = Benchmark(
+    "arc_c",
+    "ARC-C",
+    1172,
+    verifier="choice",
+    file="benchmarks/arc_c.parquet",
+    file_layout="letters",
+    hub="allenai/ai2_arc",
+    hub_config="ARC-Challenge",
+    columns={"prompt": "question", "answer": "answerKey"},
+    layout="arc",
+)
+GPQA_DIAMOND = Benchmark(
+    "gpqa_diamond",
+    "GPQA-D",
+    198,
+    verifier="choice",
+    hub="Idavidrein/gpqa",  # gated: needs an account that has accepted its terms
+    hub_config="gpqa_diamond",
+    split="train",
+    columns={"prompt": "Question", "answer": "Correct Answer"},
+    layout="gpqa",
+)
+MMLU_PRO = Benchmark(
+    "mmlu_pro",
+    "MMLU-Pro",
+    12032,
+    verifier="choice",
+    hub="TIGER-Lab/MMLU-Pro",
+    columns={"prompt": "question", "answer": "answer"},
+    layout="mmlu_pro",
+)
+LAB_PER_FAMILY = 100
+LAB = Benchmark(
+    "lab",
+    "lab",
+    6 * LAB_PER_FAMILY,
+    verifier="exact",
+    families=("chain", "program", "story", "dot", "pointer", "machine"),
+    max_tokens=128,
+)
+LAB_OOD = Benchmark(
+    "lab_ood",
+    "lab OOD",
+    3 * LAB_PER_FAMILY,
+    verifier="exact",
+    families=("long", "blend", "choice"),
+    max_tokens=128,
+)
+
+BENCHMARKS: dict[str, Benchmark] = {
+    b.name: b
+    for b in (
+        *(AIME24, AIME25, AMC, MATH500, MINERVA, OLYMPIAD, GSM8K),
+        *(ARC_C, GPQA_DIAMOND, MMLU_PRO, LAB, LAB_OOD),
+    )
+}
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "math5": ("aime24", "amc", "math500", "minerva", "olympiad"),
+    "ood3": ("arc_c", "gpqa_diamond", "mmlu_pro"),
+    "paper": ("aime24", "amc", "math500", "minerva", "olympiad")
+    + ("arc_c", "gpqa_diamond", "mmlu_pro"),
+    "lab": ("lab", "lab_ood"),
+    "all": tuple(name for name in BENCHMARKS if not name.startswith("lab")),
+}
+
+
+def resolve(names: Iterable[str]) -> list[Benchmark]:
+    """The benchmarks that suite and benchmark names stand for, each once, in the order given.
+
+    A name that is both a suite and a benchmark (``lab``) is the suite. Case and "-" for "_" are
+    forgiven.
+
+    Raises:
+        ConfigError: a name is neither; the message holds the nearest one and the whole list.
+    """
+    found: dict[str, Benchmark] = {}
+    for given in names:
+        name = given.strip().lower().replace("-", "_")
+        if name not in SUITES and name not in BENCHMARKS:
+            known = [*SUITES, *BENCHMARKS]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"Unknown benchmark or suite {given!r}.{hint} Suites: {', '.join(SUITES)}; "
+                f"benchmarks: {', '.join(BENCHMARKS)}."
+            )
+        for member in SUITES.get(name, (name,)):
+            found[member] = BENCHMARKS[member]
+    return list(found.values())

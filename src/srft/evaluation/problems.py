@@ -1,0 +1,148 @@
+"""From a benchmark's declaration to the problems a model is asked."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from srft.errors import DataError
+from srft.evaluation.benchmarks import LAB_PER_FAMILY, Benchmark
+from srft.evaluation.choices import shuffle_options
+from srft.types import Example, Message
+
+MATH_INSTRUCTION = "Reason step by step and put the final answer in \\boxed{}."
+CHOICE_INSTRUCTION = "Reason step by step and put the letter of the right option in \\boxed{}."
+
+
+def load_benchmark(
+    benchmark: Benchmark,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    system_prompt: str | None = None,
+) -> list[Example]:
+    """The problems of a benchmark, ready to be asked, in a fixed order.
+
+    data_dir: folder with local copies; None takes SRFT_DATA_DIR. What is not there comes from the
+    hub. seed: orders the options and chooses under ``limit``. system_prompt: see ``with_system``.
+
+    A prompt that is plain text gets a sentence on how to answer; one that is a chat is asked as it
+    stands, instructions being in its system message. The lab's are asked as they are.
+
+    Raises:
+        DataError: neither a local copy nor the hub can be read, or a row is not usable.
+    """
+    examples, layout = _rows(benchmark, data_dir, seed)
+    if benchmark.verifier == "choice":
+        examples = [shuffle_options(e, layout, seed) for e in examples]
+    elif layout == "answer_list":
+        examples = [_join_answers(e) for e in examples]
+    for example in examples:
+        if not (example.answer or "").strip():
+            raise DataError(f"{example.source}: has no answer to compare with.")
+    if not benchmark.families:
+        text = CHOICE_INSTRUCTION if benchmark.verifier == "choice" else MATH_INSTRUCTION
+        examples = [_with_instruction(e, text) for e in examples]
+    examples = [replace(e, demonstrations=()) for e in examples]
+    return select([with_system(e, system_prompt) for e in examples], limit, seed)
+
+
+def source_of(benchmark: Benchmark, data_dir: str | Path | None = None) -> str:
+    """Where the problems would be read from: the file's path, ``hub:repository`` or ``lab``."""
+    local = _local(benchmark, data_dir)
+    if local is not None:
+        return str(local)
+    return "lab" if benchmark.families else f"hub:{benchmark.hub}"
+
+
+def _local(benchmark: Benchmark, data_dir: str | Path | None) -> Path | None:
+    folder = data_dir or os.environ.get("SRFT_DATA_DIR")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise DataError(f"{data_dir}: no such folder; --data-dir (data_dir) names one.")
+    if not folder or not benchmark.file:
+        return None
+    path = Path(folder).expanduser() / benchmark.file
+    return path if path.is_file() else None
+
+
+def _rows(
+    benchmark: Benchmark, data_dir: str | Path | None, seed: int
+) -> tuple[list[Example], Any]:
+    from srft.data.reading import as_examples, load_examples
+
+    if benchmark.families:
+        from srft.lab.data import lab_eval
+
+        return as_examples(lab_eval(LAB_PER_FAMILY, seed, benchmark.families)), "plain"
+    local = _local(benchmark, data_dir)
+    if local is not None:
+        return load_examples(str(local)), benchmark.file_layout
+    try:
+        examples = load_examples(
+            benchmark.hub,
+            split=benchmark.split,
+            subset=benchmark.hub_config,
+            columns=dict(benchmark.columns),
+        )
+    except DataError as error:
+        place = f" A local copy is looked for at DATA_DIR/{benchmark.file}" if benchmark.file else ""
+        advice = f"{place}; set SRFT_DATA_DIR or --data-dir." if place else ""
+        raise DataError(f"benchmark {benchmark.name}: {error}{advice}") from error
+    return examples, benchmark.layout
+
+
+def _join_answers(example: Example) -> Example:
+    """OlympiadBench: a list of answers, and at times a context that several questions share."""
+    answers = example.columns.get("final_answer")
+    if not isinstance(answers, list | tuple) or not answers:
+        raise DataError(f"{example.source}: needs the column `final_answer`, a list of answers.")
+    context = str(example.columns.get("context") or "").strip()
+    prompt = example.prompt
+    if context and isinstance(prompt, str):
+        prompt = f"{context}\n\n{prompt}"
+    return replace(example, prompt=prompt, answer=", ".join(map(str, answers)))
+
+
+def _with_instruction(example: Example, instruction: str) -> Example:
+    if not isinstance(example.prompt, str):
+        return example
+    return replace(example, prompt=f"{example.prompt.strip()}\n\n{instruction}")
+
+
+def with_system(example: Example, system_prompt: str | None) -> Example:
+    """``example`` with its system message replaced; an empty text removes it, None keeps it."""
+    if system_prompt is None:
+        return example
+    prompt = example.prompt
+    messages: tuple[Message, ...] = (
+        ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    )
+    rest = tuple(m for m in messages if m["role"] != "system")
+    if system_prompt:
+        return replace(example, prompt=({"role": "system", "content": system_prompt}, *rest))
+    # Without a system message a plain text stays one: templates may treat it differently.
+    return example if isinstance(prompt, str) else replace(example, prompt=rest)
+
+
+def select(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """At most ``limit`` examples, drawn with ``seed``, in their original order.
+
+    A smaller limit's choice is part of a larger one's, and families share it evenly.
+    """
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    order = list(range(len(examples)))
+    random.Random(f"{seed}/limit").shuffle(order)
+    turn: Counter[Any] = Counter()
+    keyed = []
+    for place, i in enumerate(order):
+        family = examples[i].columns.get("family")
+        keyed.append((turn[family] if family is not None else place, place, i))
+        turn[family] += 1
+    chosen = sorted(i for _, _, i in sorted(keyed)[:limit])
+    return [examples[i] for i in chosen]

@@ -1,0 +1,359 @@
+"""``srft eval``: a model on benchmarks, from its folder to results.json and the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from srft.data.config import DataConfig
+from srft.errors import ConfigError, DataError
+from srft.evaluation import statistics, tables
+from srft.evaluation.benchmarks import BENCHMARKS, SUITES, Benchmark, resolve
+from srft.evaluation.config import EvaluationConfig
+from srft.evaluation.evaluate import ProgressCallback, ScorerLike, evaluate, tokenize_problems
+from srft.evaluation.loading import Loaded, find_model, load, template_of, weights_digest
+from srft.evaluation.problems import load_benchmark, select, source_of, with_system
+from srft.evaluation.results import EvaluationResult
+from srft.model.config import ModelConfig
+from srft.rewards.config import RewardConfig
+from srft.types import Example, SamplingParams, TokenizedExample
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """What ``evaluate_model`` found and where it was written. ``results`` by benchmark name;
+    ``summary`` is the content of results.json."""
+
+    folder: Path
+    results: Mapping[str, EvaluationResult]
+    summary: Mapping[str, Any]
+
+    @property
+    def markdown(self) -> str:
+        """The tables as Markdown."""
+        return tables.markdown([self.summary])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One set of problems to evaluate. ``size``: problems of the whole set."""
+
+    benchmark: Benchmark
+    problems: list[Example]
+    reward: RewardConfig
+    source: str
+
+
+def evaluate_model(
+    model_path: str | Path,
+    config: EvaluationConfig | None = None,
+    out_dir: str | Path | None = None,
+    *,
+    label: str | None = None,
+    model: ModelConfig | None = None,
+    data: DataConfig | None = None,
+    reward: RewardConfig | None = None,
+    rollout: Any = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> ModelEvaluation:
+    """Evaluate a model on suites or on a dataset, and write what was found.
+
+    model_path: folder, run directory (its exported model) or hub name. config: what to evaluate on
+    and how to sample; ``config.suites`` or ``config.dataset`` is needed. out_dir: default
+    ``evaluations/<model>``; started again on the same folder, it goes on where it stopped.
+    label: name in the tables. data: template settings; None takes the recipe's beside the model.
+    reward: verifier of ``config.dataset`` (default math); benchmarks have their own. rollout: a
+    RolloutConfig for the engine's memory. progress: show bars in the terminal (stderr).
+
+    Writes results.json (everything but texts), tables.md, tables.html and samples/NAME.jsonl.
+
+    Raises:
+        ConfigError, DataError: before the model is loaded where that can be known.
+        ModelError, RewardError, RolloutError: what was judged until then is kept.
+    """
+    config = config or EvaluationConfig(suites=["math5"])
+    path = find_model(str(model_path))
+    label = label or str(model_path)
+    folder = Path(out_dir) if out_dir else Path("evaluations") / Path(str(model_path)).name
+    jobs = _jobs(config, reward)
+    data = data or template_of(path)
+    model = (model or ModelConfig()).model_copy(update={"path": path})
+    results: dict[str, EvaluationResult] = {}
+    summary: dict[str, Any] = {}
+    with load(model, data, rollout, device) as loaded, _bars(progress) as bar:
+        about = {
+            "format": FORMAT,
+            "model": label,
+            "path": path,
+            "weights": weights_digest(path, model.revision),
+            "device": loaded.description,
+            "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
+            "settings": config.model_dump(mode="json"),
+            "environment": _environment(),
+            "sources": {job.benchmark.name: job.source for job in jobs},
+        }
+        earlier = _earlier(folder, about["weights"])
+        for job in jobs:
+            results[job.benchmark.name] = _run(job, config, loaded, data, folder, about, bar)
+            pending = [j.benchmark.title for j in jobs if j.benchmark.name not in results]
+            summary = _summary(about, earlier, results, jobs, config, pending)
+            _write(folder, summary)
+    return ModelEvaluation(folder, results, summary)
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """What a results.json (or the folder it is in) holds, for ``compare`` and ``tables``.
+
+    Raises:
+        DataError: there is no such file, or it is something else.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as evaluation results ({error}).") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or "benchmarks" not in found:
+        raise DataError(f"{path}: not a results.json of `srft eval` (format {FORMAT}).")
+    return found
+
+
+def write_tables(results: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
+    """tables.md and tables.html of one or several models' results; returns the HTML file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "tables.md", tables.markdown(results))
+    _replace(folder / "tables.html", tables.html_page(results))
+    return folder / "tables.html"
+
+
+def _jobs(config: EvaluationConfig, reward: RewardConfig | None) -> list[_Job]:
+    """All problems, read before any model is loaded."""
+    if config.dataset:
+        return [_dataset_job(config, reward or RewardConfig())]
+    if not config.suites:
+        raise ConfigError(
+            "nothing to evaluate on: name suites or benchmarks (suites: "
+            f"{', '.join(SUITES)}), or a dataset."
+        )
+    jobs = []
+    for benchmark in resolve(config.suites):
+        problems = load_benchmark(benchmark, config.data_dir, config.seed)
+        size = len(problems)
+        chosen = select(problems, config.limit, config.seed)
+        chosen = [with_system(e, config.system_prompt) for e in chosen]
+        verifier = RewardConfig.model_validate(benchmark.verifier)
+        source = source_of(benchmark, config.data_dir)
+        jobs.append(_Job(replace(benchmark, size=size), chosen, verifier, source))
+    return jobs
+
+
+def _dataset_job(config: EvaluationConfig, reward: RewardConfig) -> _Job:
+    from srft.data.reading import load_examples
+
+    assert config.dataset is not None
+    local = Path(config.dataset).expanduser().is_file()
+    examples = load_examples(config.dataset, split=None if local else config.split)
+    chosen = [replace(with_system(e, config.system_prompt), demonstrations=()) for e in examples]
+    name = Path(config.dataset).stem or config.dataset
+    name = f"{name}-data" if name in BENCHMARKS or name in SUITES else name
+    benchmark = Benchmark(name, name, len(examples))
+    return _Job(benchmark, select(chosen, config.limit, config.seed), reward, config.dataset)
+
+
+def _run(
+    job: _Job,
+    config: EvaluationConfig,
+    loaded: Loaded,
+    data: DataConfig,
+    folder: Path,
+    about: Mapping[str, Any],
+    bar: Callable[[str], ProgressCallback | None],
+) -> EvaluationResult:
+    from srft.rewards.scorer import Scorer
+
+    benchmark = job.benchmark
+    problems = tokenize_problems(job.problems, loaded.tokenizer, data)
+    params = _params(benchmark, config, loaded, problems)
+    identity = {
+        "weights": about["weights"],
+        "device": loaded.description,
+        "reward": job.reward.model_dump(mode="json", exclude={"workers"}),
+    }
+    with Scorer(job.reward) as scorer:
+        judged: ScorerLike = scorer
+        return evaluate(
+            loaded.engine,
+            loaded.tokenizer,
+            problems,
+            judged,
+            params,
+            config.n or benchmark.n,
+            config.seed,
+            folder / "samples" / f"{benchmark.name}.jsonl",
+            bar(benchmark.title),
+            name=benchmark.name,
+            size=benchmark.size,
+            identity=identity,
+        )
+
+
+def _params(
+    benchmark: Benchmark,
+    config: EvaluationConfig,
+    loaded: Loaded,
+    problems: Sequence[TokenizedExample],
+) -> SamplingParams:
+    """The protocol with the config's changes; max_tokens at most what the model's context leaves
+    beside the longest prompt."""
+    max_tokens = config.max_tokens or benchmark.max_tokens
+    longest = max(len(p.prompt_ids) for p in problems)
+    if loaded.context is not None:
+        max_tokens = min(max_tokens, loaded.context - longest)
+        if max_tokens < 1:
+            raise DataError(
+                f"{benchmark.name}: the longest prompt has {longest} tokens and leaves no room in "
+                f"the model's context of {loaded.context}."
+            )
+    temperature = benchmark.temperature if config.temperature is None else config.temperature
+    stops = loaded.stop_token_ids
+    return SamplingParams(
+        temperature, config.top_p, config.top_k, max_tokens, stop_token_ids=stops
+    )
+
+
+def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
+    """In what a result differs from the benchmark's declared protocol, in words; empty if in
+    nothing."""
+    s, found = result.settings, []
+    if len(result.problems) < result.size:
+        found.append(f"{len(result.problems)} of {result.size} problems")
+    declared = BENCHMARKS.get(benchmark.name)
+    if declared is None:
+        return found
+    if result.size != declared.size:
+        found.append(f"the set read has {result.size} problems, not {declared.size}")
+    if result.n != declared.n:
+        found.append(f"{result.n} samples of each problem instead of {declared.n}")
+    if s["temperature"] != declared.temperature:
+        found.append(f"temperature {s['temperature']:g} instead of {declared.temperature:g}")
+    if s["max_tokens"] != declared.max_tokens:
+        found.append(f"max_tokens {s['max_tokens']} instead of {declared.max_tokens}")
+    if s["top_p"] != 1.0 or s["top_k"]:
+        found.append(f"top_p {s['top_p']:g}, top_k {s['top_k']}")
+    return found
+
+
+def _earlier(folder: Path, weights: str) -> dict[str, Any]:
+    """Benchmarks of the same weights that an earlier call left in the folder's results.json."""
+    if not (folder / "results.json").is_file():
+        return {}
+    found = load_results(folder)
+    return dict(found["benchmarks"]) if found.get("weights") == weights else {}
+
+
+def _summary(
+    about: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    results: Mapping[str, EvaluationResult],
+    jobs: Sequence[_Job],
+    config: EvaluationConfig,
+    pending: Sequence[str],
+) -> dict[str, Any]:
+    benchmarks = {job.benchmark.name: job.benchmark for job in jobs}
+    found: dict[str, Any] = dict(earlier)
+    for name, result in results.items():
+        one = result.summary(config.confidence)
+        one["pass_at_n"] = result.pass_at(result.n)
+        one["departures"] = departures(result, benchmarks[name])
+        found[name] = one
+    notes = [f"not finished when this was written: {', '.join(pending)}"] if pending else []
+    if config.system_prompt is not None:
+        notes.append("the system message of every problem was replaced or removed")
+    averages = _averages(found, config.confidence)
+    return {**about, "notes": notes, "benchmarks": found, "averages": averages}
+
+
+def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
+    """Averages over the suites of which every member is there."""
+    averages = {}
+    for suite in ("math5", "ood3", "lab"):
+        members = SUITES[suite]
+        if all(member in found for member in members):
+            problems = [found[m]["problems"].values() for m in members]
+            scores = [[p["correct"] / p["n"] for p in group] for group in problems]
+            mean = statistics.interval_of_average(scores, confidence=confidence)
+            averages[suite] = {
+                "accuracy": mean.estimate,
+                "interval": [mean.low, mean.high],
+                "departures": [d for m in members for d in found[m]["departures"]],
+            }
+    return averages
+
+
+def _environment() -> dict[str, Any]:
+    names = ("srft", "torch", "transformers", "math-verify", "numpy")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except ImportError:  # PackageNotFoundError: run from a source tree
+            versions[name] = "source"
+    return {"python": platform.python_version(), "machine": platform.platform(), **versions}
+
+
+def _write(folder: Path, summary: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_tables([summary], folder)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextmanager
+def _bars(show: bool) -> Iterator[Callable[[str], ProgressCallback | None]]:
+    """A factory of progress callbacks, one bar with the time left for each benchmark."""
+    if not show:
+        yield lambda title: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def start(title: str) -> ProgressCallback:
+            task = bars.add_task(title, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield start

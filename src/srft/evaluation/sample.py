@@ -1,0 +1,62 @@
+"""``srft sample``: completions of one prompt given as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srft.data.config import DataConfig
+from srft.errors import ConfigError
+from srft.evaluation.loading import find_model, load, template_of
+from srft.model.config import ModelConfig
+from srft.types import Completion, Example, Message, RolloutRequest, SamplingParams
+
+
+def sample_text(
+    model_path: str | Path,
+    prompt: str,
+    n: int = 1,
+    *,
+    system: str | None = None,
+    temperature: float = 0.6,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_tokens: int = 1024,
+    seed: int = 0,
+    data: DataConfig | None = None,
+    model: ModelConfig | None = None,
+    device: str | None = None,
+) -> list[Completion]:
+    """``n`` completions of ``prompt``, put into the model's template as a user's message.
+
+    model_path: folder, run directory or hub name. system: system message in front. data: the
+    template's settings; None takes those of the recipe beside the model. ``max_tokens`` is lowered
+    to what the model's context leaves.
+
+    Raises:
+        ConfigError: an empty prompt, or one that fills the context.
+        ModelError: the model cannot be loaded.
+    """
+    from srft.data.template import tokenize_prompt
+
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty; give the text that the model is to answer")
+    path = find_model(str(model_path))
+    data = data or template_of(path)
+    config = (model or ModelConfig()).model_copy(update={"path": path})
+    messages: tuple[Message, ...] = ({"role": "user", "content": prompt},)
+    if system:
+        messages = ({"role": "system", "content": system}, *messages)
+    with load(config, data, device=device) as loaded:
+        example = Example(messages if system else prompt, source="the prompt")
+        ids = tokenize_prompt(example, loaded.tokenizer, data)
+        if loaded.context is not None:
+            max_tokens = min(max_tokens, loaded.context - len(ids))
+        if max_tokens < 1:
+            raise ConfigError(
+                f"the prompt has {len(ids)} tokens and leaves no room in the model's context of "
+                f"{loaded.context}; shorten it"
+            )
+        params = SamplingParams(
+            temperature, top_p, top_k, max_tokens, stop_token_ids=loaded.stop_token_ids
+        )
+        return loaded.engine.generate([RolloutRequest(ids, n, seed)], params)[0]

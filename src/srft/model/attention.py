@@ -1,0 +1,333 @@
+"""Attention over sequences laid end to end, for every model that uses transformers' interface.
+
+A packed forward runs the model on one row ``[1, N]``: embeddings, norms, projections and MLPs work
+on N real tokens. Only attention must keep sequences apart. transformers hands a 4D attention mask
+down to attention as it is, so the layout of the row travels on one: a mask of a single element that
+carries it as an attribute. It thereby survives gradient checkpointing, which runs layers again
+inside the backward pass, and models that drop unknown keywords on the way.
+
+Inside attention the rows are gathered into a few right-padded batches of similar length, where a
+causal mask is all that is needed (a real query never sees the padding after it), or given to a
+variable-length kernel on a CUDA device that has one. With any other mask the same function serves
+ordinary padded forwards and generation with a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from srft.errors import ModelError
+
+PACKED_ATTENTION = "srft_packed"
+
+# A bucket takes sequences down to this share of its longest, or this many tokens shorter.
+_BUCKET_SHARE = 0.8
+_BUCKET_SLACK = 16
+
+_MARK_SHAPE = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where the sequences of a packed row are.
+
+    cu_seqlens (int32, S + 1) and max_length as in ``PackedBatch``. buckets: (sequences, padded
+    length) of each right-padded batch. pad_P (int64): for each of the P padded places, buckets
+    after one another, which of the N tokens fills it (any token, past a sequence's end). unpad_N
+    (int64): where among the P places each token is. Both None where nothing has to move.
+    """
+
+    cu_seqlens: Tensor
+    max_length: int
+    buckets: tuple[tuple[int, int], ...]
+    pad_P: Tensor | None
+    unpad_N: Tensor | None
+
+    def mask(self) -> Tensor:
+        """The attention mask that carries this layout through a model."""
+        mask = torch.ones(_MARK_SHAPE, dtype=torch.bool, device=self.cu_seqlens.device)
+        mask.packed_layout = self  # type: ignore[attr-defined]
+        return mask
+
+
+def packed_layout(cu_seqlens: Tensor) -> PackedLayout:
+    """Plan the buckets for a row cut at ``cu_seqlens`` (int32, S + 1; reads it on the host)."""
+    bounds = cu_seqlens.tolist()
+    starts = bounds[:-1]
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    buckets: list[list[int]] = []
+    for s in sorted(range(len(lengths)), key=lambda s: (-lengths[s], s)):
+        longest = lengths[buckets[-1][0]] if buckets else 0
+        if lengths[s] < min(longest * _BUCKET_SHARE, longest - _BUCKET_SLACK) or not buckets:
+            buckets.append([])
+        buckets[-1].append(s)
+    pads: list[Tensor] = []
+    unpad_N = torch.empty(bounds[-1], dtype=torch.int64)
+    offset = 0
+    for bucket in buckets:
+        width = lengths[bucket[0]]
+        place = torch.arange(width)
+        start = torch.tensor([starts[s] for s in bucket])[:, None]
+        length = torch.tensor([lengths[s] for s in bucket])[:, None]
+        pads.append((start + torch.minimum(place, length - 1)).flatten())
+        for row, s in enumerate(bucket):
+            unpad_N[starts[s] : starts[s] + lengths[s]] = (
+                offset + row * width + torch.arange(lengths[s])
+            )
+        offset += len(bucket) * width
+    pad_P = torch.cat(pads)
+    moves = pad_P.shape != unpad_N.shape or not torch.equal(pad_P, torch.arange(bounds[-1]))
+    device = cu_seqlens.device
+    return PackedLayout(
+        cu_seqlens=cu_seqlens,
+        max_length=max(lengths),
+        buckets=tuple((len(bucket), lengths[bucket[0]]) for bucket in buckets),
+        pad_P=pad_P.to(device) if moves else None,
+        unpad_N=unpad_N.to(device) if moves else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a model asks of its attention, beside the causal mask. ``window`` counts the token
+    itself; ``sinks`` (one per head) are logits without a value that join each softmax."""
+
+    scale: float
+    dropout: float
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+    @property
+    def plain(self) -> bool:
+        return self.softcap is None and self.sinks is None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [B, H, Q, d] -> ([B, Q, H, d], None)."""
+    options = _Options(
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=dropout,
+        # Some models (Qwen2-MoE) express the window in the mask they make and on the module only.
+        window=sliding_window or getattr(module, "sliding_window", None) or None,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    name = type(module).__name__
+    layout = getattr(attention_mask, "packed_layout", None)
+    if layout is None:
+        if _lost_layout(attention_mask, key):
+            raise ModelError(
+                f"{name} changes the attention mask on its way, so sequences cannot be packed: set "
+                "model.attention=padded"
+            )
+        if options.plain:
+            return sdpa_attention_forward(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                is_causal=is_causal,
+                **kwargs,
+            )
+        return _softmax_attention(query, key, value, attention_mask, options), None
+    if kwargs.get("position_bias") is not None or is_causal is False:
+        raise ModelError(
+            f"{name} adds a bias to attention or is not causal, which packed attention does not "
+            "honour: set model.attention=padded"
+        )
+    # The interface hands over [1, H, N, d] views of [N, H, d] memory.
+    rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
+    kernel = _varlen_kernel() if query.is_cuda else None
+    if kernel is not None and _kernel_takes(rows, options):
+        out_NHd = _varlen_attention(kernel, rows, layout, options)
+    else:
+        out_NHd = _bucket_attention(rows, layout, options)
+    return out_NHd.unsqueeze(0), None
+
+
+def _lost_layout(mask: Tensor | None, key: Tensor) -> bool:
+    """Whether a single-element mask comes without its layout (one key alone has such a mask)."""
+    return mask is not None and mask.shape == _MARK_SHAPE and key.shape[-2] != 1
+
+
+def _bucket_attention(rows: list[Tensor], layout: PackedLayout, options: _Options) -> Tensor:
+    """[N, H, d] each of query, key, value -> [N, H, d]."""
+    if layout.pad_P is not None:
+        rows = [x.index_select(0, layout.pad_P) for x in rows]
+    outputs: list[Tensor] = []
+    start = 0
+    for count, width in layout.buckets:
+        stop = start + count * width
+        query, key, value = (
+            x[start:stop].unflatten(0, (count, width)).transpose(1, 2) for x in rows
+        )
+        out = _causal_attention(query, key, value, options)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+        start = stop
+    out_PHd = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out_PHd if layout.unpad_N is None else out_PHd.index_select(0, layout.unpad_N)
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
+    """[B, H, L, d] -> [B, H, L, d], right-padded, so that causality hides the padding."""
+    length = query.shape[2]
+    window = options.window if options.window is not None and options.window < length else None
+    mask = None if window is None else _band(length, window, query.device)
+    if not options.plain:
+        out_BLHd = _softmax_attention(query, key, value, mask, options)
+        return out_BLHd.transpose(1, 2)
+    return functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=options.dropout,
+        scale=options.scale,
+        is_causal=mask is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """Boolean [L, L]: key k is seen from query q where q - window < k <= q."""
+    distance = torch.arange(length, device=device)
+    distance = distance[:, None] - distance[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _softmax_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: _Options
+) -> Tensor:
+    """Attention written out, for what fused kernels lack: soft-capped scores (Gemma 2) and sinks
+    (GPT-OSS). [B, H, Q, d], mask boolean and broadcastable to [B, H, Q, K] or None for causal;
+    returns [B, Q, H, d]. Memory grows with Q * K."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
+    scores = torch.matmul(query, key.transpose(2, 3)) * options.scale
+    if options.softcap is not None:
+        scores = torch.tanh(scores / options.softcap) * options.softcap
+    q, k = scores.shape[-2:]
+    if mask is None:
+        mask = torch.ones((q, k), dtype=torch.bool, device=query.device).tril(k - q)
+    scores = scores.float() if scores.dtype != torch.float64 else scores
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if options.sinks is not None:
+        sinks = options.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    weights = functional.dropout(weights.to(value.dtype), options.dropout)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous()
+
+
+@functools.cache
+def _varlen_kernel() -> Callable[..., Any] | None:
+    """PyTorch's variable-length attention, where this version's takes windows and shared heads."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
+
+
+def _kernel_takes(rows: list[Tensor], options: _Options) -> bool:
+    query, key, value = rows
+    half = (torch.bfloat16, torch.float16)
+    is_half = query.dtype in half or (
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") in half
+    )
+    width = query.shape[-1]
+    same_width = width == key.shape[-1] == value.shape[-1]
+    return (
+        is_half
+        and options.plain
+        and options.dropout == 0.0
+        and same_width
+        and width % 8 == 0
+        and width <= 256
+    )
+
+
+def _varlen_attention(
+    kernel: Callable[..., Any], rows: list[Tensor], layout: PackedLayout, options: _Options
+) -> Tensor:
+    if torch.is_autocast_enabled("cuda"):
+        rows = [x.to(torch.get_autocast_dtype("cuda")) for x in rows]
+    query, key, value = (x.contiguous() for x in rows)
+    return kernel(
+        query,
+        key,
+        value,
+        layout.cu_seqlens,
+        layout.cu_seqlens,
+        layout.max_length,
+        layout.max_length,
+        scale=options.scale,
+        window_size=(-1 if options.window is None else options.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether ``model`` runs packed rows: :func:`use_packed_attention` has set its attention."""
+    return _text_config(model)._attn_implementation == PACKED_ATTENTION
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether everything the model asks of attention reaches it by keyword.
+
+    That is what transformers demands of flash attention too, so its flag is taken, except where
+    layers are neither full nor sliding-window attention (chunked, recurrent, state-space).
+    """
+    config = _text_config(model)
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        model._supports_flash_attn
+        and model._can_set_attn_implementation()
+        and layers <= {"full_attention", "sliding_attention"}
+        and getattr(config, "is_causal", True)
+    )
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Make the model run packed rows; what else it does (padding, generation) stays as it was."""
+    model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, sdpa_mask)

@@ -1,0 +1,344 @@
+"""Loading and saving of the policy and its tokenizer, and the dtype it computes in."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from srft.errors import ModelError
+from srft.model.attention import can_pack, use_packed_attention
+from srft.model.config import ModelConfig
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parameter_dtype(config: ModelConfig) -> torch.dtype:
+    """The dtype parameters are held in: float32 master weights unless the config says otherwise."""
+    return torch.float32 if config.dtype == "auto" else _DTYPES[config.dtype]
+
+
+def autocast_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype | None:
+    """The dtype of matrix products, or None where they run in the parameters' own."""
+    device = torch.device(device)
+    if parameter_dtype(config) != torch.float32 or config.autocast in ("off", "float32"):
+        return None
+    if config.autocast == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bf16 else None
+    return _DTYPES[config.autocast]
+
+
+def compute_context(config: ModelConfig, device: torch.device | str) -> AbstractContextManager[Any]:
+    """What every forward pass (scoring, sampling, the self-check) runs in: autocast or nothing.
+
+    With float32 parameters on a GPU, matrix products are done in bfloat16 while the weights that
+    the optimizer updates, norms and softmaxes keep float32. A backward pass runs outside it.
+    """
+    dtype = autocast_dtype(config, device)
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The causal language model at ``config.path`` on ``device``, ready to be trained.
+
+    Raises ModelError where the path is unknown, is not a causal language model, lacks weights, or
+    packed attention is demanded of a model that cannot have it.
+    """
+    model_config = _model_config(config)
+    kinds = AutoModelForCausalLM._model_mapping
+    custom = config.trust_remote_code and "AutoModelForCausalLM" in (
+        getattr(model_config, "auto_map", None) or {}
+    )
+    if type(model_config) not in kinds and not custom:
+        raise ModelError(
+            f"{config.path}: model type {model_config.model_type!r} is not a causal language "
+            "model; models that bring their own code need model.trust_remote_code=true"
+        )
+    _override_positions(model_config, config)
+    source_dtype = model_config.dtype
+    model = _load_weights(config, model_config)
+    model.srft_source_dtype = source_dtype  # what an export goes back to
+    choose_attention(model, config)
+    module: Any = model
+    module.to(torch.device(device))
+    if config.gradient_checkpointing:
+        _enable_checkpointing(model)
+    return model
+
+
+def _enable_checkpointing(model: Any) -> None:
+    # transformers is renaming this method; the older name warns where the newer exists.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def _model_config(config: ModelConfig) -> Any:
+    if not config.path:
+        raise ModelError("no model given: set model.path to a hub name or a folder")
+    folder = Path(config.path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds no config.json: point model.path at a folder that save_pretrained "
+            "(or a training run's export) has written"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            _source(config.path),
+            revision=config.revision or "main",
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read a model configuration from {config.path!r}: {_first_line(error)} "
+            "Check model.path (a folder, or a name on the hub that this machine can reach); models "
+            "that bring their own code need model.trust_remote_code=true"
+        ) from error
+
+
+def _source(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder) if folder.exists() else path
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."
+
+
+def _override_positions(model_config: Any, config: ModelConfig) -> None:
+    text = model_config.get_text_config(decoder=True)
+    if config.max_position_embeddings is not None:
+        text.max_position_embeddings = config.max_position_embeddings
+    if config.rope_theta is None:
+        return
+    rope = getattr(text, "rope_parameters", None)
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        raise ModelError(
+            f"{config.path}: model type {text.model_type!r} has no single rotary base, so "
+            "model.rope_theta cannot be set: leave it out"
+        )
+    rope["rope_theta"] = config.rope_theta
+
+
+def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
+    # The loading report is turned into an error below; printed as well it would say it twice.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _source(config.path),
+            config=model_config,
+            revision=config.revision or "main",
+            dtype=parameter_dtype(config),
+            use_safetensors=True if config.use_safetensors else None,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        mend = (
+            "Give safetensors weights, or set model.use_safetensors=false for a source you trust"
+            if config.use_safetensors
+            else "Check that the weights are complete"
+        )
+        raise ModelError(
+            f"cannot load the weights of {config.path!r}: {_first_line(error)} {mend}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model, report = loaded
+    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{config.path}: {len(missing)} weights are missing or of the wrong shape (first: "
+            f"{missing[0]}); they would start from random numbers. Check that config.json belongs "
+            "to these weights"
+        )
+    return model
+
+
+def choose_attention(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Packed attention where the config and the model's architecture allow it.
+
+    Raises ModelError where it is demanded and cannot be had.
+    """
+    if config.attention == "padded":
+        return
+    if can_pack(model):
+        use_packed_attention(model)
+    elif config.attention == "packed":
+        raise ModelError(
+            f"{config.path}: attention of model type {model.config.model_type!r} cannot run packed "
+            "rows: set model.attention to padded or auto"
+        )
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with an end-of-sequence and a padding token, padding on the left (as
+    generation needs it).
+
+    The padding token is ``config.pad_token``, else the tokenizer's own, else its end-of-sequence
+    token: padding is always masked, so which token it is changes no result.
+
+    Raises ModelError where it cannot be read or has no end-of-sequence token.
+    """
+    name = config.tokenizer or config.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            _source(name),
+            revision=(config.revision if config.tokenizer is None else None) or "main",
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot load a tokenizer from {name!r}: {_first_line(error)} Set model.tokenizer to a "
+            "folder or hub name that has one"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no end-of-sequence token, so a response would never "
+            "end: set eos_token in its tokenizer_config.json"
+        )
+    if config.pad_token is not None:
+        if config.pad_token not in tokenizer.get_vocab():
+            raise ModelError(
+                f"model.pad_token {config.pad_token!r} is not in the vocabulary of {name!r}: "
+                "choose a token that is, or leave it out"
+            )
+        tokenizer.pad_token = config.pad_token
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError where the tokenizer can produce ids the model has no embedding for.
+
+    A larger embedding than vocabulary is usual (it is rounded up for speed) and fine.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer has token ids up to {highest} but the model embeds only {rows}: they "
+            "do not belong together. Take the model's own tokenizer (leave model.tokenizer out)"
+        )
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Write weights (safetensors), config, generation config and tokenizer to ``folder``, whole
+    or not at all, so that ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
+
+    dtype: precision of the written weights; None keeps the model's. files: further text files by
+    name, such as a model card.
+
+    Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
+    was there before is replaced. Returns the folder.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _savable_generation_config(model):
+            _save_weights(model, temporary, dtype)
+        tokenizer.save_pretrained(temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        _flush(temporary)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _savable_generation_config(model: Any) -> Iterator[None]:
+    """transformers refuses to write a generation config with sampling settings (a temperature,
+    say) that does not also say "sample": here it does, so that no finished run is lost to that."""
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    savable = copy.deepcopy(own)
+    try:
+        savable.validate(strict=True)
+    except ValueError:
+        savable.do_sample = True
+    model.generation_config = savable
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _save_weights(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    if dtype is None or dtype == model.dtype:
+        model.save_pretrained(folder)
+        return
+    own = model.config.dtype
+    cast = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    try:
+        model.config.dtype = dtype
+        model.save_pretrained(folder, state_dict=cast)
+    finally:
+        model.config.dtype = own
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename over ``folder``. A full folder cannot be renamed over, so the old one steps aside
+    first; should the machine stop between the two renames, it is still there under ``.old``."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    _flush_entry(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_entry(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

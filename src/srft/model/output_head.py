@@ -1,0 +1,114 @@
+"""The parts of a causal language model: the body that makes hidden states, the head after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from srft.errors import ModelError
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """logits = cap(logit_scale (hidden weight_VD^T + bias_V)) with cap(z) = c tanh(z / c), c the
+    ``softcap``."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside adapters, a compiled module or a data-parallel wrapper."""
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        if hasattr(inner, "get_base_model"):
+            if getattr(inner.active_peft_config, "is_prompt_learning", False):
+                raise ModelError(
+                    "prompt-learning adapters put virtual tokens before every sequence, which "
+                    "scoring does not do: use LoRA or another adapter of weights"
+                )
+            inner = inner.get_base_model()
+        elif hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
+        else:
+            raise ModelError(f"{type(inner).__name__} is not a transformers model")
+    return inner
+
+
+def body(model: nn.Module) -> nn.Module:
+    """What makes the hidden states that the output head reads."""
+    base = unwrap(model)
+    decoder: nn.Module | None = base.get_decoder()
+    if decoder is base or decoder is None:
+        raise ModelError(
+            f"{type(base).__name__} does not say which part of it makes hidden states: it is not "
+            "a causal language model this package can train"
+        )
+    return decoder
+
+
+def output_head(model: nn.Module) -> OutputHead:
+    """The output head of ``model``, whose weight carries gradient to where it is trained.
+
+    Raises ModelError where the model has none. Models whose logits are made in a way not known
+    here are found out by :func:`srft.model.scoring.check_scoring`.
+    """
+    base = unwrap(model)
+    module = base.get_output_embeddings()
+    if module is None:
+        raise ModelError(f"{type(base).__name__} has no output head: it cannot predict tokens")
+    weight, bias = _weight_and_bias(module)
+    config = base.config.get_text_config(decoder=True)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(
+        weight=weight,
+        bias=bias,
+        softcap=None if cap is None else float(cap),
+        logit_scale=_logit_scale(base, config),
+    )
+
+
+def _logit_scale(base: PreTrainedModel, config: Any) -> float:
+    """Cohere and Falcon-H1 multiply logits, Granite divides, HyperCLOVA X multiplies by a number
+    of the same name, MiniCPM3 divides the hidden states."""
+    if config.model_type.startswith("cohere"):
+        return float(getattr(base, "logit_scale", 1.0))
+    if hasattr(config, "lm_head_multiplier"):
+        return float(config.lm_head_multiplier)
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type.startswith("hyperclovax") else 1.0 / float(scaling)
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer, adapters on it included."""
+    if hasattr(module, "modules_to_save"):
+        active = module.active_adapters
+        chosen = module.original_module
+        if active and not module.disable_adapters and active[0] in module.modules_to_save:
+            chosen = module.modules_to_save[active[0]]
+        return _weight_and_bias(chosen)
+    if not hasattr(module, "base_layer"):
+        return module.weight, getattr(module, "bias", None)
+    weight, bias = _weight_and_bias(module.base_layer)
+    if module.disable_adapters or module.merged:
+        return weight, bias
+    for name in module.active_adapters:
+        if name not in module.lora_A:
+            continue
+        dropout = module.lora_dropout[name]
+        if getattr(dropout, "p", 0.0) > 0 or module.use_dora.get(name, False):
+            raise ModelError(
+                "an adapter on the output head with dropout or DoRA cannot be scored: set "
+                "lora_dropout to 0 without DoRA, or leave the head out of the adapter"
+            )
+        weight = weight + module.get_delta_weight(name).to(weight.dtype)
+    return weight, bias

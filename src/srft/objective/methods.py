@@ -1,0 +1,403 @@
+"""The table of methods: each one is a few terms, the switches it sets, and what data it needs.
+
+To add a method, add an entry (and, where a loss is new, a term in ``terms.py``); docs/objective.md
+walks through an example.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from srft.errors import ConfigError
+from srft.objective import advantage, schedules, terms
+from srft.objective.method import Method, Progress, Term
+from srft.objective.switches import Switches
+from srft.types import SequenceTable
+
+REGULARIZERS = (
+    "kl_coefficient", "kl_estimator", "entropy_coefficient", "entropy_tokens", "entropy_target",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table; ``get_method`` turns it into a :class:`Method`.
+
+    terms: the summands for the switches as set. defaults: switches that differ from
+    ``Switches()``. reads: switches read by anything but the terms and the advantage. Other fields
+    as in ``Method``, but ``prefix`` is handed the switches as well.
+    """
+
+    summary: str
+    terms: Callable[[Switches], tuple[Term, ...]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
+    rollouts: bool = True
+    demonstrations: bool = True
+    select: Callable[[SequenceTable, Switches], Tensor] | None = None
+    prefix: schedules.PrefixLength | None = None
+    refill: bool = False
+    collect_unsolved: bool = False
+    interleave: str | None = None
+
+
+def _srft_terms(switches: Switches) -> tuple[Term, ...]:
+    """Eq. 13: supervised and RL on demonstrations, RL on rollouts."""
+    return (
+        replace(terms.DEMO_SFT, weight=switches.weight_sft),
+        replace(terms.DEMO_RL, weight=switches.weight_demo_rl),
+        *_rollout_terms(switches),
+    )
+
+
+def _rollout_terms(switches: Switches) -> tuple[Term, ...]:
+    """The rollouts' term of SRFT in the form asked for (Eq. 11, 12)."""
+    if switches.rollout_term == "surrogate":
+        chosen: tuple[Term, ...] = (terms.WEIGHTED_SURROGATE,)
+    elif switches.literal_means == "joint":
+        chosen = (terms.LITERAL,)
+    else:
+        chosen = (terms.LITERAL_RIGHT, terms.LITERAL_WRONG)
+    return tuple(replace(term, weight=switches.weight_rollout) for term in chosen)
+
+
+def _rl_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.SURROGATE, weight=switches.weight_rollout),)
+
+
+def _cispo_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.CISPO, weight=switches.weight_rollout),)
+
+
+def _sft_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.DEMO_SFT, weight=switches.weight_sft),)
+
+
+def _dft_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.DFT, weight=switches.weight_sft),)
+
+
+def _sft_rl_terms(switches: Switches) -> tuple[Term, ...]:
+    return (*_sft_terms(switches), *_rl_terms(switches))
+
+
+def _luffy_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.DEMO_RL, weight=switches.weight_demo_rl), *_rl_terms(switches))
+
+
+def _chord_terms(switches: Switches) -> tuple[Term, ...]:
+    return (
+        replace(terms.DEMO_SFT, weight=schedules.chord_mu),
+        replace(terms.SURROGATE, weight=schedules.chord_one_minus_mu),
+    )
+
+
+def _chord_phi_terms(switches: Switches) -> tuple[Term, ...]:
+    return (
+        replace(terms.CHORD_PHI, weight=schedules.chord_mu),
+        replace(terms.SURROGATE, weight=schedules.chord_one_minus_mu),
+    )
+
+
+def _uft_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.HINT, weight=switches.hint_coefficient), *_rl_terms(switches))
+
+
+def _prefix_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.PREFIX_SURROGATE, weight=switches.weight_rollout),)
+
+
+_PLAIN_SFT = {"sft_coefficient": 1.0, "sft_entropy_sign": 0}
+_SRFT = {"weight_cap": 10.0}
+_SRFT_READS = ("rollout_term", "literal_means", "weight_sft", "weight_demo_rl", "weight_rollout")
+_ON_POLICY = {"demos_in_group": False}
+_RL_READS = ("weight_rollout",)
+_SFT_RL_READS = ("weight_sft", "weight_rollout")
+
+METHODS: dict[str, Entry] = {
+    # SRFT in its three readings.
+    "srft": Entry(
+        "SRFT, paper (Eq. 6-13), with the rollouts' term as a clipped surrogate",
+        _srft_terms, _SRFT, reads=_SRFT_READS,
+    ),
+    "srft-official": Entry(
+        "SRFT, released code: 0.5 exp(+H), demonstration ratio pi / (pi + 0.1), entropy bonus",
+        _srft_terms,
+        {"sft_entropy_sign": 1, "demo_ratio": "shaped", "entropy_coefficient": 0.001,
+         "entropy_tokens": "all"},
+        reads=_SRFT_READS,
+    ),
+    "srft-hpt": Entry(
+        "SRFT, reproduction in the HPT repository: Eq. 12 literally, H per sequence",
+        _srft_terms,
+        {"rollout_term": "literal", "entropy_level": "sequence", "average": "constant",
+         "sft_average": "token", "normalize_std": False,
+         "entropy_coefficient": 0.001, "entropy_tokens": "all"},
+        reads=_SRFT_READS,
+    ),
+    # Ablations (Table 3) and what the reviewers asked for.
+    "srft-wsft1": Entry(
+        "SRFT with w_SFT = 1", _srft_terms, {**_SRFT, **_PLAIN_SFT}, reads=_SRFT_READS,
+    ),
+    "srft-wrl1": Entry(
+        "SRFT with w_RL = 1", _srft_terms, {**_SRFT, "rl_coefficient": 1.0, "rl_entropy_sign": 0},
+        reads=_SRFT_READS,
+    ),
+    "srft-no-sft": Entry(
+        "SRFT without its SFT term", _srft_terms, {**_SRFT, "weight_sft": 0.0}, reads=_SRFT_READS,
+    ),
+    "srft-no-demo-rl": Entry(
+        "SRFT without RL on demonstrations", _srft_terms, {**_SRFT, "weight_demo_rl": 0.0},
+        reads=_SRFT_READS,
+    ),
+    "srft-no-rollout": Entry(
+        "SRFT without the rollouts' term (they still set the advantages)", _srft_terms,
+        {**_SRFT, "weight_rollout": 0.0}, reads=_SRFT_READS,
+    ),
+    "sft+rl": Entry(
+        "plain sum of SFT on demonstrations and GRPO on rollouts (Fig. 5)", _sft_rl_terms,
+        {**_PLAIN_SFT, **_ON_POLICY}, reads=_SFT_RL_READS,
+    ),
+    # Supervised only.
+    "sft": Entry("supervised fine-tuning", _sft_terms, _PLAIN_SFT, ("weight_sft",), rollouts=False),
+    "dft": Entry(
+        "SFT with each token weighted by its own probability (2508.05629)", _dft_terms,
+        reads=("weight_sft",), rollouts=False,
+    ),
+    # RL only.
+    "grpo": Entry(
+        "GRPO: group advantage, clipped surrogate, mean of sequence means (2402.03300)", _rl_terms,
+        {"average": "sequence"}, _RL_READS, demonstrations=False,
+    ),
+    "dr-grpo": Entry(
+        "Dr. GRPO: no standard deviation, no division by length (2503.20783)", _rl_terms,
+        {"average": "constant", "normalize_std": False}, _RL_READS, demonstrations=False,
+    ),
+    "dapo": Entry(
+        "DAPO: higher upper clip, token mean, groups of equal reward replaced (2503.14476)",
+        _rl_terms, {"clip_high": 0.28}, _RL_READS, demonstrations=False, refill=True,
+    ),
+    "gspo": Entry(
+        "GSPO: ratio of whole sequences (2507.18071)", _rl_terms,
+        {"average": "sequence", "ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+        _RL_READS, demonstrations=False,
+    ),
+    "cispo": Entry(
+        "CISPO: clipped ratio without gradient times the log-probability (2506.13585)",
+        _cispo_terms, {"clip_high": 4.0}, _RL_READS, demonstrations=False,
+    ),
+    "rloo": Entry(
+        "RLOO: the baseline is the mean of the other rollouts (2402.14740)", _rl_terms,
+        {"baseline": "leave-one-out", "normalize_std": False, "average": "constant"},
+        _RL_READS, demonstrations=False,
+    ),
+    # Demonstrations and rollouts.
+    "luffy": Entry(
+        "LUFFY: demonstrations as off-policy members of the group, pi / (pi + 0.1) (2504.14945)",
+        _luffy_terms,
+        {"demo_ratio": "shaped", "clip": False, "normalize_std": False, "average": "constant",
+         "entropy_coefficient": 0.001, "entropy_tokens": "all"},
+        reads=("weight_demo_rl", "weight_rollout"),
+    ),
+    "relift": Entry(
+        "ReLIFT: RL, with SFT steps on the questions no rollout solved (2506.07527)", _rl_terms,
+        {"average": "constant", "normalize_std": False, "clip": False,
+         "entropy_coefficient": 0.001},
+        reads=("weight_rollout",), demonstrations=False, collect_unsolved=True, interleave="sft",
+    ),
+    "hpt": Entry(
+        "HPT: SFT where the success rate is <= gate, RL elsewhere (2509.04419)", _sft_rl_terms,
+        {**_PLAIN_SFT, **_ON_POLICY, "average": "constant", "sft_average": "token",
+         "normalize_std": False, "clip": False,
+         "entropy_coefficient": 0.001, "entropy_tokens": "all"},
+        reads=(*_SFT_RL_READS, "gate"), select=schedules.hpt_gate,
+    ),
+    "chord": Entry(
+        "CHORD-mu: (1 - mu) RL + mu SFT with mu decaying (2508.11408)", _chord_terms,
+        {**_PLAIN_SFT, **_ON_POLICY}, reads=schedules.MU_READS,
+    ),
+    "chord-phi": Entry(
+        "CHORD-phi: fixed mu, SFT tokens weighted by p (1 - p) (2508.11408)", _chord_phi_terms,
+        {**_ON_POLICY, "mu_start": 0.1, "mu_end": 0.1, "mu_decay": 0.0},
+        reads=schedules.MU_READS,
+    ),
+    "uft": Entry(
+        "UFT: hints of annealed length, SFT on the hint, RL on what follows (2505.16984)",
+        _uft_terms, {"kl_coefficient": 0.001},
+        reads=("weight_rollout", "hint_coefficient", "hint_slices", *schedules.HINT_READS),
+        demonstrations=False, prefix=schedules.uft_hint_length,
+    ),
+    "prefix-rft": Entry(
+        "Prefix-RFT: a rollout continues a demonstration's prefix (2507.01679)", _prefix_terms,
+        {"average": "constant", "normalize_std": False, "hint_steps": 1.0},
+        reads=("weight_rollout", "prefix_rollouts", *schedules.HINT_READS),
+        demonstrations=False, prefix=schedules.prefix_length,
+    ),
+}  # fmt: skip
+
+
+def get_method(
+    name: str,
+    overrides: Mapping[str, Any] | Switches | None = None,
+    *,
+    longest_response: int = 1024,
+) -> Method:
+    """The method of this name, with the switches that ``overrides`` sets in place of its own.
+
+    A ``Switches`` object overrides only the fields it was given. ``longest_response``, in tokens,
+    is what ``constant_length`` becomes where it is not set.
+
+    Raises:
+        ConfigError: unknown method, unknown or invalid switch, or a switch set to something other
+            than the method's default that nothing in the method reads.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}{_nearest(name, METHODS)}")
+    entry = METHODS[name]
+    switches = _switches(name, entry, overrides)
+    _check_reads(name, switches)
+    if switches.constant_length is None:
+        switches = switches.model_copy(update={"constant_length": longest_response})
+    chosen = _all_terms(entry, switches)
+    return Method(
+        name=name,
+        summary=entry.summary,
+        switches=switches,
+        terms=chosen,
+        advantage=advantage.group_advantage if entry.rollouts else advantage.no_advantage,
+        rollouts=entry.rollouts,
+        demonstrations=entry.demonstrations,
+        select=entry.select,
+        prefix=_bind_prefix(entry, switches),
+        refill=entry.refill,
+        collect_unsolved=entry.collect_unsolved,
+        interleave=entry.interleave,
+        needs_old="entropy_level" in _term_reads(chosen) and switches.entropy_level == "batch",
+        needs_reference=any(term.name == "kl" for term in chosen),
+    )
+
+
+def switches_read(name: str, switches: Switches) -> set[str]:
+    """Names of the switches that something in this method, so set up, reads."""
+    entry = METHODS[name]
+    chosen = _all_terms(entry, switches)
+    read = _term_reads(chosen) | set(entry.reads) | {"average", "constant_length"}
+    if any(term.source == "sft" for term in chosen):
+        read.add("sft_average")
+    if entry.rollouts:
+        read |= set(advantage.READS) | set(REGULARIZERS)
+    return read
+
+
+def _term_reads(chosen: tuple[Term, ...]) -> set[str]:
+    return {name for term in chosen for name in term.reads}
+
+
+def _all_terms(entry: Entry, switches: Switches) -> tuple[Term, ...]:
+    return (*entry.terms(switches), *_regularizers(entry, switches))
+
+
+def _regularizers(entry: Entry, switches: Switches) -> tuple[Term, ...]:
+    """The KL term and the entropy bonus, where they are switched on; none without rollouts."""
+    if not entry.rollouts:
+        return ()
+    chosen = []
+    if switches.kl_coefficient > 0:
+        chosen.append(replace(terms.KL, weight=switches.kl_coefficient))
+    if switches.entropy_coefficient > 0:
+        everywhere = switches.entropy_tokens == "all"
+        chosen.append(terms.ALL_ENTROPY if everywhere else terms.ROLLOUT_ENTROPY)
+    return tuple(chosen)
+
+
+def _switches(name: str, entry: Entry, overrides: Mapping[str, Any] | Switches | None) -> Switches:
+    if isinstance(overrides, Switches):
+        overrides = overrides.model_dump(include=overrides.model_fields_set)
+    given = dict(overrides or {})
+    for key in given:
+        if key not in Switches.model_fields:
+            raise ConfigError(
+                f"objective.{key}: no such switch{_nearest(key, Switches.model_fields)}"
+            )
+    try:
+        return Switches(**{**entry.defaults, **given})
+    except ValidationError as error:
+        lines = [
+            f"objective.{'.'.join(map(str, e['loc']))} (method {name}): {e['msg']}"
+            for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from error
+
+
+# When a switch that a method reads has no effect all the same, and why.
+_IDLE: dict[str, tuple[Callable[[Switches], bool], str]] = {
+    "clip_low": (lambda s: not s.clip, "clip is false"),
+    "clip_high": (lambda s: not s.clip, "clip is false"),
+    "ratio_cap": (lambda s: not s.clip, "clip is false"),
+    "demo_shaping": (lambda s: s.demo_ratio != "shaped", "demo_ratio is not shaped"),
+    "std": (lambda s: not s.normalize_std, "normalize_std is false"),
+    "advantage_epsilon": (lambda s: not s.normalize_std, "normalize_std is false"),
+    "normalize_std": (lambda s: s.baseline == "none", "baseline is none"),
+    "demos_in_group": (lambda s: s.baseline == "none", "baseline is none"),
+    "kl_estimator": (lambda s: s.kl_coefficient == 0, "kl_coefficient is 0"),
+    "entropy_tokens": (lambda s: s.entropy_coefficient == 0, "entropy_coefficient is 0"),
+    "entropy_target": (lambda s: s.entropy_coefficient == 0, "entropy_coefficient is 0"),
+    "entropy_level": (
+        lambda s: s.sft_entropy_sign == 0 and s.rl_entropy_sign == 0, "both entropy signs are 0",
+    ),
+    "constant_length": (
+        lambda s: "constant" not in (s.average, s.sft_average), "no average is constant",
+    ),
+}  # fmt: skip
+
+
+def _check_reads(name: str, switches: Switches) -> None:
+    """Refuses switches nothing reads; warns of those whose effect another switch turns off."""
+    entry = METHODS[name]
+    own = Switches(**entry.defaults)
+    changed = {k for k in Switches.model_fields if getattr(switches, k) != getattr(own, k)}
+    read = switches_read(name, switches)
+    unread = [key for key in Switches.model_fields if key in changed - read]
+    if unread:
+        listed = ", ".join(f"objective.{key}" for key in unread)
+        raise ConfigError(
+            f"method {name!r} does not read {listed} as it is set up, so the setting would "
+            f"be ignored: remove it. It reads {', '.join(sorted(read))}."
+        )
+    idle = {key: why for key, (test, why) in _IDLE.items() if test(switches)}
+    chosen = _all_terms(entry, switches)
+    silent = [term for term in chosen if term.weight == 0]
+    heard = _term_reads(tuple(term for term in chosen if term.weight != 0))
+    for term in silent:
+        idle |= {key: f"{term.name} has weight 0" for key in term.reads if key not in heard}
+    for key in sorted(changed & set(idle)):
+        warnings.warn(
+            f"objective.{key} has no effect in method {name!r}: {idle[key]}", stacklevel=3
+        )
+
+
+def _bind_prefix(
+    entry: Entry, switches: Switches
+) -> Callable[[int, int, int, Progress, float], int] | None:
+    prefix = entry.prefix
+    if prefix is None:
+        return None
+
+    def bound(length: int, rollout: int, rollouts: int, progress: Progress, uniform: float) -> int:
+        return prefix(length, rollout, progress, uniform, switches)
+
+    return bound
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=2)
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f"; known are {', '.join(known)}"

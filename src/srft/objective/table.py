@@ -1,0 +1,95 @@
+"""From a list of sequences to the flat tensors the objective works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
+
+
+def sequence_table(
+    sequences: Sequence[TrainingSequence], advantage_S: Tensor | None = None
+) -> SequenceTable:
+    """One row per sequence, in order; ``advantage_S`` is zero until a method has filled it in."""
+    for row, sequence in enumerate(sequences):
+        assert len(sequence.response_ids) > 0, f"sequence {row} has an empty response"
+        assert 0 <= sequence.prefix_length <= len(sequence.response_ids), (
+            f"sequence {row}: prefix of {sequence.prefix_length} tokens, "
+            f"response of {len(sequence.response_ids)}"
+        )
+    if advantage_S is None:
+        advantage_S = torch.zeros(len(sequences))
+    assert len(advantage_S) == len(sequences)
+    return SequenceTable(
+        group_S=torch.tensor([s.group for s in sequences], dtype=torch.int64),
+        is_demo_S=torch.tensor([s.is_demo for s in sequences], dtype=torch.bool),
+        reward_S=torch.tensor([s.reward for s in sequences], dtype=torch.float32),
+        correct_S=torch.tensor([s.correct for s in sequences], dtype=torch.bool),
+        truncated_S=torch.tensor([s.truncated for s in sequences], dtype=torch.bool),
+        length_S=torch.tensor([len(s.response_ids) for s in sequences], dtype=torch.int64),
+        prefix_S=torch.tensor([s.prefix_length for s in sequences], dtype=torch.int64),
+        advantage_S=advantage_S,
+    )
+
+
+def take_rows(table: SequenceTable, rows_S: Tensor) -> SequenceTable:
+    """The rows where a bool_S is True, or those at an int64 index."""
+    return SequenceTable(**{f.name: getattr(table, f.name)[rows_S] for f in fields(table)})
+
+
+def token_index(table: SequenceTable) -> TokenIndex:
+    """Every response token of every sequence, sequence after sequence."""
+    length_S = table.length_S
+    row_S = torch.arange(len(length_S), device=length_S.device)
+    sequence_T = torch.repeat_interleave(row_S, length_S)
+    start_S = torch.cumsum(length_S, 0) - length_S
+    position_T = torch.arange(len(sequence_T), device=length_S.device) - start_S[sequence_T]
+    return TokenIndex(sequences=table, sequence_T=sequence_T, position_T=position_T)
+
+
+def take_tokens(batch: TokenBatch, mask_T: Tensor) -> TokenBatch:
+    """The batch with only the tokens where ``mask_T`` is True; the table of sequences stays whole.
+
+    Terms work on such a batch rather than multiply by a mask, because an infinite loss at a token
+    that is not theirs would turn into 0 * inf = NaN in the backward pass.
+    """
+
+    def take(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[mask_T]
+
+    index = replace(
+        batch.index,
+        sequence_T=batch.index.sequence_T[mask_T],
+        position_T=batch.index.position_T[mask_T],
+    )
+    return replace(
+        batch,
+        index=index,
+        logprob_T=batch.logprob_T[mask_T],
+        entropy_T=batch.entropy_T[mask_T],
+        entropy_grad_T=batch.entropy_grad_T[mask_T],
+        old_logprob_T=batch.old_logprob_T[mask_T],
+        old_entropy_T=batch.old_entropy_T[mask_T],
+        reference_logprob_T=take(batch.reference_logprob_T),
+        sampler_logprob_T=take(batch.sampler_logprob_T),
+    )
+
+
+def sequence_mean(value_T: Tensor, index: TokenIndex) -> Tensor:
+    """Mean of a per-token value over each sequence's tokens in the index; value_S, 0 where none."""
+    return sequence_sum(value_T, index) / token_count(index).clamp(min=1).to(value_T.dtype)
+
+
+def sequence_sum(value_T: Tensor, index: TokenIndex) -> Tensor:
+    """Sum of a per-token value over each sequence's tokens in the index; value_S."""
+    zero_S = value_T.new_zeros(len(index.sequences.group_S))
+    return zero_S.index_add(0, index.sequence_T, value_T)
+
+
+def token_count(index: TokenIndex) -> Tensor:
+    """Number of tokens each sequence has in the index; int64_S."""
+    return torch.bincount(index.sequence_T, minlength=len(index.sequences.group_S))

@@ -1,0 +1,356 @@
+"""The summands of the losses: pure functions of a batch and the switches to a per-token loss.
+
+Every function here that takes a batch is handed the tokens its term covers and no others, so none
+of them masks. Advantages, like every weight, carry no gradient. Notation as in ``switches.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from srft.objective.method import Progress, Term
+from srft.objective.switches import Switches
+from srft.objective.table import sequence_mean, token_count
+from srft.objective.weights import rl_weight, sft_weight
+from srft.types import SequenceTable, TokenBatch, TokenIndex
+
+SFT_WEIGHT_READS = ("sft_coefficient", "sft_entropy_sign", "entropy_level", "weight_cap")
+RL_WEIGHT_READS = ("rl_coefficient", "rl_entropy_sign", "entropy_level", "weight_cap")
+CLIP_READS = ("clip", "clip_low", "clip_high", "ratio_cap", "ratio_level")
+ROLLOUT_READS = ("mask_truncated", "importance_cap")
+
+
+# Masks: which tokens a term covers, bool_T, and on which sequences it can have gradient, bool_S.
+
+
+def demo_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Every token of the demonstrations."""
+    return index.sequences.is_demo_S[index.sequence_T]
+
+
+def rollout_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Sampled tokens of the rollouts: what follows a given prefix."""
+    return all_rollout_tokens(index, switches) & ~_in_prefix(index)
+
+
+def all_rollout_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Tokens of the rollouts, a given prefix included."""
+    return _rollouts(index.sequences, switches)[index.sequence_T]
+
+
+def hint_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Tokens of a rollout that were given from a demonstration."""
+    return ~index.sequences.is_demo_S[index.sequence_T] & _in_prefix(index)
+
+
+def right_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Sampled tokens of right rollouts (R+ of Eq. 12)."""
+    return rollout_tokens(index, switches) & index.sequences.correct_S[index.sequence_T]
+
+
+def wrong_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Sampled tokens of wrong rollouts (R- of Eq. 12)."""
+    return rollout_tokens(index, switches) & ~index.sequences.correct_S[index.sequence_T]
+
+
+def every_token(index: TokenIndex, switches: Switches) -> Tensor:
+    """All response tokens."""
+    return torch.ones_like(index.sequence_T, dtype=torch.bool)
+
+
+def _in_prefix(index: TokenIndex) -> Tensor:
+    return index.position_T < index.sequences.prefix_S[index.sequence_T]
+
+
+def _rollouts(table: SequenceTable, switches: Switches) -> Tensor:
+    rollout_S = ~table.is_demo_S
+    return rollout_S & ~table.truncated_S if switches.mask_truncated else rollout_S
+
+
+def _demos(table: SequenceTable, switches: Switches) -> Tensor:
+    return table.is_demo_S
+
+
+def _demos_with_advantage(table: SequenceTable, switches: Switches) -> Tensor:
+    return table.is_demo_S & (table.advantage_S != 0)
+
+
+def _rollouts_with_advantage(table: SequenceTable, switches: Switches) -> Tensor:
+    return _rollouts(table, switches) & (table.advantage_S != 0)
+
+
+def _hinted(table: SequenceTable, switches: Switches) -> Tensor:
+    return ~table.is_demo_S & (table.prefix_S > 0)
+
+
+def _every_sequence(table: SequenceTable, switches: Switches) -> Tensor:
+    return torch.ones_like(table.is_demo_S)
+
+
+# Pieces.
+
+
+def advantage(batch: TokenBatch) -> Tensor:
+    """The advantage of each token's sequence, in the log-probabilities' dtype; advantage_T."""
+    advantage_S = batch.index.sequences.advantage_S.to(batch.logprob_T.dtype)
+    return advantage_S[batch.index.sequence_T]
+
+
+def ratio(batch: TokenBatch, switches: Switches) -> Tensor:
+    """pi / pi_old of each token, or the sequence's exp(mean log-ratio) (GSPO); ratio_T."""
+    log_ratio_T = batch.logprob_T - batch.old_logprob_T
+    if switches.ratio_level == "sequence":
+        log_ratio_T = sequence_mean(log_ratio_T, batch.index)[batch.index.sequence_T]
+    return torch.exp(log_ratio_T)
+
+
+def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
+    """min(pi_old / pi_sampler, cap) of each sampled token, without gradient; 1 where it is off.
+
+    Tokens of a given prefix were not sampled and keep 1. Source: 2508 "Your efficient RL framework
+    secretly brings you off-policy training"; TRL and verl call it TIS.
+    """
+    if switches.importance_cap is None:
+        return 1.0
+    assert batch.sampler_logprob_T is not None, "importance_cap needs the sampler's log-probs"
+    weight_T = torch.exp(batch.old_logprob_T.detach() - batch.sampler_logprob_T)
+    weight_T = weight_T.clamp(max=switches.importance_cap)
+    return torch.where(_in_prefix(batch.index), torch.ones_like(weight_T), weight_T)
+
+
+# Losses.
+
+
+def sft_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """w_SFT * -lp (Eq. 8)."""
+    return -sft_weight(batch, switches) * batch.logprob_T
+
+
+def observe_sft(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    return {"weight/sft": sft_weight(batch, switches)}
+
+
+def dft_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """stopgrad(pi) * -lp (DFT, 2508.05629)."""
+    return -torch.exp(batch.logprob_T.detach()) * batch.logprob_T
+
+
+def chord_phi_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """stopgrad(pi (1 - pi)) * -lp (CHORD-phi, 2508.11408)."""
+    probability_T = torch.exp(batch.logprob_T.detach())
+    return -probability_T * (1 - probability_T) * batch.logprob_T
+
+
+def hint_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """-lp on the tokens of a hint (UFT, 2505.16984)."""
+    return -batch.logprob_T
+
+
+def demo_rl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """-A * pi, or -A * pi / (pi + gamma): Eq. 9 and 10 with pi_beta = 1 and no clip."""
+    return -advantage(batch) * _demo_ratio(batch, switches)
+
+
+def _demo_ratio(batch: TokenBatch, switches: Switches) -> Tensor:
+    if switches.demo_ratio == "probability":
+        return torch.exp(batch.logprob_T)
+    # pi / (pi + gamma) = sigmoid(lp - log gamma), without 0 / 0 for tiny pi.
+    log_gamma = batch.logprob_T.new_tensor(switches.demo_shaping).log()
+    return torch.sigmoid(batch.logprob_T - log_gamma)
+
+
+def observe_demo_rl(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    return {"ratio/demos": _demo_ratio(batch, switches), "advantage/demos": advantage(batch)}
+
+
+def surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """-min(ratio A, clip(ratio) A) * TIS weight: PPO's surrogate, as GRPO uses it."""
+    ratio_T, advantage_T = ratio(batch, switches), advantage(batch)
+    if not switches.clip:
+        return -ratio_T * advantage_T * importance(batch, switches)
+    clipped_T = ratio_T.clamp(1 - switches.clip_low, 1 + switches.clip_high)
+    if switches.ratio_cap is not None:
+        ratio_T = ratio_T.clamp(max=switches.ratio_cap)
+    gain_T = torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
+    return -gain_T * importance(batch, switches)
+
+
+def observe_surrogate(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    advantage_T = advantage(batch)
+    seen = {"advantage/rollouts": advantage_T}
+    if switches.clip:
+        ratio_T = ratio(batch, switches)
+        low_T = (ratio_T < 1 - switches.clip_low) & (advantage_T < 0)
+        high_T = (ratio_T > 1 + switches.clip_high) & (advantage_T > 0)
+        seen["clip/low"] = low_T
+        seen["clip/high"] = high_T
+    return seen
+
+
+def weighted_surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """The surrogate, times w_RL where A > 0: Eq. 12's weights on the group advantage."""
+    weight_T = torch.where(advantage(batch) > 0, rl_weight(batch, switches), 1.0)
+    return weight_T * surrogate_loss(batch, switches)
+
+
+def observe_weighted_surrogate(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    weight_T = rl_weight(batch, switches)[advantage(batch) > 0]
+    return {"weight/rl": weight_T, **observe_surrogate(batch, switches)}
+
+
+def literal_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """w_RL * -score on right rollouts, +score on wrong ones (Eq. 12); the score is lp.
+
+    The other scores are those the HPT repository offers in its place.
+    """
+    if switches.literal_score == "logprob":
+        score_T = batch.logprob_T
+    elif switches.literal_score == "probability":
+        score_T = torch.exp(batch.logprob_T)
+    elif switches.literal_score == "ratio":
+        score_T = torch.exp(batch.logprob_T - batch.old_logprob_T)
+    else:
+        score_T = batch.logprob_T - batch.old_logprob_T
+    right_T = batch.index.sequences.correct_S[batch.index.sequence_T]
+    signed_T = torch.where(right_T, -rl_weight(batch, switches), 1.0)
+    return signed_T * score_T * importance(batch, switches)
+
+
+def observe_literal(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    right_T = batch.index.sequences.correct_S[batch.index.sequence_T]
+    return {"weight/rl": rl_weight(batch, switches)[right_T]}
+
+
+def cispo_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """-stopgrad(min(ratio, 1 + clip_high)) * A * lp (CISPO, 2506.13585)."""
+    weight_T = ratio(batch, switches).detach().clamp(max=1 + switches.clip_high)
+    return -weight_T * advantage(batch) * batch.logprob_T * importance(batch, switches)
+
+
+def observe_cispo(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    advantage_T = advantage(batch)
+    high_T = (ratio(batch, switches) > 1 + switches.clip_high) & (advantage_T > 0)
+    return {"advantage/rollouts": advantage_T, "clip/high": high_T}
+
+
+def prefix_surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """The surrogate, zero at all but the top-entropy tokens of a given prefix (2507.01679)."""
+    return surrogate_loss(batch, switches) * _kept_in_prefix(batch, switches)
+
+
+def _kept_in_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
+    """True at sampled tokens and at the ceil(share * prefix) tokens of highest entropy in each
+    prefix, entropy being the old policy's."""
+    index = batch.index
+    prefix_T = _in_prefix(index)
+    entropy_T = batch.old_entropy_T.detach()
+    # Tokens in order of sequence, within it the prefix first, within that falling entropy.
+    order = torch.argsort(entropy_T, descending=True, stable=True)
+    order = order[torch.argsort((~prefix_T[order]).int(), stable=True)]
+    order = order[torch.argsort(index.sequence_T[order], stable=True)]
+    count_S = token_count(index)
+    start_S = torch.cumsum(count_S, 0) - count_S
+    rank_T = torch.empty_like(order)
+    rank_T[order] = torch.arange(len(order), device=order.device)
+    rank_T = rank_T - start_S[index.sequence_T]
+    share_S = index.sequences.prefix_S.double() * switches.prefix_entropy_share
+    # 0.2 * 5 is 1.0000000000000002 in some orders of rounding: not two tokens.
+    quota_T = torch.ceil(share_S - 1e-9)[index.sequence_T]
+    return ~prefix_T | (rank_T < quota_T)
+
+
+def observe_prefix(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+    prefix_T = _in_prefix(batch.index)
+    return {
+        "prefix/share": prefix_T,
+        "prefix/kept": _kept_in_prefix(batch, switches)[prefix_T],
+        **observe_surrogate(batch, switches),
+    }
+
+
+def kl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """KL(pi || pi_ref) estimated at the sampled token: k1, k2 or k3 (Schulman 2020).
+
+    Minimised as it stands, k1 has a gradient of mean zero (its value is right, its derivative says
+    nothing); k2's is that of KL(pi || pi_ref), k3's that of KL(pi_ref || pi) near pi = pi_ref.
+    """
+    assert batch.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
+    difference_T = batch.reference_logprob_T - batch.logprob_T
+    if switches.kl_estimator == "k1":
+        return -difference_T
+    if switches.kl_estimator == "k2":
+        return difference_T**2 / 2
+    return torch.expm1(difference_T) - difference_T
+
+
+def entropy_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """-H, with gradient."""
+    return -batch.entropy_grad_T
+
+
+def entropy_bonus_weight(progress: Progress, switches: Switches) -> float:
+    """c, or c * target / (mean entropy of the previous step) where a target is set.
+
+    Source: the fixed strategy of ``use_adaptive_temperature`` in LUFFY's code and what is forked
+    from it; there the entropy is the micro-batch's own, here the previous step's, so that the cut
+    into micro-batches changes nothing. The first step, without an entropy to go by, uses c.
+    """
+    coefficient = switches.entropy_coefficient
+    if switches.entropy_target is None or progress.entropy is None:
+        return coefficient
+    return coefficient * switches.entropy_target / max(progress.entropy, 1e-4)
+
+
+# Terms. Weights that are switches are put in by ``methods.py``.
+
+DEMO_SFT = Term(
+    "demo_sft", "sft", demo_tokens, sft_loss, _demos,
+    reads=SFT_WEIGHT_READS, observe=observe_sft,
+)  # fmt: skip
+DFT = Term("dft", "sft", demo_tokens, dft_loss, _demos)
+CHORD_PHI = Term("chord_phi", "sft", demo_tokens, chord_phi_loss, _demos)
+HINT = Term("hint", "sft", hint_tokens, hint_loss, _hinted)
+DEMO_RL = Term(
+    "demo_rl", "rl", demo_tokens, demo_rl_loss, _demos_with_advantage,
+    reads=("demo_ratio", "demo_shaping"), observe=observe_demo_rl,
+)  # fmt: skip
+SURROGATE = Term(
+    "rollout", "rl", rollout_tokens, surrogate_loss, _rollouts_with_advantage,
+    reads=(*CLIP_READS, *ROLLOUT_READS), observe=observe_surrogate,
+)  # fmt: skip
+WEIGHTED_SURROGATE = Term(
+    "rollout", "rl", rollout_tokens, weighted_surrogate_loss, _rollouts_with_advantage,
+    reads=(*CLIP_READS, *ROLLOUT_READS, *RL_WEIGHT_READS), observe=observe_weighted_surrogate,
+)  # fmt: skip
+LITERAL = Term(
+    "rollout", "rl", rollout_tokens, literal_loss, _rollouts,
+    reads=("literal_score", *ROLLOUT_READS, *RL_WEIGHT_READS), observe=observe_literal,
+)  # fmt: skip
+LITERAL_RIGHT = Term(
+    "rollout_right", "rl", right_tokens, literal_loss, _rollouts,
+    reads=LITERAL.reads, observe=observe_literal,
+)  # fmt: skip
+LITERAL_WRONG = Term(
+    "rollout_wrong", "rl", wrong_tokens, literal_loss, _rollouts, reads=LITERAL.reads,
+)  # fmt: skip
+CISPO = Term(
+    "rollout", "rl", rollout_tokens, cispo_loss, _rollouts_with_advantage,
+    reads=("clip_high", "ratio_level", *ROLLOUT_READS), observe=observe_cispo,
+)  # fmt: skip
+PREFIX_SURROGATE = Term(
+    "rollout", "rl", all_rollout_tokens, prefix_surrogate_loss, _rollouts_with_advantage,
+    reads=("prefix_entropy_share", *CLIP_READS, *ROLLOUT_READS), observe=observe_prefix,
+)  # fmt: skip
+KL = Term(
+    "kl", "regularizer", rollout_tokens, kl_loss, _rollouts,
+    reads=("kl_estimator", "mask_truncated"),
+)  # fmt: skip
+ROLLOUT_ENTROPY = Term(
+    "entropy", "regularizer", rollout_tokens, entropy_loss, _rollouts,
+    weight=entropy_bonus_weight, reads=("mask_truncated",), average="token",
+)  # fmt: skip
+ALL_ENTROPY = Term(
+    "entropy", "regularizer", every_token, entropy_loss, _every_sequence,
+    weight=entropy_bonus_weight, average="token",
+)  # fmt: skip

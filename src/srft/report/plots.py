@@ -1,0 +1,490 @@
+"""Pictures of a run as PNG files, for a README, a terminal-free look, or a paper's draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srft.report.figures import PHASES, figure
+from srft.report.runs import Record, Run, is_number, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = {
+    "rollout": "#2f6fb7",
+    "demonstration": "#d9722e",
+    "second": "#3b9b74",
+    "third": "#8c62c2",
+    "fourth": "#c5475c",
+    "fifth": "#b88a17",
+    "neutral": "#8a93a0",
+    "ink": "#23282f",
+    "faint": "#e6e9ee",
+}
+"""Blue is reinforcement and rollouts, orange is supervision and demonstrations, everywhere."""
+
+CYCLE = [PALETTE[name] for name in ("rollout", "demonstration", "second", "third", "fourth", "fifth")]
+
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelsize": 9,
+    "axes.labelcolor": "#5a636e",
+    "axes.edgecolor": "#b9c0c9",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ecf0",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#5a636e",
+    "ytick.color": "#5a636e",
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": "#23282f",
+    "axes.titlecolor": "#23282f",
+    "figure.facecolor": "#ffffff",
+    "axes.facecolor": "#ffffff",
+    "savefig.facecolor": "#ffffff",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.9,
+    "lines.solid_capstyle": "round",
+}
+
+Panel = Callable[["Axes", Run], bool]
+
+
+def style() -> AbstractContextManager[None]:
+    """The look of every picture of this package, as a matplotlib context."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # Inter or Helvetica where installed; a missing font is not worth a warning on every text.
+    import logging
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    return matplotlib.rc_context(_STYLE)
+
+
+def plot_run(run_dir: Path | str) -> list[Path]:
+    """Draws a run into ``run_dir/plots``: ``overview.png``, one PNG per panel, and the evaluation by
+    family before and after. What the run has not recorded is not drawn.
+
+    Raises:
+        DataError: ``run_dir`` is not a run directory.
+    """
+    run = read_run(run_dir)
+    folder = run.path / "plots"
+    folder.mkdir(exist_ok=True)
+    with style():
+        written = [path for name in PANELS if (path := _save_panel(name, run, folder))]
+        if written:
+            written.insert(0, _save_overview(run, folder))
+        evaluations = run.evaluation()
+        if evaluations:
+            before = evaluations[0] if len(evaluations) > 1 else None
+            written.append(
+                plot_accuracy(before, evaluations[-1], folder / "evaluation.png", title=run.method)
+            )
+    return written
+
+
+def plot_accuracy(
+    before: Record | None, after: Record, out: Path, title: str = "", labels: Sequence[str] = ()
+) -> Path:
+    """Bar chart of two evaluations, family by family, the overall accuracy first.
+
+    ``before`` and ``after`` are records of evaluation.jsonl; ``labels`` names them in the legend
+    (by default their steps). Where ``interval`` is recorded it is drawn on the overall bar.
+    """
+    from matplotlib import pyplot
+
+    names = labels or [f"step {record.get('step', '?')}" for record in (before, after) if record]
+    records = [record for record in (before, after) if record is not None]
+    families = list(dict.fromkeys(f for r in records for f in (r.get("by_family") or {})))
+    rows = ["overall", *families]
+    with style():
+        height = 0.9 + 0.44 * len(rows)
+        chart, ax = pyplot.subplots(figsize=(6.4, max(2.0, height)), layout="constrained")
+        thick = 0.8 / len(records)
+        for i, (record, name) in enumerate(zip(records, names, strict=False)):
+            last = i == len(records) - 1
+            color = PALETTE["rollout"] if last else "#c3cad3"
+            at = [y + (i - (len(records) - 1) / 2) * thick for y in range(len(rows))]
+            values = [_accuracy(record, row) for row in rows]
+            widths = [v if v is not None else 0.0 for v in values]
+            bars = ax.barh(at, widths, height=thick * 0.88, color=color, label=name)
+            for bar, value in zip(bars, values, strict=True):
+                text = f"{100 * value:.1f}" if value is not None else "–"
+                end = bar.get_width()
+                if bar is bars[0]:
+                    end = max(end, _interval_mark(ax, record, at[0]))
+                ax.annotate(
+                    text,
+                    (end, bar.get_y() + bar.get_height() / 2),
+                    xytext=(5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                    color=PALETTE["ink"] if last else "#6b7480",
+                    fontweight="bold" if last else "normal",
+                )
+        ax.set_yticks(range(len(rows)), rows)
+        ax.tick_params(axis="y", labelsize=9.5, labelcolor=PALETTE["ink"])
+        ax.get_yticklabels()[0].set_fontweight("bold")
+        ax.invert_yaxis()
+        if families:
+            ax.axhline(0.5, color="#d5dae1", linewidth=0.8)
+        ax.set_xlim(0, 1.08)
+        ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"])
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        heading = f"Accuracy{f' · {_plain(title)}' if title else ''}"
+        ax.set_title(heading, pad=22 if len(records) > 1 else 9)
+        if len(records) > 1:
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.995), ncols=2, borderaxespad=0.2)
+        return _save(chart, out)
+
+
+def _accuracy(record: Record, row: str) -> float | None:
+    value = record.get("accuracy") if row == "overall" else (record.get("by_family") or {}).get(row)
+    return float(value) if is_number(value) else None
+
+
+def _interval_mark(ax: Axes, record: Record, y: float) -> float:
+    """Draws the recorded interval and returns its upper end, 0 where there is none."""
+    interval = record.get("interval")
+    if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval)):
+        ax.plot(interval, [y, y], color=PALETTE["ink"], linewidth=1.1, alpha=0.75)
+        return float(interval[1])
+    return 0.0
+
+
+# Panels: each draws on one axes and says whether there was anything to draw.
+
+
+def accuracy_panel(ax: Axes, run: Run) -> bool:
+    """Accuracy of rollouts, and of evaluations with their intervals."""
+    from matplotlib.ticker import PercentFormatter
+
+    key = "reward/accuracy" if run.series("reward/accuracy")[0] else "reward/mean"
+    drawn = _line(ax, run, key, PALETTE["rollout"], "rollouts")
+    evaluations = [e for e in run.evaluation() if is_number(e.get("accuracy"))]
+    if evaluations:
+        steps = [e["step"] for e in evaluations]
+        values = [e["accuracy"] for e in evaluations]
+        ax.plot(steps, values, "o-", color=PALETTE["ink"], markersize=4.5, linewidth=1.2, label="evaluation")
+        for e in evaluations:
+            interval = e.get("interval")
+            if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
+                ax.plot([e["step"]] * 2, interval, color=PALETTE["ink"], linewidth=1.0, alpha=0.5)
+        drawn = True
+    if key == "reward/accuracy" or evaluations:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        ax.set_title("Accuracy")
+    else:
+        ax.set_title("Mean reward")
+    return drawn
+
+
+def entropy_panel(ax: Axes, run: Run) -> bool:
+    ax.set_title("Entropy (nats)")
+    pairs = (("rollouts", "rollout"), ("demos", "demonstration"))
+    drawn = [
+        _line(ax, run, f"entropy/{name}", PALETTE[color], f"on {color}s") for name, color in pairs
+    ]
+    if not any(drawn):
+        drawn.append(_line(ax, run, "rollout/entropy", PALETTE["rollout"], "on rollouts"))
+    ax.set_ylim(bottom=0)
+    return any(drawn)
+
+
+def length_panel(ax: Axes, run: Run) -> bool:
+    ax.set_title("Response length (tokens)")
+    drawn = _line(ax, run, "rollout/length_mean", PALETTE["rollout"], "rollouts")
+    drawn |= _line(ax, run, "demo/length_mean", PALETTE["demonstration"], "demonstrations")
+    ax.set_ylim(bottom=0)
+    return drawn
+
+
+def weight_panel(ax: Axes, run: Run) -> bool:
+    """Mean of each weight over the tokens of a step, with the range from smallest to largest."""
+    ax.set_title("Entropy weights (mean, range)")
+    names = (("sft", "$w_{SFT}$", "demonstration"), ("rl", "$w_{RL}$", "rollout"))
+    drawn = False
+    for name, label, color in names:
+        key = f"weight/{name}" if run.series(f"weight/{name}")[0] else f"weight/{name}/mean"
+        drawn |= _band(ax, run, f"weight/{name}/min", f"weight/{name}/max", PALETTE[color])
+        drawn |= _line(ax, run, key, PALETTE[color], label)
+    tops = [v for name, _, _ in names for v in run.series(f"weight/{name}/max")[1]]
+    # exp(+H) of a single token can be orders of magnitude above the mean.
+    if tops and max(tops) > 20 * max(1e-9, _typical(run, names)):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    return drawn
+
+
+def _typical(run: Run, names: Iterable[tuple[str, str, str]]) -> float:
+    values = [
+        v for name, _, _ in names for k in ("", "/mean") for v in run.series(f"weight/{name}{k}")[1]
+    ]
+    return max(values, default=1.0)
+
+
+def loss_panel(ax: Axes, run: Run) -> bool:
+    ax.set_title("Loss, term by term")
+    drawn = False
+    for key, color in term_colors(run.keys()).items():
+        drawn |= _line(ax, run, key, color, key.partition("/")[2].replace("_", " "))
+    drawn |= _line(ax, run, "loss", PALETTE["ink"], "whole loss", width=1.1)
+    return drawn
+
+
+def gradient_panel(ax: Axes, run: Run) -> bool:
+    ax.set_title("Gradient norm")
+    drawn = _line(ax, run, "train/gradient_norm", PALETTE["third"], "before clipping")
+    values = run.series("train/gradient_norm")[1]
+    if values and min(values) > 0 and max(values) > 30 * sorted(values)[len(values) // 2]:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    return drawn
+
+
+def time_panel(ax: Axes, run: Run) -> bool:
+    """Seconds of each phase of a step, stacked."""
+    ax.set_title("Seconds per step, by phase")
+    rows = [m for m in run.metrics if any(is_number(m.get(f"time/{p}")) for p in PHASES)]
+    phases = [p for p in PHASES if any(is_number(m.get(f"time/{p}")) for m in rows)]
+    if not rows:
+        return False
+    colors = dict(
+        zip(PHASES, ("#2f6fb7", "#b88a17", "#d9722e", "#3b9b74", "#c3cad3"), strict=True)
+    )
+    steps = [m["step"] for m in rows]
+    stacks = [smooth([_number_or(m.get(f"time/{p}")) for m in rows]) for p in phases]
+    if len(steps) == 1:
+        steps = [steps[0] - 0.5, steps[0] + 0.5]
+        stacks = [[values[0], values[0]] for values in stacks]
+    ax.stackplot(
+        steps,
+        *stacks,
+        labels=phases,
+        colors=[colors[p] for p in phases],
+        edgecolor="white",
+        linewidth=0.4,
+        alpha=0.9,
+    )
+    ax.margins(x=0)
+    return True
+
+
+PANELS: Mapping[str, Panel] = {
+    "accuracy": accuracy_panel,
+    "entropy": entropy_panel,
+    "length": length_panel,
+    "weights": weight_panel,
+    "losses": loss_panel,
+    "gradient": gradient_panel,
+    "time": time_panel,
+}
+
+
+def term_colors(keys: Sequence[str]) -> dict[str, str]:
+    """A colour for each ``loss/<term>``: orange for the supervised one, blue for rollouts."""
+    terms = [k for k in keys if k.startswith("loss/") and not k.startswith("loss/all_")]
+    preferred = {"sft": "demonstration", "rollout": "rollout"}
+    chosen: dict[str, str] = {}
+    for key in terms:
+        for word, color in preferred.items():
+            if word in key and PALETTE[color] not in chosen.values():
+                chosen[key] = PALETTE[color]
+                break
+    spare = [c for c in CYCLE if c not in chosen.values()]
+    for i, key in enumerate(k for k in terms if k not in chosen):
+        chosen[key] = spare[i % len(spare)] if spare else PALETTE["neutral"]
+    return {key: chosen[key] for key in terms}
+
+
+def smooth(values: Sequence[float], window: int | None = None) -> list[float]:
+    """Centred moving mean, the window shrinking towards both ends; by default a twentieth of the
+    series."""
+    half = (window if window is not None else len(values) // 20) // 2
+    result = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        part = values[i - reach : i + reach + 1]
+        result.append(sum(part) / len(part))
+    return result
+
+
+def _line(ax: Axes, run: Run, key: str, color: str, label: str, width: float = 1.9) -> bool:
+    """The smoothed series over its faint raw values."""
+    steps, values = run.series(key)
+    if not steps:
+        return False
+    if len(steps) == 1:
+        ax.plot(steps, values, "o", color=color, markersize=5, label=label)
+        return True
+    smoothed = smooth(values)
+    if smoothed != values:
+        ax.plot(steps, values, color=color, linewidth=0.7, alpha=0.28)
+    ax.plot(steps, smoothed, color=color, linewidth=width, label=label)
+    return True
+
+
+def _band(ax: Axes, run: Run, low: str, high: str, color: str) -> bool:
+    lows = dict(zip(*run.series(low), strict=True))
+    highs = dict(zip(*run.series(high), strict=True))
+    steps = [step for step in lows if step in highs]
+    if not steps:
+        return False
+    ax.fill_between(
+        steps,
+        smooth([lows[s] for s in steps]),
+        smooth([highs[s] for s in steps]),
+        color=color,
+        alpha=0.09,
+        linewidth=0,
+    )
+    for values in (lows, highs):
+        edge = smooth([values[s] for s in steps])
+        ax.plot(steps, edge, color=color, linewidth=0.9, alpha=0.55, linestyle=(0, (4, 2)))
+    return True
+
+
+def _finish(ax: Axes, run: Run) -> None:
+    """Legend, stage boundaries and axis label, the same for every panel."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1:
+        _legend_row(ax, handles, labels)
+    for before, after in zip(run.metrics, run.metrics[1:], strict=False):
+        if before.get("stage", 0) != after.get("stage", 0):
+            ax.axvline(after["step"] - 0.5, color=PALETTE["neutral"], linewidth=1, linestyle=(0, (3, 3)))
+    ax.set_xlabel("step")
+    if len(run.metrics) > 1:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _legend_row(ax: Axes, handles: Sequence[Any] | None = None, labels: Sequence[str] = ()) -> None:
+    """Legend in one line between title and axes, where it covers nothing."""
+    if handles is None:
+        handles, labels = ax.get_legend_handles_labels()
+    ax.set_title(ax.get_title(loc="left"), pad=21)
+    ax.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(-0.012, 0.995),
+        ncols=len(labels),
+        handlelength=1.1,
+        handletextpad=0.45,
+        columnspacing=1.1,
+        borderaxespad=0.15,
+    )
+
+
+def _save_panel(name: str, run: Run, folder: Path) -> Path | None:
+    from matplotlib import pyplot
+
+    chart, ax = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    if not PANELS[name](ax, run):
+        pyplot.close(chart)
+        return None
+    _finish(ax, run)
+    return _save(chart, folder / f"{name}.png")
+
+
+def _save_overview(run: Run, folder: Path) -> Path:
+    from matplotlib import pyplot
+
+    chart, axes = pyplot.subplots(2, 4, figsize=(16, 7.2), layout="constrained")
+    flat = list(axes.flat)
+    used = 0
+    for panel in PANELS.values():
+        flat[used].clear()
+        if panel(flat[used], run):
+            _finish(flat[used], run)
+            used += 1
+    if used < len(flat):
+        flat[used].clear()
+        if _family_panel(flat[used], run):
+            used += 1
+    for ax in flat[used:]:
+        ax.remove()
+    chart.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    steps = run.metrics[-1]["step"]
+    chart.suptitle(
+        _plain(f"{run.method} · {run.name} · {steps} steps"), x=0.008, ha="left", fontsize=13, weight="bold"
+    )
+    return _save(chart, folder / "overview.png")
+
+
+def _family_panel(ax: Axes, run: Run) -> bool:
+    """Evaluation by family over steps."""
+    from matplotlib.ticker import PercentFormatter
+
+    evaluations = run.evaluation()
+    families = list(dict.fromkeys(f for e in evaluations for f in (e.get("by_family") or {})))
+    drawn = False
+    for i, family in enumerate(families[:10]):
+        points = [(e["step"], v) for e in evaluations if (v := _accuracy(e, family)) is not None]
+        if points:
+            color = CYCLE[i % len(CYCLE)]
+            dash = "-" if i < len(CYCLE) else "--"
+            ax.plot(*zip(*points, strict=True), dash, marker="o", markersize=3, color=color, label=_plain(family))
+            drawn = True
+    if drawn:
+        ax.set_title("Evaluation by family")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        ax.set_xlabel("step")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if len(families) <= 5:
+            _legend_row(ax)
+        else:
+            ax.legend(loc="best", ncols=2, fontsize=7.5, handlelength=1.2)
+    return drawn
+
+
+def _save(chart: Any, out: Path) -> Path:
+    from matplotlib import pyplot
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(out, dpi=150)
+    pyplot.close(chart)
+    return out
+
+
+def _number_or(value: Any, default: float = 0.0) -> float:
+    return float(value) if is_number(value) else default
+
+
+def _plain(text: str) -> str:
+    """Dollar signs would start a formula in matplotlib."""
+    return text.replace("$", r"\$")
+
+
+__all__ = [
+    "CYCLE",
+    "PALETTE",
+    "PANELS",
+    "figure",
+    "plot_accuracy",
+    "plot_run",
+    "smooth",
+    "style",
+    "term_colors",
+]

@@ -1,0 +1,245 @@
+r"""Can the verifier be trusted with this data? Checks to run before training.
+
+`check_answers`: does every ground truth verify against itself? `check_demonstrations`: does every
+demonstration earn its reward, by the path the rollouts take? `audit`: how often does the verifier
+agree with labels somebody else gave?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from srft.errors import DataError
+from srft.rewards.scorer import Score, Scorer
+from srft.rewards.verifiers import math_gold_text
+from srft.types import Example
+
+_TAIL = 200
+_CHUNK = 2000
+_LABELS = {
+    "true": True, "correct": True, "right": True, "yes": True, "1": True, "1.0": True,
+    "false": False, "incorrect": False, "wrong": False, "no": False, "0": False, "0.0": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row that needs a look. `source` is ``file:row``, `text` the end of the text, shortened;
+    `reason` says in words what is wrong."""
+
+    source: str
+    text: str
+    answer: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}; answer {self.answer!r}, text {self.text!r}"
+
+
+@dataclass(frozen=True)
+class AnswerReport:
+    """checked: ground truths tried; failed: those that do not verify against themselves."""
+
+    checked: int
+    failed: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demonstrations earned.
+
+    scores: ``scores[i][k]`` belongs to demonstration k of example i. passed: how many are correct.
+    failed: the others, among them those of which no answer could be read (`unparsable`, a subset).
+    """
+
+    scores: tuple[tuple[Score, ...], ...]
+    passed: int
+    failed: tuple[Finding, ...]
+    unparsable: tuple[Finding, ...]
+
+    @property
+    def total(self) -> int:
+        """Demonstrations scored."""
+        return self.passed + len(self.failed)
+
+    def apply(self, examples: Sequence[Example], policy: Literal["keep", "drop"]) -> list[Example]:
+        """The examples with failed demonstrations kept, or dropped. An example stays, for its
+        rollouts, when all its demonstrations are dropped."""
+        if policy == "keep":
+            return list(examples)
+        kept = []
+        for example, scores in zip(examples, self.scores, strict=True):
+            pairs = zip(example.demonstrations, scores, strict=True)
+            good = tuple(text for text, score in pairs if score.correct)
+            kept.append(replace(example, demonstrations=good))
+        return kept
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The verifier against labels.
+
+    agreement: share of the rows on which the two agree. false_negatives: labelled right, scored
+    wrong; false_positives the other way round. unscorable: rows to which no reward applies (they
+    count as disagreements).
+    """
+
+    rows: int
+    agreement: float
+    false_negatives: tuple[Finding, ...]
+    false_positives: tuple[Finding, ...]
+    unscorable: tuple[Finding, ...]
+
+
+def _tail(text: str) -> str:
+    return text if len(text) <= _TAIL else "..." + text[-_TAIL:]
+
+
+_REASONS = {
+    "no_answer": "no answer can be read in it",
+    "bad_gold": "the ground truth cannot be read",
+    "timeout": "verification ran into the time limit",
+    "memory": "verification ran into the memory limit",
+    "crash": "the verifier process died on it twice",
+}
+
+
+def _reason(score: Score) -> str:
+    said = [
+        f"{label}: {_REASONS[status]}" for label, status in score.status.items() if status != "ok"
+    ]
+    if not score.scorable:
+        return "; ".join(said) or "no reward applies to it"
+    return f"reward {score.reward:g}" + "".join(f", {text}" for text in said)
+
+
+def _scored(
+    scorer: Scorer,
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    token_ids: Sequence[Sequence[int]] | None,
+) -> list[Score]:
+    """`Scorer.score` in chunks, so that long datasets do not wait in the queue all at once."""
+    scores: list[Score] = []
+    for start in range(0, len(texts), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        ids = None if token_ids is None else token_ids[part]
+        scores += scorer.score(examples[part], texts[part], ids)
+    return scores
+
+
+def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
+    """Verify each ground truth against itself, as if the model had boxed it.
+
+    Covers the verifiers that compare with an answer; rewards that do not (functions, format,
+    countdown) have nothing to check here. A row without an answer is a finding.
+    """
+    failed = [
+        Finding(example.source, "", None, "the row has no answer")
+        for example in examples
+        if example.answer is None
+    ]
+    rows = [example for example in examples if example.answer is not None]
+    compared = False
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        texts = [math_gold_text(str(example.answer)) for example in part]
+        for example, text, verdicts in zip(part, texts, scorer.verdicts(part, texts), strict=True):
+            compared = compared or bool(verdicts)
+            for label, verdict in verdicts.items():
+                if verdict.score != 1.0:
+                    why = _REASONS.get(verdict.status, "it does not verify against itself")
+                    failed.append(Finding(example.source, text, example.answer, f"{label}: {why}"))
+    if rows and not compared:
+        return AnswerReport(0, ())
+    return AnswerReport(len(rows), tuple(failed))
+
+
+def check_demonstrations(
+    examples: Sequence[Example],
+    scorer: Scorer,
+    token_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> DemoReport:
+    """Score every demonstration as if the model had written it.
+
+    token_ids: ``token_ids[i][k]`` of demonstration k of example i, for rewards that read lengths.
+    """
+    pairs = [(example, text) for example in examples for text in example.demonstrations]
+    ids = None if token_ids is None else [ids for row in token_ids for ids in row]
+    flat = _scored(scorer, [p[0] for p in pairs], [p[1] for p in pairs], ids)
+    failed, unparsable = [], []
+    for (example, text), score in zip(pairs, flat, strict=True):
+        if not score.correct:
+            failed.append(Finding(example.source, _tail(text), example.answer, _reason(score)))
+            if "no_answer" in score.status.values():
+                unparsable.append(failed[-1])
+    rest = iter(flat)
+    scores = tuple(tuple(next(rest) for _ in example.demonstrations) for example in examples)
+    return DemoReport(scores, len(flat) - len(failed), tuple(failed), tuple(unparsable))
+
+
+def audit(
+    rows: Iterable[Mapping[str, Any]], scorer: Scorer, source: str = "<memory>"
+) -> AuditReport:
+    """Score labelled outputs and compare.
+
+    rows: mappings with ``completion`` (text), ``answer``, ``label`` (true/false, 1/0,
+    "correct"/"incorrect"), optionally ``prompt``; other columns go to the rewards. source: the
+    file's name; rows count from 1.
+
+    Raises: DataError naming ``file:row`` where a column is missing or a label is unknown.
+    """
+    examples: list[Example] = []
+    texts: list[str] = []
+    labels: list[bool] = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}:{number}"
+        examples.append(_example(row, where))
+        texts.append(str(row["completion"]))
+        labels.append(_label(row["label"], where))
+    scores = _scored(scorer, examples, texts, None)
+    negatives: list[Finding] = []
+    positives: list[Finding] = []
+    unscorable: list[Finding] = []
+    for example, text, label, score in zip(examples, texts, labels, scores, strict=True):
+        if score.scorable and score.correct == label:
+            continue
+        finding = Finding(example.source, _tail(text), example.answer, _reason(score))
+        if not score.scorable:
+            unscorable.append(finding)
+        else:
+            (negatives if label else positives).append(finding)
+    wrong = len(negatives) + len(positives) + len(unscorable)
+    agreement = 1.0 - wrong / len(labels) if labels else 1.0
+    return AuditReport(
+        len(labels), agreement, tuple(negatives), tuple(positives), tuple(unscorable)
+    )
+
+
+def _example(row: Mapping[str, Any], where: str) -> Example:
+    missing = [name for name in ("completion", "label") if row.get(name) is None]
+    if missing:
+        raise DataError(
+            f"{where}: no {' and no '.join(missing)}; an audit needs the columns completion, "
+            f"answer and label (the row has {', '.join(row) or 'none'})"
+        )
+    prompt = row.get("prompt", "")
+    return Example(
+        prompt=prompt if isinstance(prompt, str) else tuple(prompt or ()),
+        answer=None if row.get("answer") is None else str(row["answer"]),
+        columns={
+            name: value
+            for name, value in row.items()
+            if name not in ("prompt", "completion", "answer", "label")
+        },
+        source=where,
+    )
+
+
+def _label(value: Any, where: str) -> bool:
+    label = _LABELS.get(str(value).strip().lower())
+    if label is None:
+        raise DataError(f"{where}: label {value!r} is none of true, false, 1, 0, correct, wrong")
+    return label

@@ -1,0 +1,307 @@
+"""Reward functions of the user's, with TRL's signature, called and checked.
+
+``f(prompts, completions, completion_ids=..., **columns) -> list[float | None]``, or ``async``.
+Facts as of TRL 1.16: a prompt that is a list of messages gives its completion as
+``[{"role": "assistant", "content": text}]``, a text prompt gives text; every other column of the
+dataset comes as a list; ``trainer_state``, ``log_extra(column, values)`` and ``log_metric(name,
+value)`` come besides; None means that the function does not apply to that sample.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import reprlib
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srft.errors import ConfigError, RewardError
+from srft.types import Example
+
+RewardFunction = Callable[..., Any]
+_SHORT = reprlib.Repr()
+_MOST_RETRIED = 512
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def load_function(path: str, arguments: Mapping[str, Any] | None = None) -> RewardFunction:
+    """The function at ``path.py:name`` or ``package.module:name``; with `arguments`, what it
+    returns when called with them.
+
+    Raises: ConfigError where the file, module or name does not exist or cannot be imported.
+    """
+    place, _, name = path.rpartition(":")
+    module: Any
+    try:
+        if place.endswith(".py"):
+            module = _module_from_file(Path(place).expanduser(), path)
+        else:
+            module = importlib.import_module(place)
+        function = functools.reduce(getattr, name.split("."), module)
+    except ConfigError:
+        raise
+    except AttributeError as error:
+        raise ConfigError(f"reward function {path!r}: {place} has no {name!r}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"reward function {path!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if arguments is not None:
+        try:
+            function = function(**arguments)
+        except Exception as error:
+            raise ConfigError(
+                f"reward function {path!r} called with {dict(arguments)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not callable(function):
+        raise ConfigError(f"reward function {path!r} is not callable: {_SHORT.repr(function)}")
+    return function
+
+
+def _module_from_file(file: Path, path: str) -> Any:
+    if not file.is_file():
+        raise ConfigError(f"reward function {path!r}: there is no file {file.resolve()}")
+    spec = importlib.util.spec_from_file_location(f"srft_reward_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look modules up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def function_name(function: RewardFunction) -> str:
+    """What TRL calls it in metrics: its name, that of the wrapped function, or its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether calling it gives a coroutine (functions, partials and callable objects)."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    call = type(function).__call__ if not inspect.isroutine(function) else function
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Completions to score together. token_ids is None where the caller has no tokens."""
+
+    examples: Sequence[Example]
+    completions: Sequence[str]
+    token_ids: Sequence[Sequence[int]] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def only(self, i: int) -> Batch:
+        """The batch of sample `i` alone."""
+        ids = None if self.token_ids is None else [self.token_ids[i]]
+        return Batch([self.examples[i]], [self.completions[i]], ids, self.extras)
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments TRL would call a reward function with."""
+        prompts: list[Any] = []
+        completions: list[Any] = []
+        for example, text in zip(self.examples, self.completions, strict=True):
+            if isinstance(example.prompt, str):
+                prompts.append(example.prompt)
+                completions.append(text)
+            else:
+                prompts.append([dict(message) for message in example.prompt])
+                completions.append([{"role": "assistant", "content": text}])
+        names = dict.fromkeys(name for example in self.examples for name in example.columns)
+        values: dict[str, Any] = {
+            name: [example.columns.get(name) for example in self.examples] for name in names
+        }
+        if any(example.answer is not None for example in self.examples):
+            values.setdefault("answer", [example.answer for example in self.examples])
+        values |= self.extras
+        values |= {"prompts": prompts, "completions": completions}
+        if self.token_ids is not None:
+            values["completion_ids"] = [list(ids) for ids in self.token_ids]
+        return values
+
+
+def _accepted(function: RewardFunction, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without what the signature has no room for."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # built-ins without a signature
+        return dict(values)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(values)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _missing(function: RewardFunction, values: Mapping[str, Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return [p.name for p in named if p.default is p.empty and p.name not in values]
+
+
+def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
+    """The call, ready to make. Raises: RewardError where it asks for columns there are not."""
+    values = batch.arguments()
+    missing = _missing(function, values)
+    if missing:
+        columns = sorted(set(values) - {"prompts", "completions", "completion_ids", *batch.extras})
+        tokens = " (no token ids are at hand in this check)" if "completion_ids" in missing else ""
+        raise RewardError(
+            f"reward function {function_name(function)} needs {', '.join(missing)}{tokens}; "
+            f"{batch.examples[0].source} has the columns {', '.join(columns) or 'none'}"
+        )
+    return functools.partial(function, **_accepted(function, values))
+
+
+def checked(function: RewardFunction, batch: Batch, output: Any) -> list[float | None]:
+    """`output` as one float or None per sample. Raises: RewardError where it is not that."""
+    name = function_name(function)
+    try:
+        rewards = list(output)
+    except TypeError:
+        rewards = None
+    if rewards is None or isinstance(output, str | bytes | Mapping):
+        raise RewardError(
+            f"reward function {name} returned {_SHORT.repr(output)}: "
+            f"expected a list of {len(batch)} numbers or None{_where(batch)}"
+        )
+    if len(rewards) != len(batch):
+        raise RewardError(
+            f"reward function {name} returned {len(rewards)} rewards for {len(batch)} completions"
+            f"{_where(batch)}; it must return one for each"
+        )
+    return [_number(name, value, batch, i) for i, value in enumerate(rewards)]
+
+
+def _number(name: str, value: Any, batch: Batch, i: int) -> float | None:
+    if value is None:
+        return None
+    # Tensors and numpy scalars of one element are numbers to TRL as well.
+    if not isinstance(value, numbers.Real) and hasattr(value, "item") and _is_single(value):
+        value = value.item()
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise RewardError(
+        f"reward function {name} returned {_SHORT.repr(value)} for {batch.examples[i].source}: "
+        "expected a finite number or None. "
+        f"The completion was {_SHORT.repr(batch.completions[i])}"
+    )
+
+
+def _is_single(value: Any) -> bool:
+    return math.prod(getattr(value, "shape", ())) == 1
+
+
+def _where(batch: Batch) -> str:
+    sources = [example.source for example in batch.examples]
+    if not sources:
+        return ""
+    last = f" to {sources[-1]}" if len(sources) > 1 else ""
+    return f" (from {sources[0]}{last})"
+
+
+def run_functions(
+    functions: Mapping[str, RewardFunction], batch: Batch, runner: AsyncRunner
+) -> dict[str, list[float | None]]:
+    """Rewards of every function for every sample; the async ones are awaited together.
+
+    Raises: RewardError naming the function and the sample where one fails.
+    """
+    if not len(batch):
+        return {label: [] for label in functions}
+    calls = {label: prepare(function, batch) for label, function in functions.items()}
+    outputs: dict[str, Any] = {}
+    waiting = [label for label, function in functions.items() if is_async(function)]
+    for label, call in calls.items():
+        if label not in waiting:
+            try:
+                outputs[label] = call()
+            except Exception as error:
+                raise _failure(functions[label], batch, error, runner) from error
+    if waiting:
+        results = runner.run([calls[label] for label in waiting])
+        for label, result in zip(waiting, results, strict=True):
+            if isinstance(result, BaseException):
+                raise _failure(functions[label], batch, result, runner) from result
+            outputs[label] = result
+    return {
+        label: checked(function, batch, outputs[label]) for label, function in functions.items()
+    }
+
+
+def _failure(
+    function: RewardFunction, batch: Batch, error: BaseException, runner: AsyncRunner
+) -> RewardError:
+    """What a user is told when their function raises. The samples are tried one at a time, so that
+    the message names the one the function cannot take, if it is one."""
+    for i in range(len(batch)) if len(batch) <= _MOST_RETRIED else ():
+        single = batch.only(i)
+        if type(_error_of(function, single, runner)) is type(error):
+            batch = single
+            break
+    return RewardError(
+        f"reward function {function_name(function)} raised {type(error).__name__}: {error}"
+        f"{_where(batch)}; the completion was {_SHORT.repr(batch.completions[0])}"
+    )
+
+
+def _error_of(function: RewardFunction, batch: Batch, runner: AsyncRunner) -> BaseException | None:
+    call = prepare(function, batch)
+    try:
+        result = runner.run([call])[0] if is_async(function) else call()
+    except Exception as error:  # noqa: BLE001 - any error is the answer sought
+        return error
+    return result if isinstance(result, BaseException) else None
+
+
+class AsyncRunner:
+    """An event loop in a thread of its own, so that async rewards work in notebooks (where a loop
+    already runs) and keep their connections from one call to the next."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Await all calls at once; results, or the exceptions they raised, in order."""
+
+        async def gather() -> list[Any]:
+            async def one(call: Callable[[], Any]) -> Any:
+                return await call()
+
+            return await asyncio.gather(*map(one, calls), return_exceptions=True)
+
+        return asyncio.run_coroutine_threadsafe(gather(), self._running()).result()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(
+                    target=self._loop.run_forever, name="async-rewards", daemon=True
+                ).start()
+            return self._loop
+
+    def close(self) -> None:
+        """Stop the loop. Idempotent."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None

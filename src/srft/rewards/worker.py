@@ -1,0 +1,188 @@
+"""The other side of the pool: a nursery process that forks workers, and the workers.
+
+The nursery imports math-verify once (about a second) and then forks a worker in milliseconds
+whenever the pool has had to kill one, so an adversarial answer costs its time limit and little
+more. It stays single-threaded, which is what makes forking safe. It imports neither torch nor the
+user's ``__main__``: scripts need no ``if __name__ == "__main__"`` guard and notebooks work.
+
+Messages are pickles over a socket. Pool to nursery: ``("fork",)`` followed by a socket for the new
+worker, answered by its process id; ``("reap", pid, grace_s)``, answered by its exit code (minus the
+signal's number if a signal ended it). Pool to worker: a `Job`; answer: ``(score, status, tired)``,
+where a tired worker has grown and is to be replaced before it is held against the next item.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any
+
+READY, FAILED = "ready", "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to verify. `check` is ``package.module:function``; a verifier's function."""
+
+    check: str
+    text: str
+    answer: str | None
+    columns: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """timeout_s: wall-clock seconds after which the worker ends itself should nobody be left to end
+    it. address_space: bytes it may map beyond what it has at birth (0: no limit)."""
+
+    timeout_s: float
+    address_space: int
+
+
+def nursery_main(descriptor: int) -> None:
+    """Run the nursery on an inherited socket until the pool closes it."""
+    control: Connection[Any, Any] = Connection(descriptor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limits: Limits = control.recv()
+    try:
+        _warm_up()
+    except Exception:  # noqa: BLE001 - whatever it is, the pool reports it to the user
+        control.send((FAILED, traceback.format_exc()))
+        return
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, pages shared with workers
+    control.send((READY, os.getpid()))
+    children: set[int] = set()
+    try:
+        while True:
+            request = control.recv()
+            if request[0] == "stop":
+                break
+            if request[0] == "fork":
+                child = reduction.recv_handle(control)
+                pid = os.fork()
+                if pid == 0:
+                    control.close()
+                    _worker_main(child, limits)
+                os.close(child)
+                children.add(pid)
+                control.send(pid)
+            else:
+                _, pid, grace_s = request
+                children.discard(pid)
+                control.send(_reap(pid, grace_s))
+    except (EOFError, OSError):
+        pass  # the pool has gone
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _warm_up() -> None:
+    """Import and run everything once, so that forked workers start with it in memory."""
+    import logging
+
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from srft.rewards import countdown, verifiers
+
+    verifiers.check_math(r"It is $\boxed{\frac{1}{2} + x^2}$", r"x^2 + \frac{1}{2}", {}, {})
+    verifiers.check_math("so 7 + 5 = 12", "12", {}, {})
+    countdown.check_countdown("<answer>1 + 2</answer>", "3", {"numbers": [1, 2]}, {})
+
+
+def _reap(pid: int, grace_s: float) -> int:
+    """The exit code of a worker, which is killed if it lives on for `grace_s` seconds."""
+    deadline = time.monotonic() + grace_s
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _worker_main(descriptor: int, limits: Limits) -> None:
+    """Verify jobs until the pool closes the socket. Never returns."""
+    code = 0
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):  # parsers print to them
+            os.dup2(null, stream)
+        _limit_memory(limits.address_space)
+        birth_rss = _peak_rss()
+        jobs: Connection[Any, Any] = Connection(descriptor)
+        while True:
+            job = jobs.recv()
+            # Ends this process, by the kernel and in whatever C code it is, if the pool itself was
+            # killed and cannot. The pool's own limit comes first.
+            signal.setitimer(signal.ITIMER_REAL, 2 * limits.timeout_s + 5)
+            score, status = _run(job)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            jobs.send((score, status, _peak_rss() > birth_rss + limits.address_space // 8))
+    except (EOFError, OSError):
+        pass
+    except BaseException:  # noqa: BLE001 - a forked child must never unwind into the nursery's loop
+        code = 1
+    os._exit(code)
+
+
+def _limit_memory(address_space: int) -> None:
+    if not address_space or not sys.platform.startswith("linux"):
+        return
+    import resource
+    from pathlib import Path
+
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + address_space
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _peak_rss() -> int:
+    """The most memory this process has held so far, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _run(job: Job) -> tuple[float | None, str]:
+    try:
+        verdict = _resolve(job.check)(job.text, job.answer, job.columns, job.options)
+    except MemoryError:
+        return 0.0, "memory"
+    except Exception:  # noqa: BLE001 - reported to the pool, which counts it and says so
+        return None, "error:" + traceback.format_exc(limit=-3)
+    return verdict.score, verdict.status
+
+
+_CHECKS: dict[str, Callable[..., Any]] = {}
+
+
+def _resolve(check: str) -> Callable[..., Any]:
+    if check not in _CHECKS:
+        module, _, name = check.partition(":")
+        _CHECKS[check] = getattr(importlib.import_module(module), name)
+    return _CHECKS[check]
+
+
+def dumps(job: Job) -> bytes:
+    """Pickle a job in the caller's thread, so that what cannot be pickled fails there."""
+    return pickle.dumps(job, protocol=pickle.HIGHEST_PROTOCOL)

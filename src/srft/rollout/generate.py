@@ -1,0 +1,159 @@
+"""The fallback engine: transformers' ``generate``, for models the embedded engine cannot drive.
+
+Slower: prompts are run once per rollout, finished rows stay in the batch until the longest is done,
+and the cache is whatever the model brings. Tokens are drawn by our sampler from the same seeds, so
+a rollout is the same as the embedded engine's, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from srft.rollout.attention import sampling_mode
+from srft.rollout.config import RolloutConfig
+from srft.rollout.requests import check_finite, check_requests
+from srft.rollout.sampling import draw, uniforms
+from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule, end_token_ids
+from srft.types import Completion, RolloutRequest, SamplingParams
+
+
+class GenerateEngine:
+    """``RolloutEngine`` that calls ``model.generate``. ``on_completion`` is called as each batch of
+    ``max_rows`` rollouts ends."""
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config or RolloutConfig()
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        """See ``RolloutEngine.generate``. RolloutError for requests that cannot fit."""
+        check_requests(self.model, requests, params)
+        results: list[list[Completion]] = [[] for _ in requests]
+        pairs = [(r, i) for r, request in enumerate(requests) for i in range(request.n)]
+        with sampling_mode(self.model, attention=None):
+            for begin in range(0, len(pairs), self.config.max_rows):
+                batch = pairs[begin : begin + self.config.max_rows]
+                completions = self._batch([requests[r] for r, _ in batch], batch, params)
+                for (r, i), completion in zip(batch, completions, strict=True):
+                    check_finite(completion, r, i)
+                    results[r].append(completion)
+                    if on_completion is not None:
+                        on_completion(r, i, completion)
+        return results
+
+    def update_weights(self) -> None:
+        """Nothing to do: the weights sampled from are the trainer's own."""
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def _batch(
+        self,
+        requests: list[RolloutRequest],
+        pairs: list[tuple[int, int]],
+        params: SamplingParams,
+    ) -> list[Completion]:
+        device = next(self.model.parameters()).device
+        width = max(len(r.prompt_ids) for r in requests)
+        gaps = [width - len(r.prompt_ids) for r in requests]
+        ids = [
+            [r.prompt_ids[0]] * gap + list(r.prompt_ids)
+            for r, gap in zip(requests, gaps, strict=True)
+        ]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        ends = end_token_ids(self.model, self.tokenizer)
+        stop = StopRule(self.tokenizer, params, ends, vocabulary, device)
+        seeds = [request.seed + i for request, (_, i) in zip(requests, pairs, strict=True)]
+        sampler = _Sampler(params, seeds, width, device)
+        criterion = _Criterion(stop, width)
+        self.model.generate(
+            torch.tensor(ids, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=params.max_tokens,
+            # Never met: the stop rule ends rows, so every row keeps producing real tokens.
+            eos_token_id=None,
+            pad_token_id=next(iter(ends), 0),
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([criterion]),
+        )
+        return [
+            self._completion(stop, params, tokens, logprobs)
+            for tokens, logprobs in zip(*sampler.drawn(), strict=True)
+        ]
+
+    def _completion(
+        self, stop: StopRule, params: SamplingParams, tokens: list[int], logprobs: list[float]
+    ) -> Completion:
+        """Cut one row, which ran until the whole batch had ended, at its own end."""
+        length, by_token, stopped = stop.first_end(tokens)
+        kept = tokens[:length]
+        return Completion(
+            token_ids=tuple(kept),
+            logprobs=tuple(logprobs[:length]),
+            text=stop.text(kept, by_token),
+            finish_reason="stop" if stopped else "length",
+        )
+
+
+class _Sampler(LogitsProcessor):
+    """Draws each token itself and leaves ``generate``'s argmax no other choice."""
+
+    def __init__(
+        self, params: SamplingParams, seeds: list[int], width: int, device: torch.device
+    ) -> None:
+        self.params, self.width = params, width
+        self.uniforms = torch.from_numpy(uniforms(seeds, params.max_tokens)).to(device)
+        self.tokens: list[Tensor] = []
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        step = input_ids.shape[1] - self.width
+        token, logprob = draw(scores, self.uniforms[:, step], self.params)
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        return torch.full_like(scores, float("-inf")).scatter_(1, token[:, None], 0.0)
+
+    def drawn(self) -> tuple[list[list[int]], list[list[float]]]:
+        return torch.stack(self.tokens, 1).tolist(), torch.stack(self.logprobs, 1).tolist()
+
+
+class _Criterion(StoppingCriteria):
+    """Ends the batch when every row has met the stop rule."""
+
+    def __init__(self, stop: StopRule, width: int) -> None:
+        self.stop, self.width = stop, width
+        self.done: np.ndarray | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        codes = self.stop.table[input_ids[:, -1]].cpu().numpy()
+        if self.done is None:
+            self.done = np.zeros(len(codes), dtype=bool)
+        self.done |= codes == STOP_TOKEN
+        for row in np.flatnonzero((codes == MAY_END_STRING) & ~self.done):
+            self.done[row] = self.stop.ends_string(input_ids[row, self.width :].tolist())
+        return torch.full(
+            (len(codes),), bool(self.done.all()), dtype=torch.bool, device=input_ids.device
+        )

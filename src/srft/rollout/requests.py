@@ -1,0 +1,57 @@
+"""What every engine asks of the requests before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from srft.errors import RolloutError
+from srft.types import Completion, RolloutRequest, SamplingParams
+
+
+def context_length(model: Any) -> int | None:
+    """Most positions the model was built for, in tokens; None where its config does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def check_requests(
+    model: Any, requests: Sequence[RolloutRequest], params: SamplingParams
+) -> None:
+    """RolloutError for an empty prompt, a token the model has no embedding for, or a prompt that
+    with ``max_tokens`` exceeds the model's context; the message names the request."""
+    if params.max_tokens < 1:
+        raise RolloutError(f"max_tokens is {params.max_tokens}; sampling needs at least 1")
+    limit = context_length(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    for number, request in enumerate(requests):
+        length = len(request.prompt_ids)
+        if request.n < 0:
+            raise RolloutError(f"request {number} asks for {request.n} completions")
+        if length == 0:
+            raise RolloutError(
+                f"request {number} has an empty prompt; give it at least one token, such as the "
+                "beginning-of-sequence token"
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
+            raise RolloutError(
+                f"request {number} holds a token id outside the model's vocabulary of "
+                f"{vocabulary}; model and tokenizer do not belong together"
+            )
+        if limit is not None and length + params.max_tokens > limit:
+            raise RolloutError(
+                f"request {number}: prompt of {length} tokens + max_tokens={params.max_tokens} "
+                f"exceeds the model's context of {limit}; lower rollout.max_tokens to "
+                f"{max(limit - length, 0)} or drop longer prompts from the data"
+            )
+
+
+def check_finite(completion: Completion, request: int, sample: int) -> None:
+    """RolloutError if a log-probability is not a finite number."""
+    if not all(map(math.isfinite, completion.logprobs)):
+        raise RolloutError(
+            f"rollout {sample} of request {request}: the model's log-probabilities are not finite; "
+            "its weights have diverged (lower the learning rate, or go back to an earlier "
+            "checkpoint)"
+        )

@@ -1,0 +1,102 @@
+"""When a response ends: stop tokens at table speed, stop strings by decoding few candidates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from srft.types import SamplingParams
+
+STOP_TOKEN, MAY_END_STRING = 1, 2
+
+
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """End-of-sequence ids of the model's generation config and of the tokenizer."""
+    found: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(int(v) for v in value)
+    return frozenset(found)
+
+
+class StopRule:
+    """Decides which freshly sampled tokens end their response.
+
+    ``table`` (uint8 [V]) is STOP_TOKEN for stop token ids and MAY_END_STRING for tokens whose text
+    could complete a stop string, so that only the rows that sampled one are decoded.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        params: SamplingParams,
+        end_ids: frozenset[int],
+        vocabulary: int,
+        device: torch.device,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.strings = tuple(s for s in params.stop if s)
+        # A character is at most four tokens of a byte-level vocabulary.
+        self._tail = 8 + max((len(s.encode()) for s in self.strings), default=0)
+        table = torch.zeros(vocabulary, dtype=torch.uint8)
+        if self.strings:
+            table[_may_end(tokenizer, self.strings, vocabulary)] = MAY_END_STRING
+        stops = [i for i in {*end_ids, *params.stop_token_ids} if 0 <= i < vocabulary]
+        table[stops] = STOP_TOKEN
+        self.table = table.to(device)
+
+    def text(self, token_ids: list[int], ended_by_token: bool) -> str:
+        """The response's text: no special tokens, no stop token, cut before a stop string."""
+        kept = token_ids[:-1] if ended_by_token else token_ids
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        assert isinstance(text, str)
+        found = [at for at in (text.find(s) for s in self.strings) if at >= 0]
+        return text[: min(found)] if found else text
+
+    def ends_string(self, token_ids: list[int]) -> bool:
+        """Whether the text of these tokens contains a stop string."""
+        tail = self.tokenizer.decode(token_ids[-self._tail :], skip_special_tokens=True)
+        return any(s in tail for s in self.strings)
+
+    def first_end(self, token_ids: list[int]) -> tuple[int, bool, bool]:
+        """(tokens up to the first end, whether a stop token ended it, whether anything did)."""
+        codes = self.table[torch.tensor(token_ids, device=self.table.device)].tolist()
+        for at, code in enumerate(codes, start=1):
+            if code == STOP_TOKEN:
+                return at, True, True
+            if code == MAY_END_STRING and self.ends_string(token_ids[:at]):
+                return at, False, True
+        return len(token_ids), False, False
+
+
+def _may_end(
+    tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], vocabulary: int
+) -> Tensor:
+    """bool [V]: tokens with a character sequence that ends a stop string begun earlier or in them.
+
+    A token's text is taken alone and after another token, because some decoders put a space
+    between tokens or drop one at the start of a text. Texts that are parts of a character (shown
+    as the replacement character) always count.
+    """
+    size = min(vocabulary, len(tokenizer))
+    alone = tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=True)
+    anchor = next((i for i, text in enumerate(alone) if text.strip()), 0)
+    behind = tokenizer.batch_decode([[anchor, i] for i in range(size)], skip_special_tokens=True)
+    cut = len(alone[anchor])
+    suffixes = {s[i:] for s in strings for i in range(len(s))}
+    may = torch.zeros(vocabulary, dtype=torch.bool)
+    for token, (first, pair) in enumerate(zip(alone, behind, strict=True)):
+        may[token] = any(
+            "\ufffd" in text
+            or any(s in text for s in strings)
+            or any(text.startswith(suffix) for suffix in suffixes)
+            for text in (first, pair[cut:])
+            if text
+        )
+    return may

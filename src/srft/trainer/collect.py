@@ -1,0 +1,248 @@
+"""First half of a step: prompts -> rollouts -> rewards -> groups of training sequences."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from srft.objective.method import Method, Progress
+from srft.rewards.scorer import Score, Scorer
+from srft.types import (
+    Completion,
+    RolloutEngine,
+    RolloutRequest,
+    SamplingParams,
+    TokenizedExample,
+    TrainingSequence,
+)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of a prompt: its tokens (a given prefix included), its text, its score."""
+
+    sequence: TrainingSequence
+    text: str
+    score: Score
+
+
+@dataclass
+class Collected:
+    """The groups of one step. ``examples[g]``, ``rollouts[g]`` and ``demos[g]`` belong together."""
+
+    examples: list[TokenizedExample] = field(default_factory=list)
+    rollouts: list[list[Rollout]] = field(default_factory=list)
+    demos: list[list[TrainingSequence]] = field(default_factory=list)
+    generate_seconds: float = 0.0
+    score_seconds: float = 0.0
+    sampled_groups: int = 0
+
+    def take(self, other: Collected, only_mixed: bool) -> None:
+        """Adds the groups of ``other``; with ``only_mixed`` those whose rollouts differ in reward."""
+        self.generate_seconds += other.generate_seconds
+        self.score_seconds += other.score_seconds
+        self.sampled_groups += len(other.examples)
+        for example, rollouts, demos in zip(
+            other.examples, other.rollouts, other.demos, strict=True
+        ):
+            if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:
+                continue
+            self.examples.append(example)
+            self.rollouts.append(rollouts)
+            self.demos.append(demos)
+
+    @property
+    def unsolved(self) -> list[int]:
+        """Rows of the prompts that have a demonstration and no right rollout."""
+        return [
+            example.index
+            for example, rollouts in zip(self.examples, self.rollouts, strict=True)
+            if example.demonstration_ids and not any(r.sequence.correct for r in rollouts)
+        ]
+
+    @property
+    def sequences(self) -> list[TrainingSequence]:
+        """Every sequence, group by group, rollouts before demonstrations."""
+        return [
+            sequence
+            for rollouts, demos in zip(self.rollouts, self.demos, strict=True)
+            for sequence in [*(r.sequence for r in rollouts), *demos]
+        ]
+
+
+def request_seed(*parts: int) -> int:
+    """A 62-bit seed from a few integers: the same everywhere, whatever the order of generation."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def collect(
+    examples: Sequence[TokenizedExample],
+    *,
+    method: Method,
+    progress: Progress,
+    step: int,
+    engine: RolloutEngine,
+    scorer: Scorer,
+    demo_scores: Sequence[Sequence[Score]],
+    params: SamplingParams,
+    group_size: int,
+    seed: int,
+    decode: Callable[[Sequence[int]], str],
+    first_group: int = 0,
+) -> Collected:
+    """Samples ``group_size`` rollouts a prompt and scores them while generation goes on.
+
+    ``step`` and ``seed`` decide what is sampled. ``demo_scores[index]`` are the scores of example
+    ``index``'s demonstrations. ``first_group`` numbers the groups when a step is collected in
+    several rounds. ``decode`` turns response ids into text, special tokens left out. Rollouts to
+    which no reward applies are left out of their group.
+
+    Raises:
+        RewardError: a reward function failed.
+        RolloutError: the engine failed.
+    """
+    collected = Collected(examples=list(examples), sampled_groups=len(examples))
+    for offset, example in enumerate(examples):
+        collected.demos.append(
+            _demo_sequences(example, first_group + offset, demo_scores[example.index])
+            if method.demonstrations
+            else []
+        )
+    if not method.rollouts:
+        collected.rollouts = [[] for _ in examples]
+        return collected
+
+    plans = [
+        _plan(example, method, progress, group_size, request_seed(seed, step, first_group + g))
+        for g, example in enumerate(examples)
+    ]
+    requests = [request for plan in plans for request, _ in plan]
+    owners = [(g, prefix) for g, plan in enumerate(plans) for _, prefix in plan]
+    session = scorer.session()
+    texts: dict[tuple[int, int], str] = {}
+
+    def score_now(r: int, i: int, completion: Completion) -> None:
+        g, prefix = owners[r]
+        ids = (*prefix, *completion.token_ids)
+        texts[(r, i)] = _whole_text(prefix, completion, decode)
+        session.add((r, i), examples[g].example, texts[(r, i)], ids)
+
+    start = time.perf_counter()
+    completions = engine.generate(requests, params, on_completion=score_now)
+    generated = time.perf_counter()
+    scores: dict[Any, Score] = session.results()
+    collected.generate_seconds = generated - start
+    collected.score_seconds = time.perf_counter() - generated
+
+    collected.rollouts = [[] for _ in examples]
+    for r, (g, prefix) in enumerate(owners):
+        for i, completion in enumerate(completions[r]):
+            score = scores[(r, i)]
+            if not score.scorable:
+                continue
+            sequence = TrainingSequence(
+                prompt_ids=examples[g].prompt_ids,
+                response_ids=(*prefix, *completion.token_ids),
+                group=first_group + g,
+                is_demo=False,
+                reward=score.reward,
+                correct=score.correct,
+                truncated=completion.finish_reason == "length",
+                prefix_length=len(prefix),
+                # A given prefix was not sampled: log-prob 0, and the objective masks it.
+                sampler_logprobs=(*(0.0 for _ in prefix), *completion.logprobs),
+            )
+            collected.rollouts[g].append(Rollout(sequence, texts[(r, i)], score))
+    return collected
+
+
+def _plan(
+    example: TokenizedExample, method: Method, progress: Progress, group_size: int, seed: int
+) -> list[tuple[RolloutRequest, tuple[int, ...]]]:
+    """The requests of one prompt, each with the start of a demonstration that it continues: one
+    request for all rollouts, or one for each run of rollouts with the same prefix."""
+    if method.prefix is None or not example.demonstration_ids:
+        return [(RolloutRequest(example.prompt_ids, group_size, seed), ())]
+    which = seed % len(example.demonstration_ids)
+    demo = example.demonstration_ids[which]
+    # One draw for the prompt: its rollouts share what they are given.
+    uniform = (request_seed(seed) >> 9) / 2**53
+    # At least the end-of-sequence token is left to the policy.
+    lengths = [
+        max(0, min(method.prefix(len(demo), i, group_size, progress, uniform), len(demo) - 1))
+        for i in range(group_size)
+    ]
+    plan = []
+    for length, run in itertools.groupby(range(group_size), key=lambda i: lengths[i]):
+        rows = list(run)
+        prefix = demo[:length]
+        prompt_ids = (*example.prompt_ids, *prefix)
+        plan.append((RolloutRequest(prompt_ids, len(rows), seed + rows[0]), prefix))
+    return plan
+
+
+def _whole_text(
+    prefix: tuple[int, ...], completion: Completion, decode: Callable[[Sequence[int]], str]
+) -> str:
+    """The response as one text. Prefix and continuation are decoded together: apart, tokenizers
+    that mark spaces on the following token would lose the one between them."""
+    if not prefix:
+        return completion.text
+    return decode((*prefix, *completion.token_ids))
+
+
+def _demo_sequences(
+    example: TokenizedExample, group: int, scores: Sequence[Score]
+) -> list[TrainingSequence]:
+    return [
+        TrainingSequence(
+            prompt_ids=example.prompt_ids,
+            response_ids=ids,
+            group=group,
+            is_demo=True,
+            reward=score.reward,
+            correct=score.correct,
+        )
+        for ids, score in zip(example.demonstration_ids, scores, strict=True)
+    ]
+
+
+def group_metrics(collected: Collected) -> dict[str, float]:
+    """Figures of a step that are known before any training on it (docs/metrics.md)."""
+    rollouts = [rollout for group in collected.rollouts for rollout in group]
+    if not rollouts:
+        return {}
+    rewards = [[r.sequence.reward for r in group] for group in collected.rollouts]
+    correct = [[r.sequence.correct for r in group] for group in collected.rollouts]
+    flat = [reward for group in rewards for reward in group]
+    lengths = [len(r.sequence.response_ids) for r in rollouts]
+    logprobs = [
+        value
+        for r in rollouts
+        for value in (r.sequence.sampler_logprobs or ())[r.sequence.prefix_length :]
+    ]
+    demos = [demo for group in collected.demos for demo in group]
+    metrics = {
+        "reward/mean": statistics.fmean(flat),
+        "reward/std": statistics.pstdev(flat),
+        "reward/accuracy": statistics.fmean(r.sequence.correct for r in rollouts),
+        "groups/all_right": statistics.fmean(all(group) for group in correct),
+        "groups/all_wrong": statistics.fmean(not any(group) for group in correct),
+        "groups/sampled": float(collected.sampled_groups),
+        "groups/equal_reward": statistics.fmean(max(group) == min(group) for group in rewards),
+        "rollout/length_mean": statistics.fmean(lengths),
+        "rollout/length_max": float(max(lengths)),
+        "rollout/truncated": statistics.fmean(r.sequence.truncated for r in rollouts),
+        "rollout/entropy": -statistics.fmean(logprobs) if logprobs else 0.0,
+        "rollout/tokens": float(len(logprobs)),
+    }
+    if demos:
+        metrics["demo/reward_mean"] = statistics.fmean(demo.reward for demo in demos)
+        metrics["demo/length_mean"] = statistics.fmean(len(demo.response_ids) for demo in demos)
+    return metrics

@@ -1,0 +1,125 @@
+"""Settings of the optimisation and of the run directory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from srft.objective.switches import Switches
+
+
+class TrainConfig(BaseModel):
+    """How the weights are moved."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(
+        100, ge=1, description="Training steps: rollout batches, not optimizer steps."
+    )
+    prompts_per_step: int = Field(16, ge=1, description="Prompts in one step.")
+    learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after warm-up."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
+    min_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="Where linear and cosine end, as a share of the peak."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's decoupled weight decay (matrices only)."
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decay rates.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients are clipped to this global norm."
+    )
+    optimizer_steps_per_batch: int = Field(
+        1,
+        ge=1,
+        description="Optimizer steps on each rollout batch. Above 1 the batch is divided by prompts, old "
+        "log-probs are computed first and clipping applies.",
+    )
+    tokens_per_micro_batch: int = Field(
+        16_384, ge=1, description="Prompt and response tokens in one forward and backward pass."
+    )
+    max_refill_rounds: int = Field(
+        4,
+        ge=0,
+        description="Further rounds of prompts a method with refill (DAPO) may sample per step.",
+    )
+    interleave_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="ReLIFT: unsolved prompts that make one supervised step; none: prompts_per_step.",
+    )
+    on_nonfinite: Literal["skip", "stop"] = Field(
+        "skip",
+        description="A step whose loss or gradient is not finite is refused; then go on or stop.",
+    )
+    max_nonfinite: int = Field(
+        5, ge=0, description="Refused steps in a row after which training stops in any case."
+    )
+    seed: int = Field(0, ge=0, description="Seed of prompts, rollouts and everything else random.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    gradient_analysis_every: int = Field(
+        0,
+        ge=0,
+        description="Every so many steps, the gradient norm of each term and the cosine between the "
+        "supervised and the reinforcement gradient (one more backward pass per term); 0: never.",
+    )
+
+
+class RunConfig(BaseModel):
+    """Where results go and what is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dir: str | None = Field(None, description="Run directory; none: runs/<method>-<date>.")
+    checkpoint_every: int = Field(
+        50, ge=0, description="Steps between checkpoints; 0: only at the end."
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    samples_every: int = Field(10, ge=0, description="Steps between saved samples; 0: never.")
+    samples_prompts: int = Field(
+        4, ge=1, description="Prompts whose whole group is saved each time."
+    )
+    live: Literal["auto", "on", "off"] = Field(
+        "auto", description="Live view in the terminal; auto: when the output is one."
+    )
+    trackers: list[Literal["wandb", "tensorboard", "trackio"]] = Field(
+        default_factory=list, description="Trackers beside metrics.jsonl, each an optional install."
+    )
+    export: bool = Field(True, description="Write the final model to <dir>/model.")
+    export_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the exported weights; auto: that of the source model."
+    )
+
+
+class Stage(BaseModel):
+    """One stage of a sequence (SFT then RL, say)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str = Field(description="A name from the table of methods.")
+    steps: int = Field(ge=1, description="Steps of this stage (at most, where plateau is set).")
+    objective: Switches = Field(default_factory=Switches, description="Switches of this stage.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak rate; none: train.learning_rate."
+    )
+    plateau: int | None = Field(
+        None,
+        ge=2,
+        description="Leave the stage when the mean of the watched metric over the last so many steps is "
+        "no better than over as many before them (reward of rollouts; supervised loss where the "
+        "method has none).",
+    )
+
+    @model_validator(mode="after")
+    def _plateau_fits(self) -> Stage:
+        if self.plateau is not None and 2 * self.plateau > self.steps:
+            raise ValueError(
+                f"plateau: {self.plateau} needs at least {2 * self.plateau} steps to compare two windows, "
+                f"but the stage has {self.steps}; lower plateau or raise steps"
+            )
+        return self

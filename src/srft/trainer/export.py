@@ -1,0 +1,77 @@
+"""The trained model as a folder that transformers and vLLM load, with a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srft import __version__
+from srft.config import SRFTConfig
+from srft.model.loading import save_model
+from srft.trainer.logs import read_jsonl
+from srft.trainer.run_dir import RunDir
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    config: SRFTConfig,
+    run: RunDir,
+) -> Path:
+    """Writes weights, config, tokenizer and README.md to ``folder``, whole or not at all."""
+    return save_model(
+        model,
+        tokenizer,
+        folder,
+        dtype=_export_dtype(model, config),
+        files={"README.md": model_card(config, run)},
+    )
+
+
+def _export_dtype(model: PreTrainedModel, config: SRFTConfig) -> torch.dtype:
+    """``run.export_dtype``; auto is the precision that the source model was saved in."""
+    name = config.run.export_dtype
+    if name != "auto":
+        return _DTYPES[name]
+    source = getattr(model, "srft_source_dtype", None)
+    return source if isinstance(source, torch.dtype) else model.dtype
+
+
+def model_card(config: SRFTConfig, run: RunDir) -> str:
+    """README.md of an exported model."""
+    stages = ", then ".join(f"{s.method} ({s.steps} steps)" for s in config.resolved_stages)
+    base = config.model.path or "a model passed from Python"
+    evaluations = read_jsonl(run.evaluation) if run.evaluation.exists() else []
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [srft, reinforcement-learning]",
+        *([f"base_model: {base}"] if config.model.path and not Path(base).exists() else []),
+        "---",
+        f"# {run.path.name}",
+        "",
+        f"Trained from {Path(base).name} by {stages} with srft {__version__}, an implementation of "
+        "[SRFT](https://arxiv.org/abs/2506.19767).",
+        "",
+    ]
+    if evaluations:
+        lines += ["| step | set | problems | accuracy | interval |", "|---|---|---|---|---|"]
+        lines += [_row(record) for record in evaluations]
+        lines += [""]
+    recipe = json.dumps(config.model_dump(mode="json"), indent=1)
+    return "\n".join([*lines, "## Recipe", "", "```json", recipe, "```", ""])
+
+
+def _row(record: dict[str, Any]) -> str:
+    low, high = record["interval"]
+    return (
+        f"| {record['step']} | {record['name']} | {record['n_problems']} | {record['accuracy']:.3f} | "
+        f"{low:.3f} to {high:.3f} |"
+    )

@@ -1,0 +1,119 @@
+"""metrics.jsonl and samples.jsonl, and the optional trackers beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from srft.errors import ConfigError
+
+
+class JsonlLog:
+    """One JSON object a line, flushed line by line. ``offset`` goes into checkpoints, and a resumed
+    run cuts the file back to it, so that no step is recorded twice."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        if path.stat().st_size < offset:
+            offset = path.stat().st_size  # the log was cut by someone; what is left is kept
+        self._file = path.open("r+b")
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    @property
+    def offset(self) -> int:
+        return self._file.tell()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a log; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        records.append(json.loads(line))
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity; null says that a figure does not exist."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Tracker(Protocol):
+    """Where metrics go beside the log file."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_tracker(name: str, run_dir: Path, config: Mapping[str, Any]) -> Tracker:
+    """wandb, tensorboard or trackio.
+
+    Raises:
+        ConfigError: the library is not installed.
+    """
+    try:
+        return _TRACKERS[name](run_dir, config)
+    except ImportError as error:
+        raise ConfigError(
+            f"run.trackers: {name} is not installed; pip install 'srft[{name}]', or leave it out"
+        ) from error
+
+
+class _WandbLike:
+    """wandb and trackio have the same calls."""
+
+    def __init__(
+        self, module: Any, run_dir: Path, config: Mapping[str, Any], **options: Any
+    ) -> None:
+        self._run = module.init(project="srft", name=run_dir.name, config=dict(config), **options)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb(run_dir: Path, config: Mapping[str, Any]) -> Tracker:
+    import wandb
+
+    return _WandbLike(wandb, run_dir, config, dir=str(run_dir))
+
+
+def _trackio(run_dir: Path, config: Mapping[str, Any]) -> Tracker:
+    import trackio
+
+    return _WandbLike(trackio, run_dir, config)
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+_TRACKERS = {"wandb": _wandb, "tensorboard": _TensorBoard, "trackio": _trackio}

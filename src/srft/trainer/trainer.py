@@ -1,0 +1,461 @@
+"""The training loop of every method, from top to bottom.
+
+    for each step:
+        prompts      <- sampler
+        rollouts     <- engine, scored while they are made            (collect.py)
+        sequences    <- rollouts and demonstrations of each prompt
+        weights      <- one backward pass over all terms of the loss  (update.py)
+        engine       <- new weights
+        metrics, samples, evaluation, checkpoint
+
+Which method runs is data (``objective/methods.py``): nothing here asks for its name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srft.config import SRFTConfig
+from srft.data.sampler import PromptSampler
+from srft.errors import NumericalError
+from srft.objective.method import Method, Progress
+from srft.trainer.checkpoint import Checkpoint, load_newest, restore_model, save_checkpoint
+from srft.trainer.collect import Collected, collect, group_metrics, request_seed
+from srft.trainer.config import Stage
+from srft.trainer.evaluating import Evaluator
+from srft.trainer.export import export_model
+from srft.trainer.live import LiveView
+from srft.trainer.logs import JsonlLog, open_tracker
+from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
+from srft.trainer.plateau import reached_plateau, watched_value
+from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
+from srft.trainer.samples import sample_records
+from srft.trainer.setup import set_up
+from srft.trainer.stopping import StopRequest
+from srft.trainer.update import UpdateResult, forward, update
+
+
+@dataclass
+class TrainState:
+    """What a resumed run needs beside weights, optimizer and random state; plain JSON.
+
+    step counts finished steps; stage is the index of the stage in hand and stage_start the step it
+    began with; watched are its figures for the plateau; entropy is the last step's, in nats.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_start: int = 0
+    watched: list[float] = field(default_factory=list)
+    unsolved: list[int] = field(default_factory=list)
+    entropy: float | None = None
+    refused_in_a_row: int = 0
+    rollout_tokens: float = 0.0
+    trained_tokens: float = 0.0
+    seconds: float = 0.0
+    best: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where things are after training. ``evaluations`` are the lines of evaluation.jsonl, and
+    ``stopped_by`` names the signal that ended the run early."""
+
+    run_dir: Path
+    model_dir: Path | None
+    step: int
+    metrics: Mapping[str, Any]
+    evaluations: Sequence[Mapping[str, Any]]
+    stopped_by: str | None = None
+
+
+class SRFTTrainer:
+    """Trains a language model by the method that ``args`` names.
+
+    Args:
+        model: a model, or a folder or hub id; none: ``args.model.path``.
+        train_dataset: a datasets.Dataset, a list of dicts or of Examples; none: ``args.data.train``.
+        reward_funcs: a function ``f(prompts, completions, **columns) -> list[float | None]`` (TRL's
+            signature), the name of a built-in verifier, or a list of these; none: ``args.reward``.
+        args: the recipe.
+        eval_dataset: as train_dataset; none: ``args.data.eval``.
+        processing_class: the tokenizer; none: the one that belongs to the model.
+        console: where progress is shown.
+
+    Raises:
+        ConfigError, DataError, ModelError, RewardError: found before any compute is spent.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | None = None,
+        train_dataset: Any | None = None,
+        reward_funcs: Any | None = None,
+        args: SRFTConfig | None = None,
+        eval_dataset: Any | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.args = args or SRFTConfig()
+        self.console = console or Console()
+        self.run = choose_run_dir(self.args)
+        self.setup = set_up(
+            self.args,
+            model,
+            train_dataset,
+            reward_funcs,
+            eval_dataset,
+            processing_class,
+            self.console,
+        )
+        self.model = self.setup.model
+        self.tokenizer = self.setup.tokenizer
+        self.optimizer = build_optimizer(self.model, self.args.train)
+        self.sampler = PromptSampler(
+            len(self.setup.train),
+            self.args.train.prompts_per_step,
+            self.args.train.seed,
+            self.args.data.shuffle,
+        )
+        self.evaluator = Evaluator(self.setup, self.args, self.run)
+        self.state = TrainState()
+        self.total_steps = self.args.total_steps
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def train(self, resume: bool = False) -> TrainResult:
+        """Runs all stages; with ``resume`` from the newest whole checkpoint of the run directory.
+
+        Ctrl-C and SIGTERM end the step in hand, write a checkpoint and return, with ``stopped_by``
+        set; a second one acts at once.
+
+        Raises:
+            ConfigError: the run directory holds another run.
+            CheckpointError: nothing to resume from, or a checkpoint cannot be written.
+            NumericalError: refused steps, where ``train.on_nonfinite`` says stop.
+            RewardError, RolloutError: from the reward functions and the engine.
+        """
+        metrics: dict[str, Any] = {}
+        with ExitStack() as stack:
+            stack.callback(self.setup.close)
+            self._open_logs(self._resume() if resume else self._begin(), stack)
+            stop = stack.enter_context(StopRequest())
+            self.view = stack.enter_context(
+                LiveView(
+                    self.run.path, self.total_steps, self.state.step, self.args.run, self.console
+                )
+            )
+            if self.state.step == 0 and self.args.evaluation.at_start:
+                self._evaluate()
+            while self.state.stage < len(self.setup.methods) and not stop.requested:
+                metrics = self._train_step()
+                self._log(metrics)
+                if self.state.stage == len(self.setup.methods):
+                    break
+                if _due(self.state.step, self.args.evaluation.every_steps):
+                    self._evaluate()
+                if _due(self.state.step, self.args.run.checkpoint_every):
+                    self._checkpoint()
+            finished = self.state.stage == len(self.setup.methods)
+            if finished:
+                self._evaluate()
+            self._checkpoint()
+            model_dir = self._export() if finished and self.args.run.export else None
+        return TrainResult(
+            self.run.path,
+            model_dir,
+            self.state.step,
+            metrics,
+            self.evaluator.records(),
+            None if finished else stop.requested,
+        )
+
+    def _train_step(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        stage = self.args.resolved_stages[self.state.stage]
+        method = self.setup.methods[self.state.stage]
+        progress = Progress(
+            self.state.step - self.state.stage_start, stage.steps, self.state.entropy
+        )
+        rate = learning_rate(
+            progress.step,
+            stage.steps,
+            stage.learning_rate or self.args.train.learning_rate,
+            self.args.train,
+        )
+        set_learning_rate(self.optimizer, rate)
+
+        collected = self._collect(method, progress)
+        self._save_samples(method, collected, progress)
+        train_start = time.perf_counter()
+        self.view.phase("training")
+        result = self._update(method, collected, progress)
+        sync_start = time.perf_counter()
+        self.setup.engine.update_weights()
+        end = time.perf_counter()
+
+        figures = group_metrics(collected)
+        sampled = figures.get("rollout/tokens", 0.0)
+        trained = result.metrics.get("train/tokens", 0.0)
+        self.state.step += 1
+        self.state.rollout_tokens += sampled
+        self.state.trained_tokens += trained
+        self.state.seconds += end - start
+        self.state.entropy = result.metrics.get("entropy/rollouts", self.state.entropy)
+        phases = {
+            "time/generate": collected.generate_seconds,
+            "time/score": collected.score_seconds,
+            "time/train": sync_start - train_start,
+            "time/sync": end - sync_start,
+        }
+        metrics = {
+            "step": self.state.step,
+            "method": method.name,
+            "stage": self.state.stage,
+            "epoch": self.sampler.epoch,
+            "learning_rate": rate,
+            **figures,
+            **result.metrics,
+            **self.setup.scorer.take_metrics(),
+            **phases,
+            "time/other": end - start - sum(phases.values()),
+            "time/step": end - start,
+            "tokens_per_second": (sampled + trained) / (end - start),
+            "total/rollout_tokens": self.state.rollout_tokens,
+            "total/trained_tokens": self.state.trained_tokens,
+            "total/seconds": self.state.seconds,
+        }
+        self._judge(result)
+        self._advance(stage, metrics)
+        return metrics
+
+    # -- the two halves of a step --------------------------------------------------------------
+
+    def _collect(self, method: Method, progress: Progress) -> Collected:
+        """Prompts, rollouts and scores. A method with refill samples further prompts in place of
+        groups whose rewards are all equal, until it has enough or its rounds are used up."""
+        self.view.phase("generating" if method.rollouts else "reading")
+        wanted = self.args.train.prompts_per_step
+        kept = Collected()
+        rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
+        for round_ in range(rounds):
+            indices = self.sampler.next(wanted - len(kept.examples))
+            collected = self._collect_rows(indices, method, progress, round_, len(kept.examples))
+            kept.take(collected, only_mixed=method.refill)
+            if len(kept.examples) == wanted:
+                break
+        if method.collect_unsolved:
+            self.state.unsolved += kept.unsolved
+        return kept
+
+    def _collect_rows(
+        self, rows: Sequence[int], method: Method, progress: Progress, round_: int, first: int
+    ) -> Collected:
+        with self.setup.compute():
+            return collect(
+                [self.setup.train[row] for row in rows],
+                method=method,
+                progress=progress,
+                step=self.state.step,
+                engine=self.setup.engine,
+                scorer=self.setup.scorer,
+                demo_scores=self.setup.demo_scores,
+                params=self.setup.sampling,
+                group_size=self.args.rollout.group_size,
+                seed=request_seed(self.args.train.seed, round_),
+                decode=self.setup.decode,
+                first_group=first,
+            )
+
+    def _update(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
+        """An update on the step's groups; then, where the method interleaves another and enough
+        unsolved prompts have come together, one of that method on their demonstrations."""
+        result = self._update_by(method, collected, progress)
+        batch = self.args.train.interleave_prompts or self.args.train.prompts_per_step
+        if method.interleave is None or len(self.state.unsolved) < batch or result.refused:
+            return result
+        rows, self.state.unsolved = self.state.unsolved[:batch], self.state.unsolved[batch:]
+        other = self.setup.interleaved[method.interleave]
+        second = self._update_by(other, self._collect_rows(rows, other, progress, 0, 0), progress)
+        metrics = {**result.metrics, **{f"interleave/{k}": v for k, v in second.metrics.items()}}
+        metrics["train/tokens"] += second.metrics["train/tokens"]
+        return UpdateResult(metrics, second.refused)
+
+    def _update_by(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
+        return update(
+            self.model,
+            self.optimizer,
+            method,
+            collected.sequences,
+            config=self.args.train,
+            progress=progress,
+            step=self.state.step,
+            temperature=self._temperature(method),
+            reference=self.setup.reference,
+            compute=self.setup.compute,
+            refused_dir=self.run.refused,
+        )
+
+    def _temperature(self, method: Method) -> float:
+        """The policy that is trained is the one that is sampled from."""
+        return self.setup.sampling.temperature if method.rollouts else 1.0
+
+    # -- after a step --------------------------------------------------------------------------
+
+    def _judge(self, result: UpdateResult) -> None:
+        """A refused step is noted; too many in a row, or the policy, end the run."""
+        if result.refused is None:
+            self.state.refused_in_a_row = 0
+            return
+        self.state.refused_in_a_row += 1
+        message = f"step {self.state.step}: not finite ({result.refused}); the weights were left as they were"
+        self._event("warning", message)
+        train = self.args.train
+        if train.on_nonfinite == "stop" or self.state.refused_in_a_row > train.max_nonfinite:
+            raise NumericalError(
+                f"{message}, {self.state.refused_in_a_row} in a row. The batch is in {self.run.refused}. "
+                "Lower train.learning_rate, or look at the samples for exploding responses"
+            )
+
+    def _advance(self, stage: Stage, metrics: Mapping[str, Any]) -> None:
+        """Goes on to the next stage when this one has had its steps or has reached its plateau."""
+        if (value := watched_value(metrics)) is not None:
+            self.state.watched.append(value)
+        done = self.state.step - self.state.stage_start
+        flat = stage.plateau is not None and reached_plateau(self.state.watched, stage.plateau)
+        if done < stage.steps and not flat:
+            return
+        if done < stage.steps:
+            self._event("note", f"step {self.state.step}: plateau, stage {stage.method} ends")
+            self.total_steps -= stage.steps - done
+        self.state.stage += 1
+        self.state.stage_start = self.state.step
+        self.state.watched = []
+
+    def _log(self, metrics: Mapping[str, Any]) -> None:
+        self.metrics_log.write(metrics)
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
+        for tracker in self.trackers:
+            tracker.log(numbers, self.state.step)
+        self.view.update(self.state.step, self.total_steps, numbers)
+
+    def _save_samples(self, method: Method, collected: Collected, progress: Progress) -> None:
+        step = self.state.step + 1
+        if step != 1 and not _due(step, self.args.run.samples_every):
+            return
+        records = sample_records(
+            method,
+            collected,
+            prompts=self.args.run.samples_prompts,
+            progress=progress,
+            forward=lambda packed: forward(
+                self.model,
+                packed,
+                self._temperature(method),
+                self.setup.compute,
+                reference=self.setup.reference,
+            ),
+            token_budget=self.args.train.tokens_per_micro_batch,
+            device=self.setup.device,
+            decode=lambda ids: str(self.tokenizer.decode(list(ids))),
+        )
+        for record in records:
+            self.samples_log.write({"step": step, **record})
+
+    def _evaluate(self) -> None:
+        if not self.setup.evaluation:
+            return
+        self.view.phase("evaluating")
+        with self.setup.compute():
+            metrics = self.evaluator.evaluate(self.state.step, self.view.evaluating)
+        for tracker in self.trackers:
+            tracker.log(metrics, self.state.step)
+        self.view.evaluated(metrics)
+        better = self.evaluator.better_than(metrics, self.state.best)
+        if better is not None:
+            self.state.best = better
+            if self.state.step:
+                export_model(self.model, self.tokenizer, self.run.best, self.args, self.run)
+
+    # -- starting, saving, resuming ------------------------------------------------------------
+
+    def _begin(self) -> dict[str, int]:
+        create_run_dir(self.run, self.args)
+        for note in self.setup.notes:
+            self.console.print(note, highlight=False)
+        return {}
+
+    def _resume(self) -> dict[str, int]:
+        """Weights, optimizer, random state and positions of the newest whole checkpoint; returns
+        the lengths in bytes to which the logs are cut back."""
+        checkpoint, damaged = load_newest(self.run.checkpoints)
+        for sentence in [*damaged, *check_same_recipe(self.run, self.args)]:
+            self.console.print(f"[yellow]resume:[/] {sentence}", highlight=False)
+        self._restore(checkpoint)
+        self.console.print(f"resumed after step {self.state.step} from {checkpoint.path}")
+        return checkpoint.state["logs"]
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        restore_model(self.model, checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.sampler.load_state_dict(checkpoint.state["sampler"])
+        self.state = TrainState(**checkpoint.state["train"])
+        self.total_steps = checkpoint.state["total_steps"]
+        torch.set_rng_state(checkpoint.torch_rng)
+        self.setup.engine.update_weights()
+
+    def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
+        def log(path: Path) -> JsonlLog:
+            opened = JsonlLog(path, offsets.get(path.name, 0))
+            stack.callback(opened.close)
+            return opened
+
+        self.metrics_log = log(self.run.metrics)
+        self.samples_log = log(self.run.samples)
+        self.events_log = log(self.run.events)
+        self.evaluator.log = log(self.run.evaluation)
+        self.trackers = [
+            open_tracker(name, self.run.path, self.args.model_dump(mode="json"))
+            for name in self.args.run.trackers
+        ]
+        for tracker in self.trackers:
+            stack.callback(tracker.close)
+
+    def _checkpoint(self) -> None:
+        self.view.phase("saving")
+        logs = (self.metrics_log, self.samples_log, self.events_log, self.evaluator.log)
+        state = {
+            "train": asdict(self.state),
+            "total_steps": self.total_steps,
+            "sampler": self.sampler.state_dict(),
+            "logs": {log.path.name: log.offset for log in logs},
+        }
+        save_checkpoint(
+            self.run.checkpoints,
+            self.state.step,
+            self.model,
+            self.optimizer,
+            state,
+            self.args.run.keep_checkpoints,
+        )
+
+    def _export(self) -> Path:
+        self.view.phase("exporting")
+        return export_model(self.model, self.tokenizer, self.run.model, self.args, self.run)
+
+    def _event(self, level: str, message: str) -> None:
+        self.events_log.write({"step": self.state.step, "level": level, "message": message})
+        self.view.note(message)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

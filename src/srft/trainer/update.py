@@ -1,0 +1,242 @@
+"""Second half of a step: groups of sequences -> gradients -> new weights.
+
+One forward and backward pass serves every term of the method, on demonstrations and rollouts
+alike. Counts are taken over the whole optimizer step first, so micro-batches simply add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srft.data.packing import PackedBatch, pack
+from srft.model.scoring import TokenScores, score
+from srft.objective.loss import active, compute_loss, counts, reduce_metrics
+from srft.objective.method import Method, Progress
+from srft.objective.table import build_table, prepare, take_rows, token_index
+from srft.trainer.collect import request_seed
+from srft.trainer.config import TrainConfig
+from srft.trainer.optimization import gradient_norm
+from srft.types import TokenBatch, TrainingSequence
+
+Compute = Callable[[], AbstractContextManager[Any]]
+"""What forward passes run in: autocast, or nothing."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """metrics as they go to the log; ``refused`` says why nothing was changed, or is None."""
+
+    metrics: dict[str, float]
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The sequences of one optimizer step: their term counts and their micro-batches."""
+
+    counts: dict[str, float]
+    packs: list[PackedBatch]
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    sequences: Sequence[TrainingSequence],
+    *,
+    config: TrainConfig,
+    progress: Progress,
+    step: int,
+    temperature: float = 1.0,
+    reference: nn.Module | None = None,
+    compute: Compute = nullcontext,
+    refused_dir: Path | None = None,
+) -> UpdateResult:
+    """Moves the weights by ``config.optimizer_steps_per_batch`` optimizer steps on ``sequences``.
+
+    A step whose loss or gradient is not finite is refused: weights and optimizer state stay as they
+    were, the batch is written to ``refused_dir``, and the remaining parts are left out. ``step`` and
+    ``config.seed`` decide how prompts are divided.
+    """
+    device = next(model.parameters()).device
+    parts = list(_parts(method, sequences, config, step, device))
+    if not any(part.packs for part in parts):
+        # Every advantage is zero: there is nothing to learn from, which is not an error.
+        return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
+    packs = [p for part in parts for p in part.packs]
+    model.train()
+    need_old = method.needs_old or len(parts) > 1
+    old = [_old(model, p, temperature, compute) for p in packs] if need_old else []
+    batch_entropy = _batch_entropy(packs, old) if need_old else None
+
+    sums: list[dict[str, Tensor]] = []
+    norms: list[float] = []
+    position = 0
+    for part in parts:
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=device)
+        for packed in part.packs:
+            batch = forward(
+                model,
+                packed,
+                temperature,
+                compute,
+                old=old[position] if need_old else None,
+                reference=reference,
+                batch_entropy=batch_entropy,
+            )
+            loss, metrics = compute_loss(method, batch, part.counts, progress)
+            loss.backward()
+            loss_sum += loss.detach()
+            sums.append(metrics)
+            position += 1
+        norm = gradient_norm(model.parameters())
+        if not (torch.isfinite(loss_sum) and norm < float("inf")):
+            optimizer.zero_grad(set_to_none=True)
+            reason = f"loss {loss_sum.item():g}, gradient norm {norm:g}"
+            _save_refused(refused_dir, step, reason, part, sequences)
+            return UpdateResult({"train/gradient_norm": norm, "loss": loss_sum.item()}, reason)
+        clip_to(model, norm, config.max_grad_norm)
+        optimizer.step()
+        norms.append(norm)
+    optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    return UpdateResult(
+        {
+            **reduce_metrics(sums),
+            "train/gradient_norm": sum(norms) / len(norms),
+            "train/tokens": float(sum(len(p.input_ids_N) for p in packs)),
+            "train/response_tokens": float(sum(len(p.target_T) for p in packs)),
+            "train/micro_batches": float(len(packs)),
+            "train/sequences_skipped": 1
+            - sum(len(p.index.sequences.group_S) for p in packs) / max(1, len(sequences)),
+        }
+    )
+
+
+def clip_to(model: nn.Module, norm: float, maximum: float) -> None:
+    """Scales all gradients so that their global norm is at most ``maximum``."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    torch.nn.utils.clip_grads_with_norm_(parameters, maximum, torch.tensor(norm))
+
+
+def _parts(
+    method: Method,
+    sequences: Sequence[TrainingSequence],
+    config: TrainConfig,
+    step: int,
+    device: torch.device,
+) -> Iterator[_Part]:
+    """Divides the batch by prompts into the optimizer steps it is to give."""
+    table, keep_S = prepare(method, build_table(sequences))
+    kept = keep_S.nonzero().flatten().tolist()
+    for rows in _divide(table.group_S, kept, config, step):
+        part_table = take_rows(table, torch.tensor(rows))
+        # Counted before dropping: a sequence without gradient still belongs to the mean.
+        part_counts = counts(method, token_index(part_table))
+        moving = active(method, part_table)
+        chosen = [sequences[row] for row, moves in zip(rows, moving.tolist(), strict=True) if moves]
+        advantage_S = part_table.advantage_S[moving]
+        yield _Part(part_counts, pack(chosen, advantage_S, config.tokens_per_micro_batch, device))
+
+
+def _divide(
+    group_S: Tensor, kept: Sequence[int], config: TrainConfig, step: int
+) -> list[list[int]]:
+    """Row numbers of each optimizer step; all sequences of a prompt stay together."""
+    parts = config.optimizer_steps_per_batch
+    if parts == 1:
+        return [list(kept)] if kept else []
+    group_of = group_S.tolist()
+    groups = sorted({group_of[row] for row in kept})
+    generator = torch.Generator().manual_seed(request_seed(config.seed, step))
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    part_of = {groups[g]: place * parts // len(groups) for place, g in enumerate(order)}
+    rows: list[list[int]] = [[] for _ in range(parts)]
+    for row in kept:
+        rows[part_of[group_of[row]]].append(row)
+    return [part for part in rows if part]
+
+
+def forward(
+    model: nn.Module,
+    packed: PackedBatch,
+    temperature: float,
+    compute: Compute,
+    *,
+    old: TokenScores | None = None,
+    reference: nn.Module | None = None,
+    batch_entropy: tuple[float, float] | None = None,
+) -> TokenBatch:
+    """The objective's input for one micro-batch; without ``old`` the policy is its own old one."""
+    with compute():
+        scores = score(model, packed, temperature=temperature)
+    before = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
+    other = None if reference is None else _old(reference, packed, temperature, compute).logprob_T
+    return TokenBatch(
+        index=packed.index,
+        logprob_T=scores.logprob_T,
+        entropy_T=scores.entropy_T.detach(),
+        entropy_grad_T=scores.entropy_T,
+        old_logprob_T=before.logprob_T,
+        old_entropy_T=before.entropy_T,
+        reference_logprob_T=other,
+        sampler_logprob_T=packed.sampler_logprob_T,
+        batch_entropy=batch_entropy,
+    )
+
+
+@torch.no_grad()
+def _old(
+    model: nn.Module, packed: PackedBatch, temperature: float, compute: Compute
+) -> TokenScores:
+    with compute():
+        return score(model, packed, temperature=temperature)
+
+
+def _batch_entropy(packs: Sequence[PackedBatch], old: Sequence[TokenScores]) -> tuple[float, float]:
+    """Mean entropy of demonstration tokens and of rollout tokens over the whole batch, in nats."""
+    entropy = torch.cat([o.entropy_T for o in old])
+    demo = torch.cat([p.index.sequences.is_demo_S[p.index.sequence_T] for p in packs])
+    means = [entropy[mask].mean().item() if mask.any() else 0.0 for mask in (demo, ~demo)]
+    return means[0], means[1]
+
+
+def _save_refused(
+    folder: Path | None,
+    step: int,
+    reason: str,
+    part: _Part,
+    sequences: Sequence[TrainingSequence],
+) -> None:
+    """Keeps what is needed to see why: tokens, rewards, advantages. Tensors only, read with
+    ``torch.load(path, weights_only=True)``."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {
+            "step": step,
+            "reason": reason,
+            "counts": part.counts,
+            "sequences": [
+                {
+                    "prompt_ids": list(s.prompt_ids),
+                    "response_ids": list(s.response_ids),
+                    "group": s.group,
+                    "is_demo": s.is_demo,
+                    "reward": s.reward,
+                }
+                for s in sequences
+            ],
+            "advantages": [p.index.sequences.advantage_S for p in part.packs],
+        },
+        folder / f"step_{step:06d}.pt",
+    )

@@ -1,0 +1,269 @@
+import csv
+import json
+
+import pytest
+
+from srft.data.config import DataConfig
+from srft.data.reading import as_examples, load_examples, load_splits
+from srft.errors import DataError
+
+ROW = {"prompt": "3 + 4?", "demonstration": "3 + 4 = 7", "answer": "7"}
+
+
+def write(path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def refusal(source, **options) -> str:
+    with pytest.raises(DataError) as caught:
+        load_examples(str(source), **options)
+    return str(caught.value)
+
+
+def test_the_same_rows_load_from_every_kind_of_file(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [ROW, {"prompt": 'a "b", c\nd é \u2028 e', "demonstration": None, "answer": None}]
+    write(tmp_path / "a.jsonl", *rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps({"version": 1, "data": rows}), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(ROW), delimiter=mark)
+            writer.writeheader()
+            writer.writerows(rows)
+    (tmp_path / "lines.json").write_bytes((tmp_path / "a.jsonl").read_bytes())
+
+    def bare(source):
+        return [(e.prompt, e.demonstrations, e.answer) for e in load_examples(str(source))]
+
+    expected = [(r.prompt, r.demonstrations, r.answer) for r in as_examples(rows)]
+    names = ("a.jsonl", "a.json", "b.json", "a.parquet", "a.csv", "a.tsv", "lines.json")
+    assert {name: bare(tmp_path / name) for name in names} == dict.fromkeys(names, expected)
+
+
+def test_row_numbers_are_those_an_editor_shows(tmp_path):
+    path = tmp_path / "x.jsonl"
+    good = json.dumps(ROW)
+    path.write_text(f'{good}\n\n{{"prompt": "a\u2028b"}}\n{{"prompt": }}\n\n5\n', encoding="utf-8")
+    message = refusal(path)
+    assert f"{path}:4: this line is not JSON" in message
+    assert f"{path}:6: is a JSON int" in message
+    assert "2 of 4 rows" in message
+    kept = load_examples(str(path), invalid_rows="drop")
+    assert [e.source for e in kept] == [f"{path}:1", f"{path}:3"]
+    table = tmp_path / "x.csv"
+    table.write_text('prompt,answer\n"two\nlines",1\n\n"  ",2\n', encoding="utf-8")
+    assert f"{table}:5: `prompt` is null" in refusal(table)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_byte_order_marks_are_understood(tmp_path, encoding, name):
+    text = {
+        "a.jsonl": json.dumps({"prompt": "é?"}, ensure_ascii=False) + "\n",
+        "a.json": json.dumps([{"prompt": "é?"}], ensure_ascii=False),
+        "a.csv": "prompt\né?\n",
+    }[name]
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert [e.prompt for e in load_examples(str(tmp_path / name))] == ["é?"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_latin_1_and_unmarked_utf_16_say_how_to_convert(tmp_path, name):
+    path = tmp_path / name
+    text = {"a.jsonl": '{"prompt":\n"é"}', "a.json": '[{"prompt":\n"é"}]', "a.csv": "prompt\né\n"}
+    path.write_bytes(text[name].encode("latin-1"))
+    message = refusal(path)
+    assert f"{path}:2: byte 0xe9 is not utf-8" in message and "iconv -f CP1252" in message
+    path.write_bytes(text[name].encode("utf-16-le"))
+    assert "iconv -f UTF-16LE" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", "", "the file is empty"),
+        ("a.json", " \n", "the file is empty"),
+        ("a.csv", "", "the file is empty"),
+        ("a.csv", "prompt,answer\n", "there are no rows"),
+        ("a.json", "[]", "there are no rows"),
+        ("a.json", '{"rows": 1}', "holds an object with `rows`"),
+        ("a.json", '[{"prompt": "a"},\n {"prompt": ]', "a.json:2: this is not JSON"),
+        ("a.json", "7", "holds 7"),
+        ("a.json", "[" * 100_000, "not JSON"),
+        ("a.jsonl", "[" * 100_000, "not JSON"),
+        ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "not JSON"),
+        ("a.csv", "prompt,prompt\na,b\n", "more than once"),
+        ("a.csv", "prompt,\na,b\n", "column 2 of the header has no name"),
+        ("a.csv", "prompt;answer\na;b\n", "separated by ';'"),
+        ("a.csv", "prompt,answer\na,b,c\n", "a.csv:2: has 3 fields and the header has 2"),
+        ("a.csv", 'prompt\nfine\n"never closed\n', "a.csv:3: the row that begins here is not CSV"),
+        ("a.parquet", "version https://git-lfs", "not a Parquet file"),
+        ("a.txt", "prompt", "files ending in .txt are not read"),
+        ("noending", "prompt", "files ending in nothing are not read"),
+    ],
+)
+def test_broken_files_are_data_errors(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert words in refusal(tmp_path / name)
+
+
+def test_parquet_with_text_that_is_not_utf8_and_repeated_columns(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"ok", b"\xe9"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"prompt": raw}), tmp_path / "a.parquet")
+    assert "cannot be read after row" in refusal(tmp_path / "a.parquet")
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(twice, tmp_path / "b.parquet")
+    assert "`prompt` more than once" in refusal(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_row_of_ten_megabytes_loads(tmp_path, name):
+    long = "word " * 2_000_000
+    text = json.dumps({"prompt": long}) if name == "a.jsonl" else f'prompt\n"{long}"\n'
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    before = csv.field_size_limit()
+    assert load_examples(str(tmp_path / name))[0].prompt == long
+    assert csv.field_size_limit() == before
+
+
+def test_limit_reads_no_further(tmp_path):
+    path = write(tmp_path / "a.jsonl", ROW, ROW, {"prompt": None})
+    assert len(load_examples(path, limit=2)) == 2
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    write(tmp_path / "train.jsonl", ROW)
+    assert "did you mean `train.jsonl`?" in refusal(tmp_path / "trian.jsonl")
+    assert "there is no folder" in refusal(tmp_path / "nowhere" / "a.jsonl")
+
+
+def test_folders_are_read_by_split(tmp_path):
+    write(tmp_path / "train-00000-of-00002.jsonl", {"prompt": "a"})
+    write(tmp_path / "train-00001-of-00002.jsonl", {"prompt": "b"})
+    (tmp_path / "test").mkdir()
+    write(tmp_path / "test" / "x.jsonl", {"prompt": "c"})
+    (tmp_path / "README.md").write_text("not data")
+
+    def prompts(**options):
+        return [example.prompt for example in load_examples(str(tmp_path), **options)]
+
+    assert prompts() == ["a", "b"]
+    assert prompts(split="test") == ["c"]
+    assert prompts(limit=1) == ["a"]
+    assert "has no split `dev`; it has test, train" in refusal(tmp_path, split="dev")
+
+
+def test_folders_that_leave_a_choice_say_so(tmp_path):
+    assert "holds no data" in refusal(tmp_path)
+    write(tmp_path / "a.jsonl", ROW)
+    assert len(load_examples(str(tmp_path))) == 1
+    (tmp_path / "b.csv").write_text("prompt\nx\n")
+    assert "several kinds of files (.csv, .jsonl)" in refusal(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "dev.jsonl", ROW)
+    write(other / "test.jsonl", ROW)
+    assert "has the splits dev, test; say which" in refusal(other)
+
+
+def test_a_dataset_saved_by_datasets_loads(tmp_path):
+    import datasets
+
+    train = datasets.Dataset.from_list([ROW, ROW])
+    train.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=train, test=train.select([0])).save_to_disk(tmp_path / "two")
+    assert load_examples(str(tmp_path / "one"))[1].source == f"{tmp_path / 'one'}:2"
+    assert len(load_examples(str(tmp_path / "two"))) == 2
+    assert len(load_examples(str(tmp_path / "two"), split="test")) == 1
+
+
+def test_hub_datasets_pick_their_split_and_name_rows(monkeypatch):
+    import datasets
+
+    asked = []
+    train = datasets.Dataset.from_list([ROW, {**ROW, "prompt": " "}])
+
+    def load(source, name=None):
+        asked.append((source, name))
+        return datasets.DatasetDict(train=train, test=train.select([0]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert load_examples("org/set", subset="main", split="test")[0].source == "org/set[test]:1"
+    assert asked == [("org/set", "main")]
+    assert "org/set[train]:2: `prompt` is empty" in refusal("org/set")
+    assert "has no split `dev`; it has train, test" in refusal("org/set", split="dev")
+
+
+def test_an_unreachable_hub_is_a_data_error_that_says_what_to_do(monkeypatch):
+    import datasets
+
+    def load(source, name=None):
+        raise ConnectionError(f"Couldn't reach '{source}' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    message = refusal("org/set")
+    assert "no connection to the hub" in message and "give the folder instead" in message
+
+    def missing(source, name=None):
+        raise datasets.exceptions.DatasetNotFoundError("doesn't exist")
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    assert "no such file or folder here" in refusal("org/set")
+
+    def unknown(source, name=None):
+        raise ValueError("Config name is missing. Please pick one of ['main', 'socratic']")
+
+    monkeypatch.setattr(datasets, "load_dataset", unknown)
+    assert "'main', 'socratic'" in refusal("org/set")
+
+
+def test_the_lab_is_a_source_like_any_other():
+    pytest.importorskip("srft.lab.data")
+    train = load_examples("lab", limit=20)
+    assert len(train) == 20
+    assert all(e.demonstrations and e.answer and e.columns["family"] for e in train)
+    assert train == load_examples("lab", limit=20)
+    assert train != load_examples("lab", limit=20, seed=1)
+    held = load_examples("lab", split="eval", limit=27)
+    assert len(held) == 27
+    assert len({e.columns["family"] for e in held}) > 6
+    assert "has no split `dev`; it has train, eval" in refusal("lab", split="dev")
+
+
+def test_splits_come_from_other_sources_or_are_held_out(tmp_path):
+    rows = [{"prompt": f"p{i}"} for i in range(10)]
+    train = write(tmp_path / "train.jsonl", *rows)
+    other = write(tmp_path / "other.jsonl", ROW, ROW)
+    splits = load_splits(DataConfig(train=[train, other], eval=[other, other], eval_limit=1))
+    assert len(splits.train) == 12
+    assert {name: len(rows) for name, rows in splits.eval.items()} == {"other": 1, "other-2": 1}
+    named = load_splits(DataConfig(train=train, eval={"math": other}))
+    assert list(named.eval) == ["math"]
+    assert load_splits(DataConfig(train=train)).eval == {}
+
+    config = DataConfig(train=train, eval_fraction=0.3)
+    held = load_splits(config, seed=1)
+    prompts = [e.prompt for e in (*held.train, *held.eval["heldout"])]
+    assert len(held.eval["heldout"]) == 3
+    assert sorted(map(str, prompts)) == sorted(row["prompt"] for row in rows)
+    assert load_splits(config, seed=1) == held
+    assert load_splits(config, seed=2) != held
+    single = write(tmp_path / "single.jsonl", ROW)
+    with pytest.raises(DataError, match="leaves none to train on"):
+        load_splits(DataConfig(train=single, eval_fraction=0.5))
+
+
+def test_an_evaluation_folder_gives_its_test_split(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "a"})
+    write(tmp_path / "test.jsonl", {"prompt": "b"})
+    splits = load_splits(DataConfig(train=str(tmp_path), eval=str(tmp_path)))
+    assert [e.prompt for e in splits.train] == ["a"]
+    assert [e.prompt for (rows) in splits.eval.values() for e in rows] == ["b"]

@@ -1,0 +1,176 @@
+"""Benchmarks: every declaration is complete, and what is asked is what was meant."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from srft.errors import ConfigError, DataError
+from srft.evaluation.benchmarks import BENCHMARKS, SUITES, resolve
+from srft.evaluation.choices import LETTERS, Question, shuffle_options
+from srft.evaluation.problems import load_benchmark, select, source_of, with_system
+from srft.types import Example
+
+DATA = Path(os.environ.get("SRFT_DATA_DIR", Path(__file__).parents[2] / ".." / "shared" / "data"))
+LOCAL = [b for b in BENCHMARKS.values() if b.file]
+needs_data = pytest.mark.skipif(
+    not (DATA / "benchmarks").is_dir(), reason="benchmark files absent: set SRFT_DATA_DIR"
+)
+
+
+def test_suites_name_benchmarks_and_the_paper_has_its_eight():
+    assert all(name in BENCHMARKS for members in SUITES.values() for name in members)
+    assert [BENCHMARKS[n].title for n in SUITES["paper"]] == (
+        "AIME24 AMC MATH500 Minerva Olympiad ARC-C GPQA-D MMLU-Pro".split()
+    )
+    assert {n for n, b in BENCHMARKS.items() if b.n == 32} == {"aime24", "aime25", "amc"}
+    for b in BENCHMARKS.values():
+        assert b.temperature == 0.6 and (b.families or (b.max_tokens == 8192 and b.hub))
+
+
+def test_resolve_expands_suites_once_and_forgives_spelling():
+    assert [b.name for b in resolve(["math5", "AIME24", "gpqa-diamond"])] == [
+        *SUITES["math5"],
+        "gpqa_diamond",
+    ]
+    assert [b.name for b in resolve(["lab"])] == ["lab", "lab_ood"]
+    with pytest.raises(ConfigError, match="Did you mean 'math500'"):
+        resolve(["math50"])
+
+
+@pytest.mark.parametrize("layout", ["letters", "gpqa", "mmlu_pro", "arc"])
+def test_the_right_option_keeps_its_text_under_every_shuffle(layout):
+    options = ["red", "green", "blue", "black"]
+    example = {
+        "letters": Example("Which?\n\nA) red\nB) green\nC) blue\nD) black\n", (), "C"),
+        "gpqa": Example(
+            "Which?", (), "blue",
+            {f"Incorrect Answer {i + 1}": o for i, o in enumerate(["red", "green", "black"])},
+        ),
+        "mmlu_pro": Example("Which?", (), "C", {"options": options, "answer_index": 2}),
+        "arc": Example("Which?", (), "3", {"choices": {"text": options, "label": list("1234")}}),
+    }[layout]
+    places = Counter()
+    for seed in range(200):
+        asked = shuffle_options(example, layout, seed)
+        shown = asked.columns["options"]
+        assert sorted(shown) == sorted(options)
+        assert shown[LETTERS.index(asked.answer)] == "blue"
+        assert f"\n{asked.answer}) blue" in asked.prompt and asked.prompt.startswith("Which?\n\n")
+        places[asked.answer] += 1
+    assert len(places) == 4 and min(places.values()) > 25
+    assert shuffle_options(example, layout, 1) == shuffle_options(example, layout, 1)
+
+
+def test_chats_keep_their_system_message_when_options_are_shuffled():
+    chat = ({"role": "system", "content": "s"}, {"role": "user", "content": "Q\n\n1) a\n2) b\n"})
+    asked = shuffle_options(Example(chat, (), "2"), "letters", 3)
+    assert asked.prompt[0] == chat[0] and asked.prompt[1]["role"] == "user"
+    assert f"{asked.answer}) b" in asked.prompt[1]["content"]
+
+
+def test_rows_without_options_or_with_a_foreign_answer_are_named():
+    with pytest.raises(DataError, match="x:1.*does not end with options"):
+        shuffle_options(Example("Which?", (), "A", {}, "x:1"), "letters", 0)
+    with pytest.raises(DataError, match="x:2.*none of its options"):
+        shuffle_options(Example("Q\n\nA) a\nB) b", (), "E", {}, "x:2"), "letters", 0)
+    with pytest.raises(DataError, match="x:3.*options"):
+        shuffle_options(Example("Q", (), "E", {}, "x:3"), "mmlu_pro", 0)
+
+
+def test_a_question_with_options_across_lines_is_written_as_it_was_read():
+    text = "Two lines\nof question?\n\nA) one\nB) two"
+    question = Question("Two lines\nof question?", ("one", "two"), 0)
+    assert question.written() == text
+
+
+def test_select_is_nested_seeded_and_even_over_families():
+    examples = [Example(str(i), (), "1", {"family": "ab"[i // 10]}) for i in range(20)]
+    small, large = select(examples, 4, 0), select(examples, 10, 0)
+    assert [e for e in large if e in small] == small
+    assert Counter(e.columns["family"] for e in small) == {"a": 2, "b": 2}
+    assert select(examples, 4, 1) != small
+    assert select(examples, None, 0) == select(examples, 99, 0) == examples
+
+
+def test_system_prompt_is_replaced_removed_or_kept():
+    chat = Example(({"role": "system", "content": "s"}, {"role": "user", "content": "u"}))
+    assert with_system(chat, None) == chat
+    assert [m["role"] for m in with_system(chat, "").prompt] == ["user"]
+    assert with_system(chat, "t").prompt[0] == {"role": "system", "content": "t"}
+    assert with_system(Example("u"), "t").prompt[1] == {"role": "user", "content": "u"}
+    assert with_system(Example("u"), "") == Example("u")
+
+
+def test_lab_problems_have_families_and_the_declared_size():
+    for name in ("lab", "lab_ood"):
+        examples = load_benchmark(BENCHMARKS[name])
+        assert len(examples) == BENCHMARKS[name].size
+        assert {e.columns["family"] for e in examples} == set(BENCHMARKS[name].families)
+        assert not any(e.demonstrations for e in examples)
+
+
+def test_a_data_dir_that_does_not_exist_is_an_error_and_an_unset_one_means_the_hub(monkeypatch):
+    monkeypatch.delenv("SRFT_DATA_DIR", raising=False)
+    assert source_of(BENCHMARKS["aime24"]) == "hub:HuggingFaceH4/aime_2024"
+    with pytest.raises(DataError, match="no such folder"):
+        source_of(BENCHMARKS["aime24"], "/nowhere")
+
+
+@needs_data
+@pytest.mark.parametrize("benchmark", LOCAL, ids=lambda b: b.name)
+def test_local_files_hold_the_declared_number_of_problems(benchmark):
+    examples = load_benchmark(benchmark, DATA)
+    assert len(examples) == benchmark.size
+    assert all(e.answer and not e.demonstrations for e in examples)
+    if benchmark.verifier == "choice":
+        assert all(e.answer in LETTERS[: len(e.columns["options"])] for e in examples)
+
+
+@needs_data
+def test_gsm8k_asks_for_a_boxed_answer_and_hides_the_solution():
+    example = load_benchmark(BENCHMARKS["gsm8k"], DATA)[0]
+    assert example.answer == "18" and example.prompt.endswith("\\boxed{}.")
+    assert "16 - 3 - 4" not in example.prompt
+
+
+HUB_ROWS = {
+    "aime24": {"problem": "p", "solution": "s", "answer": "204"},
+    "aime25": {"problem": "p", "answer": "70"},
+    "amc": {"problem": "p", "answer": 142.0},
+    "math500": {"problem": "p", "solution": "s", "answer": "5", "level": 1},
+    "minerva": {"question": "p", "answer": "1.6"},
+    "olympiad": {"question": "p", "solution": ["s"], "final_answer": ["1", "2"], "context": "c"},
+    "gsm8k": {"question": "p", "answer": "s\n#### 7"},
+    "arc_c": {"question": "p", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
+              "answerKey": "2"},
+    "gpqa_diamond": {"Question": "p", "Correct Answer": "x\n", "Incorrect Answer 1": "a",
+                     "Incorrect Answer 2": "b", "Incorrect Answer 3": "c", "Explanation": "e"},
+    "mmlu_pro": {"question": "p", "options": ["x", "y", "z"], "answer": "C", "answer_index": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(HUB_ROWS))
+def test_rows_as_the_hub_has_them_become_problems(name, monkeypatch):
+    import datasets
+
+    benchmark = BENCHMARKS[name]
+
+    def fake(repository, name=None, **_):
+        assert (repository, name) == (benchmark.hub, benchmark.hub_config)
+        return datasets.DatasetDict(
+            {benchmark.split: datasets.Dataset.from_list([HUB_ROWS[benchmark.name]] * 2)}
+        )
+
+    monkeypatch.delenv("SRFT_DATA_DIR", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    example = load_benchmark(benchmark)[0]
+    assert example.answer and not example.demonstrations
+    assert isinstance(example.prompt, str) and "\\boxed{}" in example.prompt
+    expected = {"olympiad": "1, 2", "aime24": "204", "gsm8k": "7", "amc": "142.0"}
+    assert example.answer == expected.get(name, example.answer)
+    if name == "olympiad":
+        assert example.prompt.startswith("c\n\np")

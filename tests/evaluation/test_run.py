@@ -1,0 +1,265 @@
+"""From a model path to results.json and tables, with a made-up engine in place of a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager
+from html.parser import HTMLParser
+
+import pytest
+
+from srft.data.config import DataConfig
+from srft.errors import ConfigError, DataError, ModelError
+from srft.evaluation import run as run_module
+from srft.evaluation import tables
+from srft.evaluation.compare import compare
+from srft.evaluation.config import EvaluationConfig
+from srft.evaluation.loading import Loaded, find_model, template_of, weights_digest
+from srft.evaluation.run import evaluate_model, load_results, write_tables
+from srft.lab.tokenizer import build_tokenizer
+from srft.types import Completion
+
+from .conftest import FakeEngine
+
+
+class LabEngine(FakeEngine):
+    """Answers a digit from 0 to ``highest``, or a letter, at random."""
+
+    def __init__(self, fail_after=None, highest=9):
+        super().__init__(fail_after)
+        self.highest = highest
+
+    def _one(self, request, seed, params):
+        text = f"#### {seed % (self.highest + 1)}"
+        return Completion((1, 2, 3), (0.0,) * 3, text, "stop")
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """``load`` gives this engine whatever the model is."""
+    holder = {"engine": LabEngine()}
+
+    @contextmanager
+    def load(config, data, rollout=None, device=None):
+        yield Loaded(holder["engine"], build_tokenizer(), (1,), 256, "float32 on cpu")
+
+    monkeypatch.setattr(run_module, "load", load)
+    return holder
+
+
+def evaluated(tmp_path, name="m", **settings):
+    config = EvaluationConfig(**{"suites": ["lab"], "limit": 30, "n": 2, **settings})
+    return evaluate_model(name, config, tmp_path / name, progress=False)
+
+
+def test_everything_is_written_and_says_what_it_is(engine, tmp_path):
+    found = evaluated(tmp_path)
+    folder = tmp_path / "m"
+    assert {p.name for p in folder.iterdir()} == {
+        *("results.json", "tables.md", "tables.html", "samples"),
+    }
+    summary = load_results(folder)
+    assert summary == json.loads(json.dumps(found.summary))
+    lab = summary["benchmarks"]["lab"]
+    assert lab["accuracy"] == pytest.approx(found.results["lab"].accuracy)
+    assert set(lab["families"]) == {"chain", "program", "story", "dot", "pointer", "machine"}
+    assert lab["departures"] == [
+        *("30 of 600 problems", "2 samples of each problem instead of 1"),
+    ]
+    average = summary["averages"]["lab"]["accuracy"]
+    parts = [summary["benchmarks"][n]["accuracy"] for n in ("lab", "lab_ood")]
+    assert average == pytest.approx(sum(parts) / 2)
+
+
+def test_a_part_cannot_be_mistaken_for_the_whole(engine, tmp_path):
+    text = evaluated(tmp_path).markdown
+    head = text.split("## ")[0]
+    assert "**Not the full protocol**" in head and "30 of 600 problems" in head
+    assert "limit 30" in head
+    assert re.search(r"\| m \| \d+\.\d\\\* \[", text)
+    whole = evaluated(tmp_path, "whole", limit=None, n=None).markdown
+    assert "Not the full protocol" not in whole and "\\*" not in whole
+
+
+def test_an_interrupted_evaluation_goes_on(engine, tmp_path):
+    engine["engine"] = LabEngine(fail_after=70)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path)
+    partial = load_results(tmp_path / "m")  # the first benchmark was done
+    assert list(partial["benchmarks"]) == ["lab"]
+    assert partial["notes"] == ["not finished when this was written: lab OOD"]
+    engine["engine"] = second = LabEngine()
+    found = evaluated(tmp_path)
+    assert second.made == 120 - 70
+    engine["engine"] = LabEngine()
+    fresh = evaluated(tmp_path, "other")
+    assert {n: r.problems for n, r in found.results.items()} == {
+        n: r.problems for n, r in fresh.results.items()
+    }
+
+
+def test_a_second_suite_is_added_to_the_same_folder(engine, tmp_path):
+    evaluated(tmp_path, suites=["lab_ood"])
+    EvaluationConfig(suites=["lab"])
+    config = EvaluationConfig(suites=["lab", "lab_ood"], limit=30, n=2)
+    evaluate_model("m", config, tmp_path / "m", progress=False)
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n' * 3)
+    config = EvaluationConfig(dataset=str(data))
+    found = evaluate_model(
+        "m", config, tmp_path / "m", reward={"reward": "exact"} and None, progress=False
+    )
+    assert list(found.summary["benchmarks"]) == ["lab_ood", "lab", "own"]
+
+
+def test_a_dataset_is_evaluated_with_the_reward_given(engine, tmp_path):
+    from srft.rewards.config import RewardConfig
+
+    data = tmp_path / "own.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": f"{i} + 1 =", "answer": str(i)}) + "\n" for i in range(10))
+    )
+    config = EvaluationConfig(dataset=str(data), n=4)
+    reward = RewardConfig.model_validate("exact")
+    found = evaluate_model("m", config, tmp_path / "m", reward=reward, progress=False)
+    assert found.results["own"].settings["reward"]["rewards"][0]["name"] == "exact"
+    assert 0 < found.results["own"].pass_at(4) < 1
+    assert found.summary["benchmarks"]["own"]["departures"] == []
+
+
+def test_max_tokens_are_lowered_to_the_context_and_this_is_said(engine, tmp_path):
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n')
+    config = EvaluationConfig(dataset=str(data), max_tokens=1000)
+    result = evaluate_model("m", config, tmp_path / "m", progress=False).results["own"]
+    assert 200 < result.settings["max_tokens"] < 256
+
+
+def test_nothing_to_evaluate_on_is_said_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to evaluate on"):
+        evaluate_model("/no/model", EvaluationConfig(), tmp_path)
+    with pytest.raises(ValueError, match="Did you mean 'math5'"):
+        EvaluationConfig(suites=["maths5"])
+    with pytest.raises(ValueError, match="not both"):
+        EvaluationConfig(suites=["lab"], dataset="x")
+
+
+def test_the_bars_write_to_stderr_only(engine, tmp_path, capsys):
+    config = EvaluationConfig(suites=["lab_ood"], limit=9)
+    evaluate_model("m", config, tmp_path / "m")
+    out, err = capsys.readouterr()
+    assert out == "" and "lab OOD" in err and "9/9" in err
+
+
+class _Checker(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells = [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta",):
+            self.open.append(tag)
+        names = {name for name, _ in attrs}
+        assert not names & {"src", "href"}, "the page must need nothing else"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.cells.append(data)
+
+
+def paper_results(label="ours", **marks):
+    found = {
+        "accuracy": 0.5, "interval": [0.4, 0.6], "sampling_interval": None, "n": 1,
+        "problems_evaluated": 500, "problems_in_set": 500, "pass_at_n": 0.5, "majority_at_n": 0.5,
+        "mean_tokens": 900.0, "truncated_share": 0.1, "unscorable_share": 0.0, "families": {},
+        "departures": [], **marks,
+    }  # fmt: skip
+    return {
+        "model": label, "settings": {"seed": 0, "confidence": 0.95}, "averages": {},
+        "benchmarks": {"math500": found},
+    }  # fmt: skip
+
+
+def test_the_papers_rows_stand_beside_ours_marked_as_quoted():
+    text = tables.markdown([paper_results()])
+    head = next(line for line in text.splitlines() if line.startswith("| model"))
+    assert head == (
+        "| model | AIME24 avg@32 | AMC avg@32 | MATH500 pass@1 | Minerva pass@1 | Olympiad pass@1 "
+        "| avg | ARC-C pass@1 | GPQA-D pass@1 | MMLU-Pro pass@1 | avg |"
+    )
+    assert "| *SRFT, Qwen2.5-Math-7B (paper, Table 2)* | *35.3* | *74.3* | *89.8* |" in text
+    assert "| ours | – | – | 50.0 [40.0, 60.0] |" in text
+    assert "quoted" in text
+
+
+def test_html_is_whole_self_contained_and_escaped():
+    page = tables.html_page([paper_results("<b>&", departures=["30 of 500 problems"])])
+    checker = _Checker()
+    checker.feed(page.removeprefix("<!doctype html>"))
+    assert checker.open == []
+    assert "<b>&" in "".join(checker.cells) and "<b>&" not in page
+    assert 'class="quoted"' in page and "50.0*" in page
+
+
+def test_tables_of_several_models_stand_in_one_file(tmp_path):
+    write_tables([paper_results("one"), paper_results("two", n=4)], tmp_path)
+    text = (tmp_path / "tables.md").read_text()
+    assert "MATH500 pass@1 / avg@4" in text and "| one |" in text and "| two |" in text
+
+
+def test_foreign_results_are_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"a": 1}')
+    with pytest.raises(DataError, match="not a results"):
+        load_results(tmp_path)
+
+
+def test_compare_pairs_problems_by_what_they_are(engine, tmp_path):
+    engine["engine"] = LabEngine(highest=9)
+    a = evaluated(tmp_path, "a")
+    engine["engine"] = LabEngine(highest=0)
+    b = evaluated(tmp_path, "b", limit=60)
+    table = compare(a.summary, b.summary)
+    row = table.rows[0]
+    assert row.difference.problems == 30 and row.left_out == 30
+    scores = {p.id: p.score for p in b.results["lab"].problems}
+    expected = [p.score - scores[p.id] for p in a.results["lab"].problems]
+    assert row.difference.interval.estimate == pytest.approx(sum(expected) / 30)
+    assert "(30 left out)" in table.markdown() and "| average |" in table.markdown()
+    same = compare(a.results["lab"], b.results["lab"]).rows[0]
+    assert same.difference == row.difference
+
+
+def test_compare_refuses_what_has_nothing_in_common(engine, tmp_path):
+    a, b = evaluated(tmp_path, "a"), evaluated(tmp_path, "b", seed=1)
+    with pytest.raises(DataError, match="share no problem"):
+        compare(a.summary, b.summary)
+    with pytest.raises(DataError, match="nothing to compare"):
+        compare(a.results["lab"], a.results["lab_ood"])
+
+
+def test_a_run_directory_stands_for_its_model_and_its_recipe(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("data: {prompt_template: 'Q: {prompt} A:', train: x}")
+    path = find_model(str(tmp_path))
+    assert path == str(tmp_path / "model")
+    assert template_of(path) == DataConfig(prompt_template="Q: {prompt} A:")
+    assert find_model("org/name") == "org/name" and template_of("org/name") == DataConfig()
+    (tmp_path / "config.yaml").write_text("data: {prompt_template: 'no place'}")
+    with pytest.raises(ModelError, match=r"config\.yaml"):
+        template_of(path)
+
+
+def test_weights_digest_changes_with_any_weights(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(3_000_000))
+    first = weights_digest(str(tmp_path))
+    assert first == weights_digest(str(tmp_path)) and len(first) == 16
+    file.write_bytes(bytes([1]) * 3_000_000)
+    assert weights_digest(str(tmp_path)) != first
+    assert weights_digest("org/name") == "org/name@main"

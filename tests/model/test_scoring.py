@@ -1,0 +1,159 @@
+"""``score`` is the log-softmax of the model's own logits, for every kind of output head."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+
+from srft.data.packing import pack
+from srft.errors import ModelError
+from srft.model.attention import use_packed_attention
+from srft.model.output_head import output_head
+from srft.model.scoring import check_scoring, score
+
+FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "cohere", "granite", "phi"]
+LENGTHS = ((3, 30), (1, 1), (8, 9), (2, 4))
+
+
+class TokenizerOf61:
+    def __len__(self) -> int:
+        return 61
+
+
+def own_scores(model, batch, temperature=1.0):
+    """Sequence by sequence through the whole model and log-softmax over all logits."""
+    bounds = batch.cu_seqlens.tolist()
+    logprobs, entropies = [], []
+    for s, (start, stop) in enumerate(pairwise(bounds)):
+        logits = model(input_ids=batch.input_ids_N[None, start:stop]).logits[0] / temperature
+        response = int(batch.index.sequences.length_S[s])
+        logp = logits.log_softmax(-1)[-response - 1 : -1]
+        target = batch.input_ids_N[stop - response : stop]
+        logprobs.append(logp.gather(1, target[:, None])[:, 0])
+        entropies.append(-(logp.exp() * logp).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+@pytest.mark.parametrize("packed_rows", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_the_models_own_logits(
+    family, packed_rows, make_model, make_sequences
+) -> None:
+    model = make_model(family).eval()
+    theirs_model = copy.deepcopy(model)
+    if packed_rows:
+        use_packed_attention(model)
+    (batch,) = pack(make_sequences(*LENGTHS), None, 999)
+    ours = score(model, batch, temperature=0.7, chunk_tokens=10, chunk_vocab=20)
+    theirs = own_scores(theirs_model, batch, 0.7)
+    torch.testing.assert_close(ours.logprob_T, theirs[0], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(ours.entropy_T, theirs[1], rtol=1e-5, atol=2e-5)
+    (ours.logprob_T.mean() + ours.entropy_T.mean()).backward()
+    (theirs[0].mean() + theirs[1].mean()).backward()
+    expected = dict(theirs_model.named_parameters())
+    for name, parameter in model.named_parameters():
+        grad, other = parameter.grad, expected[name].grad
+        assert (grad is None) == (other is None), name
+        if grad is not None:
+            scale = float(other.abs().max())
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-5 + 2e-5 * scale)
+
+
+def test_nothing_is_recorded_without_gradient(make_model, make_sequences) -> None:
+    model = make_model("llama")
+    use_packed_attention(model)
+    (batch,) = pack(make_sequences(*LENGTHS), None, 999)
+    with torch.no_grad():
+        scores = score(model, batch)
+    assert scores.logprob_T.grad_fn is None
+    assert scores.entropy_T.grad_fn is None
+    expected = score(model, batch)
+    assert torch.equal(scores.logprob_T, expected.logprob_T.detach())
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]])
+def test_adapters_are_honoured(targets, make_model, make_sequences) -> None:
+    peft = pytest.importorskip("peft")
+    model = make_model("llama").eval()
+    use_packed_attention(model)
+    config = peft.LoraConfig(target_modules=targets, r=4, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config).eval()
+    (batch,) = pack(make_sequences(*LENGTHS), None, 999)
+    ours = score(adapted, batch)
+    theirs = own_scores(adapted, batch)
+    torch.testing.assert_close(ours.logprob_T, theirs[0], rtol=1e-4, atol=5e-5)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(ours.logprob_T.mean(), trained)
+    for a, b in zip(grads, torch.autograd.grad(theirs[0].mean(), trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 + 2e-5 * float(b.abs().max()))
+    with adapted.disable_adapter():
+        without = score(adapted, batch).logprob_T
+        torch.testing.assert_close(without, own_scores(adapted, batch)[0], rtol=1e-4, atol=5e-5)
+    assert not torch.allclose(without, ours.logprob_T, atol=1e-2)
+
+
+def test_a_head_trained_whole_beside_an_adapter_is_the_one_used(make_model, make_sequences) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapted = peft.get_peft_model(make_model("llama"), config).eval()
+    head = adapted.get_base_model().lm_head
+    with torch.no_grad():
+        head.modules_to_save["default"].weight.mul_(2.0)
+    (batch,) = pack(make_sequences(*LENGTHS), None, 999)
+    ours, theirs = score(adapted, batch), own_scores(adapted, batch)
+    torch.testing.assert_close(ours.logprob_T, theirs[0], rtol=1e-4, atol=5e-5)
+    ours.logprob_T.sum().backward()
+    assert head.modules_to_save["default"].weight.grad is not None
+    assert head.original_module.weight.grad is None
+
+
+def test_dropout_on_an_adapted_head_is_refused(make_model) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["lm_head"], lora_dropout=0.1)
+    adapted = peft.get_peft_model(make_model("llama"), config)
+    with pytest.raises(ModelError, match="lora_dropout"):
+        output_head(adapted)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "stablelm", "gpt_oss"])
+def test_self_check_passes_models_that_are_honoured(family, make_model) -> None:
+    model = make_model(family).train()
+    use_packed_attention(model)
+    assert check_scoring(model, TokenizerOf61()) < 5e-4
+    assert model.training
+
+
+def test_self_check_finds_a_trick_of_the_head(make_model) -> None:
+    model = make_model("llama")
+    use_packed_attention(model)
+    model.lm_head.register_forward_hook(lambda module, args, out: out * 1.01)
+    with pytest.raises(ModelError, match="'llama' differ from its own logits by"):
+        check_scoring(model, TokenizerOf61())
+
+
+def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
+    model = make_model("llama")
+    use_packed_attention(model)
+    mixing = lambda module, args, out: out + 0.01 * out.cumsum(dim=1)  # noqa: E731
+    model.model.layers[0].mlp.register_forward_hook(mixing)
+    with pytest.raises(ModelError, match="attention=padded"):
+        check_scoring(model, TokenizerOf61())
+
+
+def test_self_check_finds_an_adapter_that_is_not_followed(make_model) -> None:
+    model = make_model("granite")
+    use_packed_attention(model)
+    model.config.logits_scaling = 4.0
+    forward = type(model).forward
+
+    def scaled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits + 0.1 * torch.arange(61)
+        return out
+
+    model.forward = scaled.__get__(model)
+    with pytest.raises(ModelError, match="granite"):
+        check_scoring(model, TokenizerOf61())

@@ -1,0 +1,87 @@
+"""From the reference's plain sequences to the package's tensors, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from srft.objective.loss import active, compute_loss, counts
+from srft.objective.method import Progress
+from srft.objective.table import sequence_table, take_rows, token_index
+from srft.types import TokenBatch, TrainingSequence
+
+
+def training_sequence(seq):
+    return TrainingSequence(
+        prompt_ids=(0,),
+        response_ids=tuple(seq.targets),
+        group=seq.group,
+        is_demo=seq.demo,
+        reward=seq.reward,
+        correct=seq.correct,
+        truncated=seq.truncated,
+        prefix_length=seq.prefix,
+    )
+
+
+def table_of(seqs, method):
+    table = sequence_table([training_sequence(q) for q in seqs])
+    table = replace(table, reward_S=table.reward_S.double())
+    return replace(table, advantage_S=method.advantage(table, method.switches))
+
+
+def logits_of(seqs):
+    return torch.tensor([z for q in seqs for z in q.logits], dtype=torch.float64)
+
+
+def batch_of(seqs, table, logits_TV, batch_entropy=None):
+    """The TokenBatch of whole sequences; gradient reaches ``logits_TV``."""
+    index = token_index(table)
+    lp_TV = torch.log_softmax(logits_TV, -1)
+    target_T = torch.tensor([y for q in seqs for y in q.targets], dtype=torch.int64)
+    lp_T = lp_TV.gather(1, target_T[:, None])[:, 0]
+    h_T = -(lp_TV.exp() * lp_TV).sum(-1)
+
+    def flat(name, fallback=None):
+        if not all(getattr(q, name) for q in seqs):
+            return fallback
+        return torch.tensor([x for q in seqs for x in getattr(q, name)], dtype=torch.float64)
+
+    return TokenBatch(
+        index=index,
+        logprob_T=lp_T,
+        entropy_T=h_T.detach(),
+        entropy_grad_T=h_T,
+        old_logprob_T=flat("old", lp_T.detach()),
+        old_entropy_T=flat("old_entropy", h_T.detach()),
+        reference_logprob_T=flat("reference"),
+        sampler_logprob_T=flat("sampler"),
+        batch_entropy=batch_entropy,
+    )
+
+
+def run(method, seqs, progress=None, cuts=None, batch_entropy=None, drop_inactive=False):
+    """(loss, gradient at every logit, metrics per micro-batch) in float64.
+
+    ``cuts`` is a list of lists of row numbers: the micro-batches. Without it there is one.
+    """
+    progress = progress or Progress(0, 10)
+    table = table_of(seqs, method)
+    total = counts(method, token_index(table))
+    lengths = [len(q.targets) for q in seqs]
+    starts = [sum(lengths[:i]) for i in range(len(seqs))]
+    logits_TV = logits_of(seqs).requires_grad_()
+    moving = active(method, table, progress).tolist()
+    loss, metrics = 0.0, []
+    for rows in [list(range(len(seqs)))] if cuts is None else cuts:
+        rows = [i for i in rows if moving[i]] if drop_inactive else rows
+        where = [t for i in rows for t in range(starts[i], starts[i] + lengths[i])]
+        part = take_rows(table, torch.tensor(rows, dtype=torch.int64))
+        batch = batch_of([seqs[i] for i in rows], part, logits_TV[where], batch_entropy)
+        part_loss, part_metrics = compute_loss(method, batch, total, progress)
+        part_loss.backward()
+        loss += part_loss.item()
+        metrics.append(part_metrics)
+    assert logits_TV.grad is not None, "no gradient path"
+    return loss, logits_TV.grad, metrics

@@ -1,0 +1,250 @@
+"""The package against the slow reference: losses, gradients, advantages, cuts, on random batches."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from objective_builders import batch_of, run, table_of
+from objective_reference import Objective, Seq, advantages, entropy_of
+
+from srft.objective.loss import active, counts
+from srft.objective.method import Progress
+from srft.objective.methods import METHODS, get_method
+from srft.objective.table import token_index
+
+V = 5
+PROPERTY = settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+number = st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 3))
+near = st.floats(-1, 1, allow_nan=False).map(lambda x: round(x, 3))
+
+# Overrides that at least some methods read; the others refuse them, and then they are left out.
+OVERRIDES = {
+    "average": st.sampled_from(["token", "sequence", "constant"]),
+    "sft_average": st.sampled_from([None, "token", "sequence", "constant"]),
+    "constant_length": st.sampled_from([1, 7, 64]),
+    "entropy_level": st.sampled_from(["token", "sequence", "batch"]),
+    "sft_entropy_sign": st.sampled_from([-1, 0, 1]),
+    "rl_entropy_sign": st.sampled_from([-1, 0, 1]),
+    "weight_cap": st.sampled_from([None, 0.3]),
+    "rollout_term": st.sampled_from(["surrogate", "literal"]),
+    "literal_score": st.sampled_from(["logprob", "probability", "ratio", "log-ratio"]),
+    "literal_means": st.sampled_from(["joint", "separate"]),
+    "ratio_level": st.sampled_from(["token", "sequence"]),
+    "clip": st.booleans(),
+    "clip_low": st.sampled_from([0.1, 0.2, 1.0]),
+    "clip_high": st.sampled_from([0.1, 0.28]),
+    "ratio_cap": st.sampled_from([None, 1.5]),
+    "importance_cap": st.sampled_from([None, 1.1, 2.0]),
+    "mask_truncated": st.booleans(),
+    "demo_ratio": st.sampled_from(["probability", "shaped"]),
+    "baseline": st.sampled_from(["group", "leave-one-out", "none"]),
+    "normalize_std": st.booleans(),
+    "std": st.sampled_from(["sample", "population"]),
+    "advantage_epsilon": st.sampled_from([0.0, 1e-6, 1e-4]),
+    "demos_in_group": st.booleans(),
+    "kl_coefficient": st.sampled_from([0.0, 0.05]),
+    "kl_estimator": st.sampled_from(["k1", "k2", "k3"]),
+    "entropy_coefficient": st.sampled_from([0.0, 0.01]),
+    "entropy_tokens": st.sampled_from(["rollouts", "all"]),
+    "entropy_target": st.sampled_from([None, 0.7]),
+    "weight_sft": st.sampled_from([0.0, 1.0, 2.0]),
+    "weight_demo_rl": st.sampled_from([0.0, 1.0]),
+    "weight_rollout": st.sampled_from([0.0, 1.0]),
+    "mu_warmup": st.sampled_from([0.0, 0.3]),
+    "prefix_entropy_share": st.sampled_from([0.2, 0.5, 1.0]),
+}
+
+
+@st.composite
+def sequences(draw, prefixes=False):
+    """Some prompts, each with 0 to 4 rollouts and 0 to 2 demonstrations; at least one sequence."""
+    result = []
+    pattern = draw(st.sampled_from(["mixed", "all right", "all wrong", "graded"]))
+    for group in range(draw(st.integers(1, 3))):
+        for demo, most in ((False, 4), (True, 2)):
+            for _ in range(draw(st.integers(0, most))):
+                result.append(_sequence(draw, group, demo, pattern, prefixes))
+    if not result:
+        result.append(_sequence(draw, 0, draw(st.booleans()), pattern, prefixes))
+    return draw(st.permutations(result))
+
+
+def _sequence(draw, group, demo, pattern, prefixes):
+    length = draw(st.integers(1, 5))
+    if pattern == "mixed":
+        reward = 1.0 if demo else float(draw(st.integers(0, 1)))
+    elif pattern == "graded":
+        reward = draw(st.integers(-8, 8)) / 8
+    else:
+        reward = float(pattern == "all right")
+    logits = draw(
+        st.lists(st.lists(number, min_size=V, max_size=V), min_size=length, max_size=length)
+    )
+    seq = Seq(
+        group=group,
+        demo=demo,
+        reward=reward,
+        correct=reward > 0.5,
+        targets=draw(st.lists(st.integers(0, V - 1), min_size=length, max_size=length)),
+        logits=logits,
+        truncated=not demo and draw(st.booleans()),
+        prefix=draw(st.integers(0, length)) if prefixes and not demo else 0,
+    )
+    lp = [
+        z[y] - math.log(sum(map(math.exp, z))) for z, y in zip(logits, seq.targets, strict=True)
+    ]
+    seq.old = [x + draw(near) for x in lp]
+    seq.old_entropy = [abs(entropy_of(z) + draw(near)) for z in logits]
+    seq.reference = [x + draw(near) for x in lp]
+    seq.sampler = [x + draw(near) for x in seq.old]
+    return seq
+
+
+@st.composite
+def cases(draw):
+    """(method, sequences, progress, batch entropy)."""
+    name = draw(st.sampled_from(sorted(METHODS)))
+    method = draw(methods(name))
+    seqs = draw(sequences(prefixes=name in ("uft", "prefix-rft")))
+    if draw(st.booleans()):  # one optimizer step: the old policy is the current one
+        for seq in seqs:
+            seq.old = []
+    total = draw(st.integers(1, 20))
+    entropy = draw(st.sampled_from([None, 0.5, 2.0]))
+    progress = Progress(draw(st.integers(0, total - 1)), total, entropy)
+    return method, seqs, progress, (draw(near) + 1, draw(near) + 1)
+
+
+@st.composite
+def methods(draw, name):
+    chosen = {}
+    for key in draw(st.lists(st.sampled_from(sorted(OVERRIDES)), max_size=8, unique=True)):
+        attempt = {**chosen, key: draw(OVERRIDES[key])}
+        try:
+            get_method(name, attempt)
+        except ValueError:
+            continue
+        chosen = attempt
+    return get_method(name, chosen, longest_response=16)
+
+
+def objective(case):
+    method, seqs, progress, batch_entropy = case
+    return Objective(
+        method.name,
+        method.switches.model_dump(),
+        seqs,
+        progress.step,
+        progress.total,
+        progress.entropy,
+        batch_entropy,
+    )
+
+
+def flatten(gradient):
+    return torch.tensor([z for rows in gradient for z in rows], dtype=torch.float64)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no effect")
+
+
+@PROPERTY
+@given(cases())
+def test_loss_and_gradient_at_every_logit_equal_the_reference(case):
+    method, seqs, progress, batch_entropy = case
+    expected_loss, expected_gradient = objective(case).run()
+    loss, gradient, _ = run(method, seqs, progress, batch_entropy=batch_entropy)
+    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-10)
+    torch.testing.assert_close(gradient, flatten(expected_gradient), rtol=1e-8, atol=1e-10)
+
+
+@PROPERTY
+@given(cases())
+def test_counts_equal_the_reference(case):
+    method, seqs, _, _ = case
+    slow = objective(case)
+    found = counts(method, token_index(table_of(seqs, method)))
+    assert list(found.values()) == [slow.count(term) for term in slow.terms()]
+
+
+@settings(PROPERTY, max_examples=200)
+@given(cases(), st.sampled_from([1, 2, 7]), st.randoms(use_true_random=False))
+def test_cutting_into_micro_batches_changes_nothing(case, parts, random):
+    method, seqs, progress, batch_entropy = case
+    whole_loss, whole, _ = run(method, seqs, progress, batch_entropy=batch_entropy)
+    cuts = [[] for _ in range(parts)]
+    for i in range(len(seqs)):
+        random.choice(cuts).append(i)
+    loss, gradient, _ = run(method, seqs, progress, cuts, batch_entropy)
+    assert loss == pytest.approx(whole_loss, rel=1e-11, abs=1e-12)
+    torch.testing.assert_close(gradient, whole, rtol=1e-10, atol=1e-13)
+
+
+@settings(PROPERTY, max_examples=200)
+@given(cases())
+def test_leaving_out_inactive_sequences_changes_nothing(case):
+    method, seqs, progress, batch_entropy = case
+    everything = run(method, seqs, progress, batch_entropy=batch_entropy)
+    fewer = run(method, seqs, progress, batch_entropy=batch_entropy, drop_inactive=True)
+    torch.testing.assert_close(fewer[1], everything[1], rtol=1e-11, atol=1e-14)
+
+
+@settings(PROPERTY, max_examples=300)
+@given(sequences(), methods("srft"))
+def test_advantages_equal_the_reference_and_are_exactly_zero_in_constant_groups(seqs, method):
+    table = table_of(seqs, method)
+    expected = advantages(seqs, method.switches.model_dump())
+    assert table.advantage_S.tolist() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    if method.switches.baseline == "none":
+        return
+    for group in {q.group for q in seqs}:
+        members = [
+            i
+            for i, q in enumerate(seqs)
+            if q.group == group and (method.switches.demos_in_group or not q.demo)
+        ]
+        if len({seqs[i].reward for i in members}) == 1:
+            assert all(table.advantage_S[i].item() == 0.0 for i in members)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_demonstrations_and_rollouts_in_separate_micro_batches(name):
+    generator = torch.Generator().manual_seed(0)
+
+    def seq(group, demo, reward, length):
+        logits = torch.randn(length, V, generator=generator, dtype=torch.float64).tolist()
+        return Seq(group, demo, reward, reward > 0.5, [1] * length, logits, reference=[-1.0] * length)
+
+    seqs = [seq(0, False, 1, 3), seq(0, False, 0, 2), seq(0, True, 1, 4), seq(1, False, 0, 2)]
+    method = get_method(name)
+    demos, rollouts = [2], [0, 1, 3]
+    _, whole, _ = run(method, seqs)
+    _, apart, _ = run(method, seqs, cuts=[demos, [], rollouts])
+    torch.testing.assert_close(apart, whole, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_micro_batch_of_nothing_is_an_exact_zero_with_a_gradient_path(name):
+    method = get_method(name)
+    seqs = [Seq(0, False, 1.0, True, [1], [[0.0] * V], reference=[-1.0])]
+    logits = torch.zeros(0, V, dtype=torch.float64, requires_grad=True)
+    table = table_of([], method)
+    batch = batch_of([], table, logits)
+    if method.needs_reference:
+        from dataclasses import replace
+
+        batch = replace(batch, reference_logprob_T=torch.zeros(0, dtype=torch.float64))
+    from srft.objective.loss import compute_loss
+
+    total = counts(method, token_index(table_of(seqs, method)))
+    loss, _ = compute_loss(method, batch, total, Progress(0, 10))
+    loss.backward()
+    assert loss.item() == 0.0 and logits.grad is not None
+    assert active(method, table).shape == (0,)
