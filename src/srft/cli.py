@@ -78,10 +78,9 @@ def train(
     else:
         config = load_config(recipe, arguments)
     if dry_run:
-        from srft.objective.methods import get_method
+        from srft.trainer.setup import build_methods
 
-        for stage in config.resolved_stages:
-            get_method(stage.method, stage.objective)
+        build_methods(config)
         sys.stdout.write(config.to_yaml())
         return
     from srft.trainer.main import run_training

@@ -179,7 +179,9 @@ def test_a_failing_scorer_ends_the_run_with_its_error_and_keeps_what_was_judged(
 def test_samples_that_cannot_be_scored_are_wrong_and_counted(problems, tmp_path):
     class Unsure(FakeScorer):
         def score(self, examples, texts):
-            return [FakeScore(float("nan"), {"math": None}, False, {"math": "bad_gold"})] * len(texts)
+            return [FakeScore(float("nan"), {"math": None}, False, {"math": "bad_gold"})] * len(
+                texts
+            )
 
     path = tmp_path / "samples.jsonl"
     for _ in range(2):  # the second time from the file

@@ -47,7 +47,9 @@ def test_the_right_option_keeps_its_text_under_every_shuffle(layout):
     example = {
         "letters": Example("Which?\n\nA) red\nB) green\nC) blue\nD) black\n", (), "C"),
         "gpqa": Example(
-            "Which?", (), "blue",
+            "Which?",
+            (),
+            "blue",
             {f"Incorrect Answer {i + 1}": o for i, o in enumerate(["red", "green", "black"])},
         ),
         "mmlu_pro": Example("Which?", (), "C", {"options": options, "answer_index": 2}),

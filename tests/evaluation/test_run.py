@@ -99,18 +99,13 @@ def test_an_interrupted_evaluation_goes_on(engine, tmp_path):
     }
 
 
-def test_a_second_suite_is_added_to_the_same_folder(engine, tmp_path):
+def test_a_second_call_adds_to_the_same_folder(engine, tmp_path):
     evaluated(tmp_path, suites=["lab_ood"])
-    EvaluationConfig(suites=["lab"])
-    config = EvaluationConfig(suites=["lab", "lab_ood"], limit=30, n=2)
-    evaluate_model("m", config, tmp_path / "m", progress=False)
     data = tmp_path / "own.jsonl"
     data.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n' * 3)
-    config = EvaluationConfig(dataset=str(data))
-    found = evaluate_model(
-        "m", config, tmp_path / "m", reward={"reward": "exact"} and None, progress=False
-    )
-    assert list(found.summary["benchmarks"]) == ["lab_ood", "lab", "own"]
+    found = evaluate_model("m", EvaluationConfig(dataset=str(data)), tmp_path / "m", progress=False)
+    assert list(found.summary["benchmarks"]) == ["lab_ood", "own"]
+    assert list(found.results) == ["own"]
 
 
 def test_a_dataset_is_evaluated_with_the_reward_given(engine, tmp_path):

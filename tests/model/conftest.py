@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from srft.types import TrainingSequence
@@ -72,6 +75,19 @@ def random_sequences(*lengths: tuple[int, int], seed: int = 0) -> list[TrainingS
         )
         for k, (p, r) in enumerate(lengths)
     ]
+
+
+def tiny_tokenizer(size: int = VOCABULARY, **special: str) -> PreTrainedTokenizerFast:
+    """``size`` words, each a token; ``special`` names the special ones."""
+    words = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(size - 3))]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    return tiny_tokenizer
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The package against the slow reference: losses, gradients, advantages, cuts, on random batches."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from hypothesis import strategies as st
 from objective_builders import batch_of, run, table_of
 from objective_reference import Objective, Seq, advantages, entropy_of
 
-from srft.objective.loss import active, counts
+from srft.objective.loss import active, compute_loss, counts
 from srft.objective.method import Progress
 from srft.objective.methods import METHODS, get_method
 from srft.objective.table import token_index
 
 V = 5
 PROPERTY = settings(
-    max_examples=400,
+    max_examples=250,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -97,9 +98,7 @@ def _sequence(draw, group, demo, pattern, prefixes):
         truncated=not demo and draw(st.booleans()),
         prefix=draw(st.integers(0, length)) if prefixes and not demo else 0,
     )
-    lp = [
-        z[y] - math.log(sum(map(math.exp, z))) for z, y in zip(logits, seq.targets, strict=True)
-    ]
+    lp = [z[y] - math.log(sum(map(math.exp, z))) for z, y in zip(logits, seq.targets, strict=True)]
     seq.old = [x + draw(near) for x in lp]
     seq.old_entropy = [abs(entropy_of(z) + draw(near)) for z in logits]
     seq.reference = [x + draw(near) for x in lp]
@@ -174,7 +173,7 @@ def test_counts_equal_the_reference(case):
     assert list(found.values()) == [slow.count(term) for term in slow.terms()]
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=100)
 @given(cases(), st.sampled_from([1, 2, 7]), st.randoms(use_true_random=False))
 def test_cutting_into_micro_batches_changes_nothing(case, parts, random):
     method, seqs, progress, batch_entropy = case
@@ -187,7 +186,7 @@ def test_cutting_into_micro_batches_changes_nothing(case, parts, random):
     torch.testing.assert_close(gradient, whole, rtol=1e-10, atol=1e-13)
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=100)
 @given(cases())
 def test_leaving_out_inactive_sequences_changes_nothing(case):
     method, seqs, progress, batch_entropy = case
@@ -196,7 +195,7 @@ def test_leaving_out_inactive_sequences_changes_nothing(case):
     torch.testing.assert_close(fewer[1], everything[1], rtol=1e-11, atol=1e-14)
 
 
-@settings(PROPERTY, max_examples=300)
+@settings(PROPERTY, max_examples=150)
 @given(sequences(), methods("srft"))
 def test_advantages_equal_the_reference_and_are_exactly_zero_in_constant_groups(seqs, method):
     table = table_of(seqs, method)
@@ -220,7 +219,8 @@ def test_demonstrations_and_rollouts_in_separate_micro_batches(name):
 
     def seq(group, demo, reward, length):
         logits = torch.randn(length, V, generator=generator, dtype=torch.float64).tolist()
-        return Seq(group, demo, reward, reward > 0.5, [1] * length, logits, reference=[-1.0] * length)
+        reference = [-1.0] * length
+        return Seq(group, demo, reward, reward > 0.5, [1] * length, logits, reference=reference)
 
     seqs = [seq(0, False, 1, 3), seq(0, False, 0, 2), seq(0, True, 1, 4), seq(1, False, 0, 2)]
     method = get_method(name)
@@ -238,11 +238,7 @@ def test_a_micro_batch_of_nothing_is_an_exact_zero_with_a_gradient_path(name):
     table = table_of([], method)
     batch = batch_of([], table, logits)
     if method.needs_reference:
-        from dataclasses import replace
-
         batch = replace(batch, reference_logprob_T=torch.zeros(0, dtype=torch.float64))
-    from srft.objective.loss import compute_loss
-
     total = counts(method, token_index(table_of(seqs, method)))
     loss, _ = compute_loss(method, batch, total, Progress(0, 10))
     loss.backward()

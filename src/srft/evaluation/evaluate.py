@@ -56,9 +56,7 @@ class ScoreLike(Protocol):
 class ScorerLike(Protocol):
     """Whatever judges texts, as ``srft.rewards.scorer.Scorer`` does."""
 
-    def score(
-        self, examples: Sequence[Example], texts: Sequence[str]
-    ) -> Sequence[ScoreLike]: ...
+    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> Sequence[ScoreLike]: ...
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ def _rows(
             columns=dict(benchmark.columns),
         )
     except DataError as error:
-        place = f" A local copy is looked for at DATA_DIR/{benchmark.file}" if benchmark.file else ""
+        place = (
+            f" A local copy is looked for at DATA_DIR/{benchmark.file}" if benchmark.file else ""
+        )
         advice = f"{place}; set SRFT_DATA_DIR or --data-dir." if place else ""
         raise DataError(f"benchmark {benchmark.name}: {error}{advice}") from error
     return examples, benchmark.layout

@@ -110,9 +110,7 @@ class EvaluationResult:
 
     def statuses(self) -> dict[str, int]:
         """How many samples each outcome of verification had: ok, no_answer, timeout and so on."""
-        return dict(
-            Counter(o for p in self.problems for s in p.samples for o in s.status.values())
-        )
+        return dict(Counter(o for p in self.problems for s in p.samples for o in s.status.values()))
 
     def _mean_of_samples(self, value: Callable[[Sample], float]) -> float:
         values = [float(value(s)) for p in self.problems for s in p.samples]

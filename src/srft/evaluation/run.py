@@ -228,9 +228,7 @@ def _params(
             )
     temperature = benchmark.temperature if config.temperature is None else config.temperature
     stops = loaded.stop_token_ids
-    return SamplingParams(
-        temperature, config.top_p, config.top_k, max_tokens, stop_token_ids=stops
-    )
+    return SamplingParams(temperature, config.top_p, config.top_k, max_tokens, stop_token_ids=stops)
 
 
 def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:

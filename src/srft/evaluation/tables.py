@@ -80,7 +80,9 @@ def build_tables(results: Sequence[Results]) -> list[Table]:
             for label, values in QUOTED.items()
         )
         heads = tuple(_head(c, results) for c in PAPER_COLUMNS)
-        tables.append(Table("The paper's benchmarks", heads, _rows(results, PAPER_COLUMNS) + quoted))
+        tables.append(
+            Table("The paper's benchmarks", heads, _rows(results, PAPER_COLUMNS) + quoted)
+        )
     others = tuple(name for name in names if name not in PAPER_COLUMNS)
     if others:
         heads = tuple(_head(c, results) for c in others)

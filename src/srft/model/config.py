@@ -15,7 +15,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(
-        "", description="Model name on the hub or folder with config.json and safetensors weights."
+        "",
+        description="Model name on the hub, folder with config.json and safetensors weights, or `lab` "
+        "for the small base model that ships with this package.",
     )
     revision: str | None = Field(
         None, description="Commit, branch or tag on the hub; none takes the main branch."

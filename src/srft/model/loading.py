@@ -114,7 +114,12 @@ def _model_config(config: ModelConfig) -> Any:
 
 
 def _source(path: str) -> str:
+    """What transformers is given: a folder, a hub name, or the lab's base model for ``lab``."""
     folder = Path(path).expanduser()
+    if path == "lab" and not folder.exists():
+        from srft.lab import base_model_path
+
+        return str(base_model_path())
     return str(folder) if folder.exists() else path
 
 
@@ -302,16 +307,15 @@ def _save_weights(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     if dtype is None or dtype == model.dtype:
         model.save_pretrained(folder)
         return
-    own = model.config.dtype
     cast = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    try:
-        model.config.dtype = dtype
-        model.save_pretrained(folder, state_dict=cast)
-    finally:
-        model.config.dtype = own
+    model.save_pretrained(folder, state_dict=cast)
+    # save_pretrained writes the dtype of the model it was called on.
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.save_pretrained(folder)
 
 
 def _flush(folder: Path) -> None:

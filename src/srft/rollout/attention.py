@@ -128,7 +128,8 @@ _windowed_layers: set[int] | None = None
 def sliding_layers_seen() -> Iterator[set[int]]:
     """Collects the attention modules (by id) that name a sliding window while it is open."""
     global _windowed_layers
-    _windowed_layers = seen = set()
+    seen: set[int] = set()
+    _windowed_layers = seen
     try:
         yield seen
     finally:
@@ -143,9 +144,7 @@ def sampling_mode(model: nn.Module, attention: str | None = ATTENTION_NAME) -> I
     happened inside. ``attention`` None leaves the model's own.
     """
     trained = [m for m in model.modules() if m.training]
-    configs = {
-        id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)
-    }
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     # Modules keep sub-configs (a multimodal model's text part) that no PreTrainedModel owns.
     for config in list(configs.values()):
         text = config.get_text_config()

@@ -1,43 +1,19 @@
-"""Choosing the engine, and proving at start-up that it sees what a plain forward pass sees."""
+"""Proving at start-up that the embedded engine sees what a plain forward pass sees."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
 from srft.rollout.attention import sampling_mode, sliding_layers_seen
 from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
-from srft.rollout.generate import GenerateEngine
 from srft.rollout.requests import context_length
 from srft.types import RolloutRequest, SamplingParams
-
-logger = logging.getLogger(__name__)
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _PROMPT_LENGTHS = (7, 3)
 _NEW_TOKENS = 4
-
-
-def build_engine(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig
-) -> EmbeddedEngine | GenerateEngine:
-    """The engine the config names. A model that the embedded one cannot drive gets ``generate``,
-    and a warning that says why and that it is slower."""
-    if config.engine == "embedded":
-        try:
-            return EmbeddedEngine(model, tokenizer, config)
-        except RolloutError as error:
-            logger.warning(
-                "rollout.engine=generate is used (several times slower for responses of uneven "
-                "length), because the embedded sampler refused the model: %s",
-                error,
-            )
-    return GenerateEngine(model, tokenizer, config)
 
 
 def check_engine(engine: EmbeddedEngine) -> None:
@@ -61,7 +37,7 @@ def check_engine(engine: EmbeddedEngine) -> None:
             worst = _disagreement(engine)
     # Whatever a model of another build raises on a cache or mask it does not expect (any kind of
     # error) means the same: it is not driven this way, and the user is told why.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise RolloutError(
             f"{type(engine.model).__name__} does not run under the embedded sampler: "
             f"{type(error).__name__}: {error}"

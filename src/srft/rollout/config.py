@@ -21,9 +21,7 @@ class RolloutConfig(BaseModel):
         "being trained; falls back to `generate`, with a warning, for a model it cannot drive) or "
         "`generate` (transformers' own generation; slower, any causal language model).",
     )
-    group_size: int = Field(
-        8, ge=1, description="Rollouts per prompt (G in the paper), a count."
-    )
+    group_size: int = Field(8, ge=1, description="Rollouts per prompt (G in the paper), a count.")
     temperature: float = Field(
         1.0, ge=0.0, description="Logits are divided by this before sampling; 0 means greedy."
     )
@@ -37,7 +35,9 @@ class RolloutConfig(BaseModel):
     top_k: int = Field(
         0, ge=0, description="Sample among this many most probable tokens; 0 means all tokens."
     )
-    max_tokens: int = Field(256, ge=1, description="Longest response, in tokens, stop token included.")
+    max_tokens: int = Field(
+        256, ge=1, description="Longest response, in tokens, stop token included."
+    )
     stop: tuple[str, ...] = Field(
         (),
         description="Strings that end a response. The text is cut before the first of them; the "

@@ -167,7 +167,9 @@ class _Call:
         if not start.any():
             return None
         slot = torch.arange(width)
-        seen = (slot[None, :] <= slot[:, None])[None] & (slot[None, None, :] >= start[:, None, None])
+        seen = (slot[None, :] <= slot[:, None])[None] & (
+            slot[None, None, :] >= start[:, None, None]
+        )
         seen |= torch.eye(width, dtype=torch.bool)
         mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill_(~seen, float("-inf"))
         return mask[:, None].to(self.device)

@@ -129,7 +129,7 @@ class _Sampler(LogitsProcessor):
         self.tokens: list[Tensor] = []
         self.logprobs: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.width
         token, logprob = draw(scores, self.uniforms[:, step], self.params)
         self.tokens.append(token)
@@ -147,7 +147,7 @@ class _Criterion(StoppingCriteria):
         self.stop, self.width = stop, width
         self.done: np.ndarray | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         codes = self.stop.table[input_ids[:, -1]].cpu().numpy()
         if self.done is None:
             self.done = np.zeros(len(codes), dtype=bool)

@@ -16,9 +16,7 @@ def context_length(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def check_requests(
-    model: Any, requests: Sequence[RolloutRequest], params: SamplingParams
-) -> None:
+def check_requests(model: Any, requests: Sequence[RolloutRequest], params: SamplingParams) -> None:
     """RolloutError for an empty prompt, a token the model has no embedding for, or a prompt that
     with ``max_tokens`` exceeds the model's context; the message names the request."""
     if params.max_tokens < 1:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from srft.data.packing import PackedBatch, pack
 from srft.objective.method import Method, Progress
-from srft.objective.table import build_table, prepare, take_tokens
+from srft.objective.table import take_tokens
 from srft.trainer.collect import Collected
+from srft.trainer.update import prepare
 from srft.types import TokenBatch, TrainingSequence
 
 _DIGITS = 5
@@ -74,7 +75,7 @@ def _token_figures(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Advantage and per-token log-probability, entropy and weighted loss of each sequence."""
-    table, _ = prepare(method, build_table(sequences))
+    table, _ = prepare(method, sequences)
     # The order inside a pack is the packer's own, so each sequence is found by its number, which
     # travels in the place of the group.
     numbered = [replace(sequence, group=i) for i, sequence in enumerate(sequences)]

@@ -79,7 +79,7 @@ def set_up(
     Raises:
         ConfigError, DataError, ModelError, RewardError.
     """
-    methods = [get_method(stage.method, stage.objective) for stage in config.resolved_stages]
+    methods = build_methods(config)
     interleaved = {m.interleave: get_method(m.interleave) for m in methods if m.interleave}
     set_seed(config.train.seed)
     device = _device(config)
@@ -132,6 +132,18 @@ def set_up(
     )
 
 
+def build_methods(config: SRFTConfig) -> list[Method]:
+    """The method of each stage with the recipe's switches.
+
+    Raises:
+        ConfigError: an unknown name, or a switch that the method does not read.
+    """
+    return [
+        get_method(stage.method, stage.objective, longest_response=config.rollout.max_tokens)
+        for stage in config.resolved_stages
+    ]
+
+
 def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
     """The recipe's verifier, or the functions given from Python with the recipe's limits."""
     if rewards is None:
@@ -166,15 +178,16 @@ def _device(config: SRFTConfig) -> torch.device:
 
 
 def _read(config: SRFTConfig, train: Any | None, evaluation: Any | None) -> Splits:
+    columns = {str(role): name for role, name in config.data.columns.items()}
     if train is None:
         splits = load_splits(config.data, seed=config.train.seed)
     else:
         splits = Splits(
-            as_examples(train, columns=dict(config.data.columns), limit=config.data.limit), {}
+            as_examples(train, columns=columns, limit=config.data.limit), {}
         )
     if evaluation is not None:
         splits = Splits(
-            splits.train, {"eval": as_examples(evaluation, columns=dict(config.data.columns))}
+            splits.train, {"eval": as_examples(evaluation, columns=columns)}
         )
     return splits
 
@@ -257,7 +270,8 @@ def _score_demonstrations(
 def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
     with_demo = sum(bool(example.demonstration_ids) for example in examples)
     for method in methods:
-        if method.demonstrations and not with_demo:
+        reads_demos = method.demonstrations or method.prefix or method.interleave
+        if reads_demos and not with_demo:
             raise DataError(
                 f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
                 "column with data.columns.demonstration=NAME, or take a method that needs none, such as grpo"

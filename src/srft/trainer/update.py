@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from srft.data.packing import PackedBatch, pack
 from srft.model.scoring import TokenScores, score
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
-from srft.objective.table import build_table, prepare, take_rows, token_index
+from srft.objective.table import sequence_table, take_rows, token_index
 from srft.trainer.collect import request_seed
 from srft.trainer.config import TrainConfig
 from srft.trainer.optimization import gradient_norm
-from srft.types import TokenBatch, TrainingSequence
+from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 Compute = Callable[[], AbstractContextManager[Any]]
 """What forward passes run in: autocast, or nothing."""
@@ -127,6 +127,18 @@ def clip_to(model: nn.Module, norm: float, maximum: float) -> None:
     torch.nn.utils.clip_grads_with_norm_(parameters, maximum, torch.tensor(norm))
 
 
+def prepare(
+    method: Method, sequences: Sequence[TrainingSequence]
+) -> tuple[SequenceTable, list[int]]:
+    """The table with advantages filled in, and the rows of the sequences that take part."""
+    table = sequence_table(sequences)
+    table = replace(table, advantage_S=method.advantage(table, method.switches))
+    if method.select is None:
+        return table, list(range(len(sequences)))
+    keep_S = method.select(table, method.switches)
+    return table, keep_S.nonzero().flatten().tolist()
+
+
 def _parts(
     method: Method,
     sequences: Sequence[TrainingSequence],
@@ -135,8 +147,7 @@ def _parts(
     device: torch.device,
 ) -> Iterator[_Part]:
     """Divides the batch by prompts into the optimizer steps it is to give."""
-    table, keep_S = prepare(method, build_table(sequences))
-    kept = keep_S.nonzero().flatten().tolist()
+    table, kept = prepare(method, sequences)
     for rows in _divide(table.group_S, kept, config, step):
         part_table = take_rows(table, torch.tensor(rows))
         # Counted before dropping: a sequence without gradient still belongs to the mean.

@@ -40,7 +40,8 @@ function drawChart(frame, options, width) {
   const series = options.stack ? stacked(options.series) : options.series;
   const xs = series.flatMap((s) => s.x);
   if (!xs.length) return frame.replaceChildren(el("p", { class: "quiet" }, "nothing to show"));
-  const scaleX = scale(Math.min(...extent(xs)), Math.max(...extent(xs)), false);
+  const [x0, x1] = extent(xs);
+  const scaleX = scale(x0, x1, false);
   const log = options.log && series.every((s) => s.y.every((v) => v === null || v > 0));
   const [lowest, highest] = extentY(series, options, log);
   const ticksY = log ? logTicks(lowest, highest) : ticks(lowest, highest, Math.max(3, Math.round(height / 48)));
@@ -58,7 +59,6 @@ function drawChart(frame, options, width) {
     svg.append(el("line", { class: v === 0 ? "zero" : "grid", x1: box.left, x2: box.right, y1: Y(v), y2: Y(v) }));
     svg.append(el("text", { x: box.left - 6, y: Y(v) + 3.5, "text-anchor": "end" }, label(v)));
   }
-  const [x0, x1] = extent(xs);
   for (const v of ticks(x0, x1, Math.max(2, Math.round(width / 90))).filter((v) => v >= x0 && v <= x1))
     svg.append(el("text", { x: X(v), y: height - 8, "text-anchor": "middle" },
       Math.abs(v) >= 10000 ? big(v) : number(v)));

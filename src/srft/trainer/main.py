@@ -1,0 +1,100 @@
+"""A run as the command line makes it: train, draw, and say what came out and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from srft.config import SRFTConfig, load_config
+from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft.report.plots import plot_run
+from srft.trainer.trainer import SRFTTrainer, TrainResult
+
+QUICKSTART = Path(__file__).parent.parent / "lab" / "quickstart.yaml"
+
+
+def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
+    """Trains by ``config``, writes the plots, and prints results and places."""
+    result = SRFTTrainer(args=config, console=console).train(resume=resume)
+    plots = plot_run(result.run_dir)
+    table = evaluation_table(result.evaluations)
+    if table is not None:
+        console.print(table)
+    places = [("run directory", result.run_dir), ("exported model", result.model_dir)]
+    places += [("plots", plots[0].parent)] if plots else []
+    for name, path in places:
+        if path is not None:
+            console.print(f"{name:>15}  {path}", highlight=False, soft_wrap=True)
+    return result
+
+
+def run_quickstart(overrides: Sequence[str], console: Console) -> TrainResult:
+    """The main job on the built-in model and tasks."""
+    config = load_config(QUICKSTART, overrides)
+    console.print(
+        f"[bold]{config.method}[/] on the built-in tasks: {config.train.steps} steps of "
+        f"{config.train.prompts_per_step} prompts x {config.rollout.group_size} rollouts",
+        highlight=False,
+    )
+    result = run_training(config, resume=False, console=console)
+    if result.model_dir is not None:
+        console.print(
+            f"\nnext: srft sample {result.model_dir} --lab 3    srft report {result.run_dir}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return result
+
+
+def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Accuracy at the first and the last evaluation, with the interval of the last; by family where
+    problems have one. None where there was no evaluation."""
+    if not evaluations:
+        return None
+    last_step = max(record["step"] for record in evaluations)
+    first_step = min(record["step"] for record in evaluations)
+    table = Table(title=f"accuracy, step {first_step} to step {last_step}", title_justify="left")
+    table.add_column("problems")
+    for heading in ("before", "after", "change", "interval after"):
+        table.add_column(heading, justify="right")
+    names = list(dict.fromkeys(record["name"] for record in evaluations))
+    for name in names:
+        records = {r["step"]: r for r in evaluations if r["name"] == name}
+        before, after = records.get(first_step), records.get(last_step)
+        if after is None:
+            continue
+        for title, families in _sections(after["by_family"]):
+            if title:
+                table.add_row(f"[bold]{title}[/]")
+            for family in families:
+                earlier = before["by_family"].get(family) if before else None
+                table.add_row(f"  {family}", *_figures(earlier, after["by_family"][family]), "")
+        low, high = after["interval"]
+        earlier = before["accuracy"] if before else None
+        table.add_section()
+        table.add_row(
+            f"[bold]{name}, all {after['n_problems']}[/]",
+            *_figures(earlier, after["accuracy"]),
+            f"{low:.1%} to {high:.1%}",
+        )
+    return table
+
+
+def _sections(by_family: Mapping[str, float]) -> list[tuple[str, list[str]]]:
+    """The lab's families under their two headings; other families under none."""
+    inside = [family for family in by_family if family in IN_DISTRIBUTION]
+    outside = [family for family in by_family if family in OUT_OF_DISTRIBUTION]
+    other = [family for family in by_family if family not in (*inside, *outside)]
+    sections = [("in distribution", inside), ("out of distribution", outside), ("", other)]
+    return [(title, families) for title, families in sections if families]
+
+
+def _figures(before: float | None, after: float) -> tuple[str, str, str]:
+    if before is None:
+        return "", f"{after:.1%}", ""
+    colour = "green" if after > before else "red" if after < before else "dim"
+    return f"{before:.1%}", f"{after:.1%}", f"[{colour}]{(after - before) * 100:+.1f}[/]"

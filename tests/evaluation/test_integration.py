@@ -1,0 +1,82 @@
+"""The whole path with a real (tiny, untrained) model, the embedded engine and the real scorer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from srft.errors import ConfigError
+from srft.evaluation.config import EvaluationConfig
+from srft.evaluation.evaluate import evaluate
+from srft.evaluation.run import evaluate_model
+from srft.evaluation.sample import sample_text
+from srft.lab.tokenizer import build_tokenizer
+from srft.rewards.scorer import Scorer
+from srft.types import Example, SamplingParams
+
+
+def tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(build_tokenizer()),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=build_tokenizer().eos_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A run directory with an exported model and the recipe it was trained by."""
+    run = tmp_path_factory.mktemp("run")
+    tiny_model().save_pretrained(run / "model")
+    build_tokenizer().save_pretrained(run / "model")
+    (run / "config.yaml").write_text("data: {prompt_template: '{prompt} '}\n")
+    return run
+
+
+def test_the_embedded_engine_and_the_scorer_serve_evaluate(tmp_path):
+    from srft.rollout.embedded import EmbeddedEngine
+
+    tokenizer = build_tokenizer()
+    problems = [Example(f"a = {i} + 1 ; a ?", (), str(i + 1)) for i in range(8)]
+    params = SamplingParams(temperature=1.0, max_tokens=12)
+    with Scorer("exact") as scorer:
+        engine = EmbeddedEngine(tiny_model(), tokenizer)
+        path = tmp_path / "samples.jsonl"
+        first = evaluate(engine, tokenizer, problems, scorer, params, 3, 0, path)
+        again = evaluate(engine, tokenizer, problems, scorer, params, 3, 0, path)
+        alone = evaluate(engine, tokenizer, problems[2:3], scorer, params, 1, 0)
+    assert first.problems == again.problems and len(path.read_text().splitlines()) == 25
+    assert alone.problems[0].samples[0] == first.problems[2].samples[0]
+    assert first.statuses().keys() <= {"ok", "no_answer"}
+    assert 0 < first.mean_tokens <= 12
+
+
+def test_evaluate_model_reads_a_run_directory_and_writes_tables(model_dir, tmp_path):
+    config = EvaluationConfig(suites=["lab"], limit=12, n=2, max_tokens=16)
+    found = evaluate_model(model_dir, config, tmp_path, progress=False)
+    summary = json.loads((tmp_path / "results.json").read_text())
+    assert summary["path"] == str(model_dir / "model") and summary["device"].startswith("float32")
+    assert set(found.results) == {"lab", "lab_ood"}
+    assert "lab" in summary["averages"] and (tmp_path / "tables.html").is_file()
+    assert "max_tokens 16 instead of 128" in found.markdown
+
+
+def test_sample_text_is_seeded_and_honours_the_context(model_dir):
+    first = sample_text(model_dir, "a = 1 + 1 ; a ?", 3, temperature=1.0, max_tokens=10_000)
+    assert len(first) == 3 and all(len(c.token_ids) <= 256 for c in first)
+    again = sample_text(model_dir, "a = 1 + 1 ; a ?", 3, temperature=1.0, max_tokens=10_000)
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+    with pytest.raises(ConfigError, match="empty"):
+        sample_text(model_dir, "  ")
+    with pytest.raises(ConfigError, match="no room"):
+        sample_text(model_dir, "1 " * 300)

@@ -1,0 +1,301 @@
+"""Numbers worked out by hand: 2 prompts, 3 rollouts, 1 demonstration, a vocabulary of 4.
+
+    token   distribution             target   pi     H             sequence
+    a0      P = 1/2 1/4 1/8 1/8      0        1/2    1.75 log 2    rollout of prompt 0, right
+    a1      U = 1/4 1/4 1/4 1/4      1        1/4    2 log 2
+    b0      P                        1        1/4                  rollout of prompt 0, wrong
+    c0      U                        2        1/4                  rollout of prompt 1, wrong
+    d0      P                        2        1/8                  demonstration of prompt 0
+    d1      U                        3        1/4
+
+Rewards 1 and 0, epsilon 0. Prompt 1 has one rollout: advantage 0 whatever the estimator.
+Prompt 0 with the demonstration, mean 2/3 and sample deviation sqrt(1/3):
+A = 1/sqrt 3, -2/sqrt 3 and 1/sqrt 3 (a, b, d); without division 1/3, -2/3, 1/3.
+Rollouts only, mean 1/2 and deviation sqrt(1/2): A = +-1/sqrt 2; without division +-1/2.
+
+A loss is given by dL/dlp at every token; the gradient at the logits is dL/dlp (1[k = y] - p_k),
+to which an entropy bonus adds c p_k (log p_k + H) / tokens.
+"""
+
+import math
+
+import pytest
+import torch
+from objective_builders import run
+from objective_reference import Seq
+
+from srft.objective.method import Progress
+from srft.objective.methods import METHODS, get_method
+
+LN2 = math.log(2)
+P, U = [1 / 2, 1 / 4, 1 / 8, 1 / 8], [1 / 4] * 4
+ROWS = {"a0": (P, 0), "a1": (U, 1), "b0": (P, 1), "c0": (U, 2), "d0": (P, 2), "d1": (U, 3)}
+H_P, H_U = 1.75 * LN2, 2 * LN2
+LP = {"a0": -LN2, "a1": -2 * LN2, "b0": -2 * LN2, "c0": -2 * LN2, "d0": -3 * LN2, "d1": -2 * LN2}
+PI = {name: math.exp(lp) for name, lp in LP.items()}
+A, B = 1 / math.sqrt(3), -2 / math.sqrt(3)  # augmented group: a and d, b
+C = 1 / math.sqrt(2)  # rollouts only: a is C, b is -C
+SFT_P, SFT_U = 0.5 * 2**-1.75, 0.5 / 4  # 0.5 exp(-H): 0.14865, 0.125
+RL_P, RL_U = 0.1 * 2**1.75, 0.1 * 4  # 0.1 exp(+H): 0.33636, 0.4
+
+
+def sequences():
+    def seq(group, demo, reward, tokens):
+        logits = [[math.log(p) for p in ROWS[t][0]] for t in tokens]
+        targets = [ROWS[t][1] for t in tokens]
+        return Seq(group, demo, reward, reward == 1, targets, logits)
+
+    return [
+        seq(0, False, 1, ["a0", "a1"]),
+        seq(0, False, 0, ["b0"]),
+        seq(1, False, 0, ["c0"]),
+        seq(0, True, 1, ["d0", "d1"]),
+    ]
+
+
+def token_mean(a=(0, 0), b=0, c=0, tokens=4):
+    return {"a0": a[0] / tokens, "a1": a[1] / tokens, "b0": b / tokens, "c0": c / tokens}
+
+
+# SRFT's three terms. Each entry: (loss, dL/dlp by token; what is not named is 0).
+SFT_TERM = (
+    (SFT_P * 3 * LN2 + SFT_U * 2 * LN2) / 2,
+    {"d0": -SFT_P / 2, "d1": -SFT_U / 2},
+)
+DEMO_TERM = (-A * (1 / 8 + 1 / 4) / 2, {"d0": -A / 8 / 2, "d1": -A / 4 / 2})
+ROLLOUT_TERM = (-(RL_P + RL_U) * A / 4 - B / 4, token_mean((-RL_P * A, -RL_U * A), -B))
+PLAIN_SFT = ((3 * LN2 + 2 * LN2) / 2, {"d0": -1 / 2, "d1": -1 / 2})
+UNWEIGHTED = (-(2 * A + B) / 4, token_mean((-A, -A), -B))
+# pi / (pi + 0.1) and its derivative by lp, 0.1 pi / (pi + 0.1)^2.
+SHAPED = {name: PI[name] / (PI[name] + 0.1) for name in PI}
+SHAPED_SLOPE = {name: 0.1 * PI[name] / (PI[name] + 0.1) ** 2 for name in PI}
+# H per sequence, as in the HPT repository: 1.875 log 2 for a and for d.
+SFT_SEQ, RL_SEQ = 0.5 * 2**-1.875, 0.1 * 2**1.875
+
+
+def add(*parts):
+    slopes = {}
+    for _, part in parts:
+        for token, slope in part.items():
+            slopes[token] = slopes.get(token, 0) + slope
+    return sum(loss for loss, _ in parts), slopes
+
+
+def scaled(factor, part):
+    return factor * part[0], {token: factor * slope for token, slope in part[1].items()}
+
+
+def rollouts(a, b, count):
+    """Surrogate at ratio 1 with advantages a and b, as a plain sum over ``count``."""
+    return -(2 * a + b) / count, {"a0": -a / count, "a1": -a / count, "b0": -b / count}
+
+
+OFFICIAL_SFT = (
+    (0.5 * 2**1.75 * 3 * LN2 + 0.5 * 4 * 2 * LN2) / 2,
+    {"d0": -0.5 * 2**1.75 / 2, "d1": -0.5 * 4 / 2},
+)
+OFFICIAL_DEMO = (
+    -A * (SHAPED["d0"] + SHAPED["d1"]) / 2,
+    {"d0": -A * SHAPED_SLOPE["d0"] / 2, "d1": -A * SHAPED_SLOPE["d1"] / 2},
+)
+# Constant average: L = 10 tokens; 3 rollouts -> 30, 1 demonstration -> 10.
+HPT_SFT = (SFT_SEQ * 5 * LN2 / 2, {"d0": -SFT_SEQ / 2, "d1": -SFT_SEQ / 2})
+HPT_DEMO = (-1 / 3 * (1 / 8 + 1 / 4) / 10, {"d0": -1 / 3 / 8 / 10, "d1": -1 / 3 / 4 / 10})
+HPT_ROLLOUT = (
+    (RL_SEQ * 3 * LN2 - 2 * LN2 - 2 * LN2) / 30,
+    {"a0": -RL_SEQ / 30, "a1": -RL_SEQ / 30, "b0": 1 / 30, "c0": 1 / 30},
+)
+LUFFY_DEMO = (
+    -1 / 3 * (SHAPED["d0"] + SHAPED["d1"]) / 10,
+    {"d0": -1 / 3 * SHAPED_SLOPE["d0"] / 10, "d1": -1 / 3 * SHAPED_SLOPE["d1"] / 10},
+)
+DFT_TERM = (
+    (1 / 8 * 3 * LN2 + 1 / 4 * 2 * LN2) / 2,
+    {"d0": -1 / 8 / 2, "d1": -1 / 4 / 2},
+)
+PHI_TERM = (
+    (7 / 64 * 3 * LN2 + 3 / 16 * 2 * LN2) / 2,
+    {"d0": -7 / 64 / 2, "d1": -3 / 16 / 2},
+)
+CISPO_TERM = (-(C * -3 * LN2 - C * -2 * LN2) / 4, token_mean((-C, -C), C))
+# Mean of sequence means over three rollouts.
+SEQUENCE_MEAN = ((-C + C) / 3, {"a0": -C / 2 / 3, "a1": -C / 2 / 3, "b0": C / 3})
+# The ratio of a sequence moves with the mean log-probability, so the tokens share its gradient.
+GSPO_TERM = SEQUENCE_MEAN
+
+ALL, OWN = ("a0", "a1", "b0", "c0", "d0", "d1"), ("a0", "a1", "b0", "c0")
+NO_EPSILON = {"advantage_epsilon": 0.0}
+# method -> (overrides, part of the loss without an entropy bonus, tokens of the bonus)
+EXPECTED = {
+    "srft": (NO_EPSILON, add(SFT_TERM, DEMO_TERM, ROLLOUT_TERM), ()),
+    "srft-official": (NO_EPSILON, add(OFFICIAL_SFT, OFFICIAL_DEMO, ROLLOUT_TERM), ALL),
+    "srft-hpt": ({}, add(HPT_SFT, HPT_DEMO, HPT_ROLLOUT), ALL),
+    "srft-wsft1": (NO_EPSILON, add(PLAIN_SFT, DEMO_TERM, ROLLOUT_TERM), ()),
+    "srft-wrl1": (NO_EPSILON, add(SFT_TERM, DEMO_TERM, UNWEIGHTED), ()),
+    "srft-no-sft": (NO_EPSILON, add(DEMO_TERM, ROLLOUT_TERM), ()),
+    "srft-no-demo-rl": (NO_EPSILON, add(SFT_TERM, ROLLOUT_TERM), ()),
+    "srft-no-rollout": (NO_EPSILON, add(SFT_TERM, DEMO_TERM), ()),
+    "sft+rl": (NO_EPSILON, add(PLAIN_SFT, rollouts(C, -C, 4)), ()),
+    "sft": ({}, PLAIN_SFT, ()),
+    "dft": ({}, DFT_TERM, ()),
+    "grpo": (NO_EPSILON, SEQUENCE_MEAN, ()),
+    "dr-grpo": ({}, rollouts(1 / 2, -1 / 2, 30), ()),
+    "dapo": (NO_EPSILON, rollouts(C, -C, 4), ()),
+    "gspo": (NO_EPSILON, GSPO_TERM, ()),
+    "cispo": (NO_EPSILON, CISPO_TERM, ()),
+    "rloo": ({}, rollouts(1, -1, 30), ()),
+    "luffy": ({}, add(LUFFY_DEMO, rollouts(1 / 3, -2 / 3, 30)), ALL),
+    "relift": ({}, rollouts(1 / 2, -1 / 2, 30), OWN),
+    "hpt": ({}, add(PLAIN_SFT, rollouts(1 / 2, -1 / 2, 30)), ALL),
+    # Step 0: mu = 0.9; phi: mu = 0.1 throughout.
+    "chord": (NO_EPSILON, add(scaled(0.9, PLAIN_SFT), scaled(0.1, rollouts(C, -C, 4))), ()),
+    "chord-phi": (NO_EPSILON, add(scaled(0.1, PHI_TERM), scaled(0.9, rollouts(C, -C, 4))), ()),
+    "uft": ({**NO_EPSILON, "kl_coefficient": 0.0}, rollouts(C, -C, 4), ()),
+    "prefix-rft": ({}, rollouts(1 / 2, -1 / 2, 30), ()),
+}
+# Without demonstrations in the batch.
+ROLLOUTS_ONLY = {name for name, entry in METHODS.items() if not entry.demonstrations}
+
+
+def entropy_bonus(tokens, coefficient=0.001):
+    """(-c mean H, c p (log p + H) / tokens at every logit)."""
+    loss, gradient = 0.0, {}
+    for token in tokens:
+        h = H_P if ROWS[token][0] is P else H_U
+        loss -= coefficient * h / len(tokens)
+        gradient[token] = [
+            coefficient * p * (math.log(p) + h) / len(tokens) for p in ROWS[token][0]
+        ]
+    return loss, gradient
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_loss_and_gradient_are_those_worked_out_by_hand(name):
+    overrides, (expected_loss, slopes), bonus = EXPECTED[name]
+    if name in ROLLOUTS_ONLY:
+        seqs = [q for q in sequences() if not q.demo]
+        order = ("a0", "a1", "b0", "c0")
+    else:
+        seqs, order = sequences(), ("a0", "a1", "b0", "c0", "d0", "d1")
+    method = get_method(name, overrides, longest_response=10)
+    if name in ("sft", "dft"):
+        seqs, order = seqs[3:], ("d0", "d1")
+    bonus_loss, bonus_gradient = entropy_bonus([t for t in bonus if t in order])
+    expected = torch.tensor(
+        [
+            [
+                slopes.get(token, 0) * ((k == ROWS[token][1]) - p)
+                + bonus_gradient.get(token, [0] * 4)[k]
+                for k, p in enumerate(ROWS[token][0])
+            ]
+            for token in order
+        ],
+        dtype=torch.float64,
+    )
+    loss, gradient, _ = run(method, seqs, Progress(0, 100))
+    assert loss == pytest.approx(expected_loss + bonus_loss, rel=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_every_method_of_the_table_has_hand_worked_numbers():
+    assert set(EXPECTED) == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("entropy", "w_sft", "w_rl"),
+    [(1.0, 0.18394, 0.27183), (0.2, 0.40937, 0.12214), (0.0, 0.5, 0.1)],
+)
+def test_entropy_weights_have_the_paper_s_values(entropy, w_sft, w_rl):
+    from srft.objective.table import sequence_table, token_index
+    from srft.objective.weights import rl_weight, sft_weight
+    from srft.types import TokenBatch, TrainingSequence
+
+    index = token_index(sequence_table([TrainingSequence((0,), (1,), 0, True, 1.0, True)]))
+    zero, h = torch.zeros(1), torch.tensor([entropy])
+    batch = TokenBatch(index, zero, h, h, zero, h)
+    switches = get_method("srft").switches
+    assert sft_weight(batch, switches).item() == pytest.approx(w_sft, abs=5e-6)
+    assert rl_weight(batch, switches).item() == pytest.approx(w_rl, abs=5e-6)
+
+
+def test_a_ratio_beyond_the_clip_stops_the_gradient_only_on_the_side_that_helps():
+    # a: A > 0, ratio 1.5 is clipped to 1.2. b: A < 0, ratio 0.5 is clipped to 0.8.
+    # With the ratios exchanged, min() takes the unclipped value and the gradient stays.
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    method = get_method("grpo", NO_EPSILON)
+    seqs[0].old = [LP["a0"] - math.log(1.5), LP["a1"] - math.log(1.5)]
+    seqs[1].old = [LP["b0"] - math.log(0.5)]
+    loss, gradient, _ = run(method, seqs)
+    assert loss == pytest.approx((-1.2 * C + 0.8 * C) / 2)
+    assert gradient.abs().max().item() == 0.0
+    seqs[0].old = [LP["a0"] - math.log(0.5), LP["a1"] - math.log(0.5)]
+    seqs[1].old = [LP["b0"] - math.log(1.5)]
+    loss, gradient, _ = run(method, seqs)
+    assert loss == pytest.approx((-0.5 * C + 1.5 * C) / 2)
+    assert gradient[0, 0].item() == pytest.approx(-0.5 * C / 2 / 2 * (1 - 1 / 2))
+    assert gradient[2, 1].item() == pytest.approx(1.5 * C / 2 * (1 - 1 / 4))
+
+
+def test_literal_rollout_term_is_equation_12():
+    # w_RL * -lp on a, +lp on b and c; one mean over four tokens, or one over each side.
+    joint = {"rollout_term": "literal", "weight_sft": 0.0, "weight_demo_rl": 0.0}
+    right = RL_P * LN2 + RL_U * 2 * LN2
+    wrong = -2 * LN2 - 2 * LN2
+    loss, gradient, _ = run(get_method("srft", joint), sequences())
+    assert loss == pytest.approx((right + wrong) / 4)
+    assert gradient[0, 0].item() == pytest.approx(-RL_P / 4 * (1 - 1 / 2))
+    loss, gradient, _ = run(get_method("srft", {**joint, "literal_means": "separate"}), sequences())
+    assert loss == pytest.approx(right / 2 + wrong / 2)
+    assert gradient[3, 2].item() == pytest.approx(1 / 2 * (1 - 1 / 4))
+
+
+def test_uft_trains_the_hint_with_sft_and_what_follows_with_rl():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].prefix = 1  # a0 was given
+    overrides = {**NO_EPSILON, "kl_coefficient": 0.0, "hint_coefficient": 0.5}
+    loss, gradient, _ = run(get_method("uft", overrides), seqs)
+    # hint: one token, 0.5 * -lp; RL: a1 and b0.
+    assert loss == pytest.approx(0.5 * LN2 + (-C + C) / 2)
+    assert gradient[0, 0].item() == pytest.approx(-0.5 * (1 - 1 / 2))
+    assert gradient[1, 1].item() == pytest.approx(-C / 2 * (1 - 1 / 4))
+
+
+def test_prefix_rft_trains_only_the_uncertain_tokens_of_a_prefix():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].prefix = 2  # a0 (H 1.213) and a1 (H 1.386) were given; half of them is one token
+    method = get_method("prefix-rft", {"prefix_entropy_share": 0.5}, longest_response=10)
+    loss, gradient, _ = run(method, seqs)
+    assert loss == pytest.approx((-1 / 2 + 1 / 2) / 20)
+    assert gradient[0].abs().max().item() == 0.0
+    assert gradient[1, 1].item() == pytest.approx(-1 / 2 / 20 * (1 - 1 / 4))
+
+
+def test_truncated_importance_sampling_multiplies_by_the_capped_ratio():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].sampler = [LP["a0"] - math.log(3), LP["a1"] + math.log(2)]  # 3 -> cap 2, and 1/2
+    seqs[1].sampler = [LP["b0"]]
+    loss, _, metrics = run(get_method("dapo", {**NO_EPSILON, "importance_cap": 2.0}), seqs)
+    assert loss == pytest.approx((-2 * C - 0.5 * C + C) / 3)
+    assert metrics[0]["mismatch/weight/max"].item() == pytest.approx(2.0)
+
+
+def test_kl_estimators_have_their_values_and_slopes():
+    seqs = [q for q in sequences() if q.group == 1]  # one rollout: advantage 0, only the KL moves
+    seqs[0].reference = [LP["c0"] + math.log(2)]  # d = log 2
+    for estimator, value, slope in (
+        ("k1", -LN2, 1.0),
+        ("k2", LN2**2 / 2, -LN2),
+        ("k3", 2 - 1 - LN2, 1 - 2),
+    ):
+        overrides = {"kl_coefficient": 0.5, "kl_estimator": estimator}
+        loss, gradient, _ = run(get_method("grpo", overrides), seqs)
+        assert loss == pytest.approx(0.5 * value)
+        assert gradient[0, 2].item() == pytest.approx(0.5 * slope * (1 - 1 / 4))
+
+
+def test_adaptive_entropy_bonus_follows_the_previous_step_s_entropy():
+    method = get_method("grpo", {"entropy_coefficient": 0.01, "entropy_target": 0.5})
+    seqs = [q for q in sequences() if q.group == 1]
+    for previous, coefficient in ((None, 0.01), (0.25, 0.02), (1.0, 0.005)):
+        loss, _, _ = run(method, seqs, Progress(3, 10, previous))
+        assert loss == pytest.approx(-coefficient * H_U)

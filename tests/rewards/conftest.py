@@ -1,0 +1,125 @@
+"""What the tests of the rewards share: a pool, hostile verifiers, the real data where it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from srft.rewards.pool import VerifierPool
+from srft.types import Example
+
+ROOT = Path(__file__).parents[2]
+MATH = "srft.rewards.verifiers:check_math"
+
+HOSTILE = textwrap.dedent(
+    """
+    import os, signal, sys, time
+    from pathlib import Path
+    from srft.rewards.verifiers import Verdict
+
+    def nap(text, answer, columns, options):
+        time.sleep(float(text))
+        return Verdict(float(answer or 1))
+
+    def echo(text, answer, columns, options):
+        time.sleep((hash(text) % 7) / 1000)
+        return Verdict(float(text))
+
+    def grow(text, answer, columns, options):
+        held = []
+        while True:
+            held.append(bytearray(4 * 2**20))
+            time.sleep(0.001)
+
+    def gulp(text, answer, columns, options):
+        return Verdict(float(len(bytearray(8 * 2**30))))
+
+    def hold_the_lock(text, answer, columns, options):
+        return Verdict(float(pow(7, 10**9) > 0))  # one C call that holds the interpreter lock
+
+    def die(text, answer, columns, options):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def die_once(text, answer, columns, options):
+        if not Path(text).exists():
+            Path(text).touch()
+            os._exit(3)
+        return Verdict(1.0)
+
+    def fail(text, answer, columns, options):
+        raise KeyError("no such thing")
+
+    def loaded(text, answer, columns, options):
+        return Verdict(float(text in sys.modules))
+
+    def pid(text, answer, columns, options):
+        return Verdict(float(os.getpid()))
+    """
+)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a module `hostile`, importable here and in the workers."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "hostile.py").write_text(HOSTILE)
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(folder))
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def pool(hostile: Path) -> Iterator[VerifierPool]:
+    """Two workers, one second for each item."""
+    with VerifierPool(workers=2, timeout_s=1.0, memory_mb=128) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data."""
+    folder = Path(os.environ.get("SRFT_DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not (folder / "gsm8k" / "test.jsonl").is_file():
+        pytest.skip(f"real data not found at {folder}; set SRFT_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gsm8k(data_dir: Path) -> list[Example]:
+    """GSM8K's test rows, the solution as demonstration."""
+    lines = (data_dir / "gsm8k" / "test.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        Example(
+            prompt=row["question"],
+            demonstrations=(row["answer"],),
+            answer=row["answer"].split("####")[1].strip(),
+            source=f"test.jsonl:{number}",
+        )
+        for number, row in enumerate(rows, start=1)
+    ]
+
+
+@pytest.fixture(scope="session")
+def benchmarks(data_dir: Path) -> list[Example]:
+    """The mathematical benchmarks' problems."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    examples = []
+    for file in sorted((data_dir / "benchmarks").glob("*.parquet")):
+        if file.stem == "arc_c":
+            continue
+        for number, row in enumerate(parquet.read_table(file).to_pylist(), start=1):
+            examples.append(
+                Example(
+                    prompt=tuple(row["prompt"]),
+                    answer=row["reward_model"]["ground_truth"],
+                    source=f"{file.name}:{number}",
+                )
+            )
+    return examples

@@ -1,0 +1,89 @@
+"""Stop tokens and stop strings, in both engines."""
+
+from __future__ import annotations
+
+from itertools import chain, pairwise
+
+import pytest
+import torch
+
+from srft.rollout.config import RolloutConfig
+from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.generate import GenerateEngine
+from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule
+from srft.types import RolloutRequest, SamplingParams
+
+
+def rule(tokenizer, *stop, end_ids=(), stop_token_ids=()):
+    params = SamplingParams(stop=stop, stop_token_ids=stop_token_ids)
+    return StopRule(tokenizer, params, frozenset(end_ids), len(tokenizer) + 5, torch.device("cpu"))
+
+
+def parrot(llama, tokenizer, text):
+    """The model made to say ``text`` (no character twice) after its first character."""
+    ids = tokenizer(text)["input_ids"]
+    assert len(set(ids)) == len(ids)
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter.zero_()
+        for norm in (m for m in llama.modules() if "RMSNorm" in type(m).__name__):
+            norm.weight.fill_(1.0)
+        for at, (this, following) in enumerate(pairwise(ids)):
+            llama.model.embed_tokens.weight[this, at] = 1.0
+            llama.lm_head.weight[following, at] = 30.0
+    return ids
+
+
+@pytest.mark.parametrize("kind", [EmbeddedEngine, GenerateEngine])
+@pytest.mark.parametrize("stop", ["c-d", "-d", "d", "hell", "llo"])
+def test_a_stop_string_that_spans_tokens_ends_the_response(llama, tokenizer, kind, stop):
+    said = "abc-dhello zyx"
+    ids = parrot(llama, tokenizer, said)
+    assert len(ids) == len(said) - 2
+    engine = kind(llama, tokenizer, RolloutConfig(check=False))
+    params = SamplingParams(max_tokens=len(ids) - 1, stop=("never", stop))
+    ((completion,),) = engine.generate([RolloutRequest((ids[0],), 1, 0)], params)
+    assert completion.finish_reason == "stop"
+    assert completion.text == said[1 : said.index(stop)]
+    kept = tokenizer.decode(completion.token_ids)
+    assert kept.startswith(completion.text + stop) or kept == completion.text + stop
+    assert len(completion.token_ids) == len(completion.logprobs)
+
+
+@pytest.mark.parametrize("kind", [EmbeddedEngine, GenerateEngine])
+def test_stop_tokens_end_the_response_and_stay_out_of_the_text(llama, tokenizer, kind):
+    ids = parrot(llama, tokenizer, "abcdef")
+    engine = kind(llama, tokenizer, RolloutConfig(check=False))
+    params = SamplingParams(max_tokens=5, stop_token_ids=(ids[3],))
+    ((completion,),) = engine.generate([RolloutRequest((ids[0],), 1, 0)], params)
+    assert completion.token_ids == tuple(ids[1:4])
+    assert (completion.text, completion.finish_reason) == ("bc", "stop")
+
+
+def test_the_fallback_engine_samples_the_same_rollouts(model, tokenizer):
+    requests = [RolloutRequest((5, 6, 7), 4, 0), RolloutRequest((9, 8, 7, 6, 5, 4, 3), 4, 50)]
+    stops = tuple(range(2, 20))
+    params = SamplingParams(max_tokens=15, temperature=0.9, stop=("e",), stop_token_ids=stops)
+    ours = EmbeddedEngine(model, tokenizer, RolloutConfig()).generate(requests, params)
+    theirs = GenerateEngine(model, tokenizer, RolloutConfig(max_rows=5)).generate(requests, params)
+    for a, b in zip(chain.from_iterable(ours), chain.from_iterable(theirs), strict=True):
+        assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
+        assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-5)
+
+
+def test_only_tokens_that_can_complete_a_stop_string_are_looked_at(tokenizer):
+    table = rule(tokenizer, "shell", end_ids=(1,)).table.tolist()
+    vocabulary = tokenizer.get_vocab()
+    marked = {t for t, i in vocabulary.items() if table[i] == MAY_END_STRING and t.isascii()}
+    assert marked == {"l", "ll"}
+    assert table[1] == STOP_TOKEN
+
+
+def test_the_text_is_cut_before_the_first_of_several_stop_strings(tokenizer):
+    ids = tokenizer("xx hello")["input_ids"]
+    assert rule(tokenizer, "llo", "he").text(ids, ended_by_token=False) == "xx "
+
+
+def test_padded_vocabulary_entries_without_text_are_no_stop_tokens(tokenizer):
+    table = rule(tokenizer, "x", end_ids=(1,)).table
+    assert table[len(tokenizer) :].eq(0).all()
