@@ -36,7 +36,21 @@ names = st.sampled_from(
         *("completion", "messages", "conversations", "reward_model", "other"),
     ]
 )
-rows = st.lists(st.dictionaries(names | st.integers(), value, max_size=4) | scalar, max_size=4)
+_USER = {"role": "user", "content": "a <|im_end|> b"}
+_REPLY = {"role": "assistant", "content": "<eos> 7"}
+good = st.sampled_from(
+    [
+        {"prompt": "3 + 4?", "demonstration": "7 <|im_end|>", "answer": 7},
+        {"prompt": [_USER], "demonstrations": ["7", [_REPLY]]},
+        {"question": "3 + 4?", "answer": "7 #### 7"},
+        {"prompt": [_USER], "target": [_REPLY], "reward_model": {"ground_truth": "7"}},
+        {"messages": [_USER, _REPLY], "other": 1},
+    ]
+)
+anything = st.dictionaries(names | st.integers(), value, max_size=4)
+# A good row with a few columns replaced gets past the first check and to the later ones.
+spoiled = st.builds(lambda row, change: {**row, **change}, good, st.just({}) | anything)
+rows = st.lists(good | spoiled | anything | scalar, max_size=4) | good.map(lambda row: [row])
 mappings = st.none() | st.dictionaries(
     st.sampled_from(["prompt", "demonstration", "answer"]),
     st.sampled_from(["other", "answer", "target.0", "reward_model.ground_truth", ".", ""]),

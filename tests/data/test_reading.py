@@ -267,3 +267,14 @@ def test_an_evaluation_folder_gives_its_test_split(tmp_path):
     splits = load_splits(DataConfig(train=str(tmp_path), eval=str(tmp_path)))
     assert [e.prompt for e in splits.train] == ["a"]
     assert [e.prompt for (rows) in splits.eval.values() for e in rows] == ["b"]
+
+
+def test_evaluation_data_may_have_other_columns(tmp_path):
+    train = write(tmp_path / "a.jsonl", {"problem": "p", "solution": "s"})
+    other = write(tmp_path / "b.jsonl", ROW)
+    mapping = {"prompt": "problem", "demonstration": "solution"}
+    with pytest.raises(DataError, match=r"b\.jsonl: data\.columns\.\w+: no row has a column"):
+        load_splits(DataConfig(train=train, eval=other, columns=mapping))
+    splits = load_splits(DataConfig(train=train, eval=other, columns=mapping, eval_columns={}))
+    assert splits.train[0].demonstrations == ("s",)
+    assert splits.eval["b"][0].answer == "7"

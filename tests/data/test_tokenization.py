@@ -129,3 +129,12 @@ def test_words_the_tokenizer_does_not_know_are_reported(words):
     _, report = tokenize_dataset([Example("who 7 7 7")], words, plain())
     assert report.unknown_tokens == pytest.approx(0.25)
     assert "does not know: 25.0%" in report.summary()
+
+
+def test_equal_token_ids_share_one_object_so_that_large_datasets_fit(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    kept, _ = tokenize_dataset([Example("a"), Example("b")], tokenizer, DataConfig())
+    large = [id_ for id_ in kept[0].prompt_ids if id_ > 256]  # Python shares the small ones itself
+    assert large
+    objects = {id(id_) for item in kept for id_ in item.prompt_ids}
+    assert len(objects) == len({id_ for item in kept for id_ in item.prompt_ids})

@@ -140,6 +140,13 @@ def test_nothing_to_evaluate_on_is_said_before_a_model_is_loaded(tmp_path):
         EvaluationConfig(suites=["lab"], dataset="x")
 
 
+def test_a_row_without_an_answer_is_named_before_a_model_is_loaded(tmp_path):
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"prompt": "a", "answer": "4"}\n{"prompt": "b", "answer": null}\n')
+    with pytest.raises(DataError, match=r"own\.jsonl:2: has no answer"):
+        evaluate_model("/no/model", EvaluationConfig(dataset=str(data)), tmp_path)
+
+
 def test_the_bars_write_to_stderr_only(engine, tmp_path, capsys):
     config = EvaluationConfig(suites=["lab_ood"], limit=9)
     evaluate_model("m", config, tmp_path / "m")
@@ -186,7 +193,7 @@ def test_the_papers_rows_stand_beside_ours_marked_as_quoted():
         "| avg | ARC-C pass@1 | GPQA-D pass@1 | MMLU-Pro pass@1 | avg |"
     )
     assert "| *SRFT, Qwen2.5-Math-7B (paper, Table 2)* | *35.3* | *74.3* | *89.8* |" in text
-    assert "| ours | – | – | 50.0 [40.0, 60.0] |" in text
+    assert "| ours | - | - | 50.0 [40.0, 60.0] |" in text
     assert "quoted" in text
 
 

@@ -80,9 +80,9 @@ def test_float32_agrees_with_naive_float64(variant: str, spread: float) -> None:
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("chunks", [(1, 1), (3, 7), (64, 500), (67, 501), (1000, 1000)])
+@pytest.mark.parametrize("chunks", [(1, 1), (3, 7), (12, 40), (13, 41), (1000, 1000)])
 def test_chunk_sizes_change_nothing(chunks: tuple[int, int]) -> None:
-    hidden, weight, bias, target = inputs(67, 8, 501, torch.float64)
+    hidden, weight, bias, target = inputs(13, 8, 41, torch.float64)
     ours = fused_logprob_entropy(
         hidden, weight, target, bias, chunk_tokens=chunks[0], chunk_vocab=chunks[1]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from pydantic import ValidationError
@@ -104,7 +105,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
 
 
 def test_an_unknown_name_is_refused(monkeypatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"no/such-model.*Check model\.path"):
         load_model(ModelConfig(path="no/such-model"))
 

@@ -35,18 +35,24 @@ def logits_of(seqs):
     return torch.tensor([z for q in seqs for z in q.logits], dtype=torch.float64)
 
 
-def batch_of(seqs, table, logits_TV, batch_entropy=None):
-    """The TokenBatch of whole sequences; gradient reaches ``logits_TV``."""
+def batch_of(seqs, table, logits_TV, batch_entropy=None, like=None):
+    """The TokenBatch of whole sequences; gradient reaches ``logits_TV``.
+
+    A field is there when every sequence of ``like`` (the whole step) has it.
+    """
     index = token_index(table)
     lp_TV = torch.log_softmax(logits_TV, -1)
-    target_T = torch.tensor([y for q in seqs for y in q.targets], dtype=torch.int64)
+    device = logits_TV.device
+    targets = [y for q in seqs for y in q.targets]
+    target_T = torch.tensor(targets, dtype=torch.int64, device=device)
     lp_T = lp_TV.gather(1, target_T[:, None])[:, 0]
     h_T = -(lp_TV.exp() * lp_TV).sum(-1)
 
     def flat(name, fallback=None):
-        if not all(getattr(q, name) for q in seqs):
+        if not all(getattr(q, name) for q in like or seqs):
             return fallback
-        return torch.tensor([x for q in seqs for x in getattr(q, name)], dtype=torch.float64)
+        values = [x for q in seqs for x in getattr(q, name)]
+        return torch.tensor(values, dtype=torch.float64, device=device)
 
     return TokenBatch(
         index=index,
@@ -78,7 +84,7 @@ def run(method, seqs, progress=None, cuts=None, batch_entropy=None, drop_inactiv
         rows = [i for i in rows if moving[i]] if drop_inactive else rows
         where = [t for i in rows for t in range(starts[i], starts[i] + lengths[i])]
         part = take_rows(table, torch.tensor(rows, dtype=torch.int64))
-        batch = batch_of([seqs[i] for i in rows], part, logits_TV[where], batch_entropy)
+        batch = batch_of([seqs[i] for i in rows], part, logits_TV[where], batch_entropy, seqs)
         part_loss, part_metrics = compute_loss(method, batch, total, progress)
         part_loss.backward()
         loss += part_loss.item()

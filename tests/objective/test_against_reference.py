@@ -1,6 +1,7 @@
 """The package against the slow reference: losses, gradients, advantages, cuts, on random batches."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -22,8 +23,6 @@ PROPERTY = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-number = st.floats(-3, 3, allow_nan=False).map(lambda x: round(x, 3))
-near = st.floats(-1, 1, allow_nan=False).map(lambda x: round(x, 3))
 
 # Overrides that at least some methods read; the others refuse them, and then they are left out.
 OVERRIDES = {
@@ -67,43 +66,49 @@ OVERRIDES = {
 def sequences(draw, prefixes=False):
     """Some prompts, each with 0 to 4 rollouts and 0 to 2 demonstrations; at least one sequence."""
     result = []
+    # Structure is hypothesis's to shrink; the numbers come from one seed, which is quicker.
+    rng = random.Random(draw(st.integers(0, 2**32)))
     pattern = draw(st.sampled_from(["mixed", "all right", "all wrong", "graded"]))
     for group in range(draw(st.integers(1, 3))):
         for demo, most in ((False, 4), (True, 2)):
             for _ in range(draw(st.integers(0, most))):
-                result.append(_sequence(draw, group, demo, pattern, prefixes))
+                result.append(_sequence(draw, rng, group, demo, pattern, prefixes))
     if not result:
-        result.append(_sequence(draw, 0, draw(st.booleans()), pattern, prefixes))
-    return draw(st.permutations(result))
+        result.append(_sequence(draw, rng, 0, draw(st.booleans()), pattern, prefixes))
+    rng.shuffle(result)
+    return result
 
 
-def _sequence(draw, group, demo, pattern, prefixes):
+def _sequence(draw, rng, group, demo, pattern, prefixes):
     length = draw(st.integers(1, 5))
     if pattern == "mixed":
-        reward = 1.0 if demo else float(draw(st.integers(0, 1)))
+        reward = 1.0 if demo else float(rng.randint(0, 1))
     elif pattern == "graded":
-        reward = draw(st.integers(-8, 8)) / 8
+        reward = rng.randint(-8, 8) / 8
     else:
         reward = float(pattern == "all right")
-    logits = draw(
-        st.lists(st.lists(number, min_size=V, max_size=V), min_size=length, max_size=length)
-    )
-    seq = Seq(
+    logits = [[rng.uniform(-3, 3) for _ in range(V)] for _ in range(length)]
+    targets = [rng.randrange(V) for _ in range(length)]
+    lp = [z[y] - math.log(sum(map(math.exp, z))) for z, y in zip(logits, targets, strict=True)]
+
+    def moved(values):
+        return [x + rng.uniform(-1, 1) for x in values]
+
+    old = moved(lp)
+    return Seq(
         group=group,
         demo=demo,
         reward=reward,
         correct=reward > 0.5,
-        targets=draw(st.lists(st.integers(0, V - 1), min_size=length, max_size=length)),
+        targets=targets,
         logits=logits,
-        truncated=not demo and draw(st.booleans()),
-        prefix=draw(st.integers(0, length)) if prefixes and not demo else 0,
+        truncated=not demo and rng.random() < 0.4,
+        prefix=rng.randint(0, length) if prefixes and not demo else 0,
+        old=old,
+        old_entropy=[abs(h) for h in moved(map(entropy_of, logits))],
+        reference=moved(lp),
+        sampler=moved(old),
     )
-    lp = [z[y] - math.log(sum(map(math.exp, z))) for z, y in zip(logits, seq.targets, strict=True)]
-    seq.old = [x + draw(near) for x in lp]
-    seq.old_entropy = [abs(entropy_of(z) + draw(near)) for z in logits]
-    seq.reference = [x + draw(near) for x in lp]
-    seq.sampler = [x + draw(near) for x in seq.old]
-    return seq
 
 
 @st.composite
@@ -118,7 +123,7 @@ def cases(draw):
     total = draw(st.integers(1, 20))
     entropy = draw(st.sampled_from([None, 0.5, 2.0]))
     progress = Progress(draw(st.integers(0, total - 1)), total, entropy)
-    return method, seqs, progress, (draw(near) + 1, draw(near) + 1)
+    return method, seqs, progress, draw(st.sampled_from([(0.4, 1.1), (1.3, 0.2)]))
 
 
 @st.composite
@@ -156,21 +161,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*has no effect")
 
 @PROPERTY
 @given(cases())
-def test_loss_and_gradient_at_every_logit_equal_the_reference(case):
+def test_counts_loss_and_gradient_at_every_logit_equal_the_reference(case):
     method, seqs, progress, batch_entropy = case
-    expected_loss, expected_gradient = objective(case).run()
-    loss, gradient, _ = run(method, seqs, progress, batch_entropy=batch_entropy)
-    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-10)
-    torch.testing.assert_close(gradient, flatten(expected_gradient), rtol=1e-8, atol=1e-10)
-
-
-@PROPERTY
-@given(cases())
-def test_counts_equal_the_reference(case):
-    method, seqs, _, _ = case
     slow = objective(case)
     found = counts(method, token_index(table_of(seqs, method)))
     assert list(found.values()) == [slow.count(term) for term in slow.terms()]
+    expected_loss, expected_gradient = slow.run()
+    loss, gradient, _ = run(method, seqs, progress, batch_entropy=batch_entropy)
+    assert loss == pytest.approx(expected_loss, rel=1e-9, abs=1e-10)
+    torch.testing.assert_close(gradient, flatten(expected_gradient), rtol=1e-8, atol=1e-10)
 
 
 @settings(PROPERTY, max_examples=100)

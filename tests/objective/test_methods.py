@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,3 +328,49 @@ def test_a_term_and_a_method_can_be_added_without_touching_the_package():
     batch = batch_of(seqs, table, logits_of(seqs).requires_grad_())
     loss, _ = compute_loss(method, batch, counts(method, token_index(table)), Progress(0, 1))
     assert loss.item() == pytest.approx((batch.logprob_T**2).mean().item())
+
+
+# The documentation.
+
+DOCS = Path(__file__).parents[2] / "docs" / "objective.md"
+
+
+def test_the_documented_example_of_a_new_method_runs():
+    text = DOCS.read_text(encoding="utf-8").split("## How to add a method")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    before = set(METHODS)
+    try:
+        exec(compile(code, str(DOCS), "exec"), {})
+        assert set(METHODS) - before == {"raft"}
+    finally:
+        for name in set(METHODS) - before:
+            del METHODS[name]
+
+
+def test_the_documented_table_holds_every_method():
+    rows = [line.split("|")[1].strip() for line in DOCS.read_text(encoding="utf-8").splitlines()
+            if line.startswith("| `")]  # fmt: skip
+    assert {f"`{name}`" for name in METHODS} <= set(rows)
+
+
+# A GPU, where there is one.
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_gpu_gives_the_cpu_s_loss_and_gradient(name):
+    method = get_method(name)
+    seqs = [replace(q, reference=[-1.0] * len(q.targets)) for q in SEQS]
+    table = table_of(seqs, method)
+    total = counts(method, token_index(table))
+    results = []
+    for device in ("cpu", "cuda"):
+        logits = logits_of(seqs).to(device).requires_grad_()
+        moved = replace(table, **{f.name: getattr(table, f.name).to(device) for f in fields(table)})
+        batch = batch_of(seqs, moved, logits)
+        loss, metrics = compute_loss(method, batch, total, Progress(0, 10))
+        loss.backward()
+        assert all(math.isfinite(x) for x in reduce_metrics([metrics]).values())
+        results.append((loss.detach().cpu(), logits.grad.cpu()))
+    torch.testing.assert_close(results[0], results[1])

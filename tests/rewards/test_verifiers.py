@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -135,8 +136,10 @@ def test_numbers_are_read_in_the_usual_spellings(text: str, value: float) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    [r"2\sqrt{3}", "2x", "3, 5", "2 and 3", "(1, 2)", "1/0", "1,23", "9^9^9", "10 - 3", "", "."]
-    + ["9" * 100_000, "1e999999999", "((" * 50_000],
+    [
+        *(r"2\sqrt{3}", "2x", "3, 5", "2 and 3", "(1, 2)", "1/0", "1,23", "9^9^9", "10 - 3"),
+        *("", ".", "9" * 100_000, "1e999999999", "((" * 50_000),
+    ],
     ids=lambda text: text[:12],
 )
 def test_what_is_not_one_number_is_not_read_as_one(text: str) -> None:
@@ -210,10 +213,8 @@ def test_countdown_is_exact_where_floats_are_not() -> None:
 def test_expressions_nested_deeply_end_quickly() -> None:
     start = time.process_time()
     for text in ("(" * 999, "-" * 999 + "1", "1" + "+1" * 499, "(" * 499 + "1" + ")" * 499):
-        try:
+        with contextlib.suppress(ValueError):
             evaluate(text)
-        except ValueError:
-            pass
     assert time.process_time() - start < 1.0
 
 

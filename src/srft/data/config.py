@@ -43,6 +43,11 @@ class DataConfig(BaseModel):
     eval_split: str | None = Field(
         None, description="As `split`, for `eval`; null means `test` where there is one."
     )
+    eval_columns: dict[Role, str] | None = Field(
+        None,
+        description="As `columns`, for `eval`; null means the value of `columns`, {} that all are "
+        "detected.",
+    )
     eval_limit: int | None = Field(
         None, ge=1, description="Read the first `eval_limit` rows of each evaluation source (rows)."
     )

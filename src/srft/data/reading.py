@@ -116,7 +116,8 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
 
     ``seed`` decides which rows ``eval_fraction`` holds out, and makes the lab's problems.
     """
-    columns: dict[str, str] = {str(role): path for role, path in config.columns.items()}
+    columns = _roles(config.columns)
+    eval_columns = columns if config.eval_columns is None else _roles(config.eval_columns)
     train: list[Example] = []
     for source in [config.train] if isinstance(config.train, str) else config.train:
         train += load_examples(
@@ -135,7 +136,7 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
             source,
             config.eval_split,
             config.eval_subset or config.subset,
-            columns,
+            eval_columns,
             config.eval_limit,
             config.invalid_rows,
             seed=seed,
@@ -144,6 +145,10 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
         for name, source in _named(config.eval).items()
     }
     return Splits(train, evaluation)
+
+
+def _roles(columns: Mapping[Any, str]) -> dict[str, str]:
+    return {str(role): path for role, path in columns.items()}
 
 
 def _hold_out(examples: list[Example], fraction: float, seed: int) -> Splits:

@@ -32,6 +32,18 @@ _THINK_START = re.compile(r"\A\s*<think>\s*")
 _PLAIN_LABELS = {"user": "User: ", "assistant": "Assistant: "}
 
 
+class _Interned(dict[int, int]):
+    """One Python int per token id: a tuple of shared ids takes 8 bytes a token instead of 36, which
+    is 1.5 GB instead of 6.6 GB for 46,000 demonstrations of 4,000 tokens."""
+
+    def __missing__(self, id_: int) -> int:
+        self[id_] = id_
+        return id_
+
+
+_INTERNED = _Interned()
+
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of a rendered prompt: ``content`` is what the user wrote, the rest is scaffold."""
@@ -205,7 +217,7 @@ class Template:
                 ids = self._encode_apart(item) if item.risky else next(quick)
                 if not ids:
                     raise RowError("gives no tokens at all; write a text the tokenizer knows")
-                results.append(tuple(ids))
+                results.append(tuple(map(_INTERNED.__getitem__, ids)))
             except RowError as error:
                 results.append(error)
         return results

@@ -174,8 +174,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 SUITES: dict[str, tuple[str, ...]] = {
     "math5": ("aime24", "amc", "math500", "minerva", "olympiad"),
     "ood3": ("arc_c", "gpqa_diamond", "mmlu_pro"),
-    "paper": ("aime24", "amc", "math500", "minerva", "olympiad")
-    + ("arc_c", "gpqa_diamond", "mmlu_pro"),
+    "paper": (
+        *("aime24", "amc", "math500", "minerva", "olympiad"),
+        *("arc_c", "gpqa_diamond", "mmlu_pro"),
+    ),
     "lab": ("lab", "lab_ood"),
     "all": tuple(name for name in BENCHMARKS if not name.startswith("lab")),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from srft.errors import DataError
 from srft.evaluation.benchmarks import Layout
@@ -108,7 +109,9 @@ def _text(example: Example) -> str:
     return example.prompt.strip()
 
 
-def _with_label(example: Example, text: str, options, labels) -> Question:
+def _with_label(
+    example: Example, text: str, options: Iterable[Any], labels: Iterable[Any]
+) -> Question:
     labels = [str(label) for label in labels]
     answer = (example.answer or "").strip()
     if answer not in labels:

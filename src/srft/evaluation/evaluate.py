@@ -56,7 +56,12 @@ class ScoreLike(Protocol):
 class ScorerLike(Protocol):
     """Whatever judges texts, as ``srft.rewards.scorer.Scorer`` does."""
 
-    def score(self, examples: Sequence[Example], texts: Sequence[str]) -> Sequence[ScoreLike]: ...
+    def score(
+        self,
+        examples: Sequence[Example],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+    ) -> Sequence[ScoreLike]: ...
 
 
 @dataclass(frozen=True)
@@ -270,7 +275,9 @@ class _Judge:
 
     def _judge(self, batch: list[_Drawn]) -> None:
         scores = self._scorer.score(
-            [d.item.example for d in batch], [d.completion.text for d in batch]
+            [d.item.example for d in batch],
+            [d.completion.text for d in batch],
+            [d.completion.token_ids for d in batch],
         )
         assert len(scores) == len(batch), "a scorer returns one score for each text"
         entries = []

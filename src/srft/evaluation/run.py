@@ -24,6 +24,7 @@ from srft.evaluation.problems import load_benchmark, select, source_of, with_sys
 from srft.evaluation.results import EvaluationResult
 from srft.model.config import ModelConfig
 from srft.rewards.config import RewardConfig
+from srft.rewards.registry import REWARDS
 from srft.types import Example, SamplingParams, TokenizedExample
 
 FORMAT = 1
@@ -45,8 +46,9 @@ class ModelEvaluation:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One set of problems to evaluate. ``size``: problems of the whole set."""
+class EvaluationSet:
+    """One set of problems to evaluate: ``benchmark.size`` is that of the whole set as it was read,
+    ``problems`` what is asked of it, ``reward`` its verifier, ``source`` where it was read."""
 
     benchmark: Benchmark
     problems: list[Example]
@@ -86,13 +88,13 @@ def evaluate_model(
     path = find_model(str(model_path))
     label = label or str(model_path)
     folder = Path(out_dir) if out_dir else Path("evaluations") / Path(str(model_path)).name
-    jobs = _jobs(config, reward)
+    sets = evaluation_sets(config, reward)
     data = data or template_of(path)
     model = (model or ModelConfig()).model_copy(update={"path": path})
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
     with load(model, data, rollout, device) as loaded, _bars(progress) as bar:
-        about = {
+        about: dict[str, Any] = {
             "format": FORMAT,
             "model": label,
             "path": path,
@@ -101,13 +103,15 @@ def evaluate_model(
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),
             "environment": _environment(),
-            "sources": {job.benchmark.name: job.source for job in jobs},
+            "sources": {one_set.benchmark.name: one_set.source for one_set in sets},
         }
         earlier = _earlier(folder, about["weights"])
-        for job in jobs:
-            results[job.benchmark.name] = _run(job, config, loaded, data, folder, about, bar)
-            pending = [j.benchmark.title for j in jobs if j.benchmark.name not in results]
-            summary = _summary(about, earlier, results, jobs, config, pending)
+        for one_set in sets:
+            results[one_set.benchmark.name] = _run(
+                one_set, config, loaded, data, folder, about, bar
+            )
+            pending = [s.benchmark.title for s in sets if s.benchmark.name not in results]
+            summary = _summary(about, earlier, results, sets, config, pending)
             _write(folder, summary)
     return ModelEvaluation(folder, results, summary)
 
@@ -138,16 +142,24 @@ def write_tables(results: Sequence[Mapping[str, Any]], folder: str | Path) -> Pa
     return folder / "tables.html"
 
 
-def _jobs(config: EvaluationConfig, reward: RewardConfig | None) -> list[_Job]:
-    """All problems, read before any model is loaded."""
+def evaluation_sets(
+    config: EvaluationConfig, reward: RewardConfig | None = None
+) -> list[EvaluationSet]:
+    """The problems that ``config`` asks for, set by set; needs no model. Training takes its
+    evaluation sets from here where the config names suites or a dataset.
+
+    Raises:
+        ConfigError: neither suites nor a dataset are named.
+        DataError: one of them cannot be read.
+    """
     if config.dataset:
-        return [_dataset_job(config, reward or RewardConfig())]
+        return [_dataset_set(config, reward or RewardConfig())]
     if not config.suites:
         raise ConfigError(
             "nothing to evaluate on: name suites or benchmarks (suites: "
             f"{', '.join(SUITES)}), or a dataset."
         )
-    jobs = []
+    sets = []
     for benchmark in resolve(config.suites):
         problems = load_benchmark(benchmark, config.data_dir, config.seed)
         size = len(problems)
@@ -155,25 +167,34 @@ def _jobs(config: EvaluationConfig, reward: RewardConfig | None) -> list[_Job]:
         chosen = [with_system(e, config.system_prompt) for e in chosen]
         verifier = RewardConfig.model_validate(benchmark.verifier)
         source = source_of(benchmark, config.data_dir)
-        jobs.append(_Job(replace(benchmark, size=size), chosen, verifier, source))
-    return jobs
+        sets.append(EvaluationSet(replace(benchmark, size=size), chosen, verifier, source))
+    return sets
 
 
-def _dataset_job(config: EvaluationConfig, reward: RewardConfig) -> _Job:
+def _dataset_set(config: EvaluationConfig, reward: RewardConfig) -> EvaluationSet:
     from srft.data.reading import load_examples
 
     assert config.dataset is not None
     local = Path(config.dataset).expanduser().is_file()
     examples = load_examples(config.dataset, split=None if local else config.split)
+    if any(spec.name and REWARDS[spec.name].needs_answer for spec in reward.rewards):
+        for example in examples:
+            if example.answer is None:
+                raise DataError(
+                    f"{example.source}: has no answer, which the reward compares with; give it one "
+                    "or leave the row out."
+                )
     chosen = [replace(with_system(e, config.system_prompt), demonstrations=()) for e in examples]
     name = Path(config.dataset).stem or config.dataset
     name = f"{name}-data" if name in BENCHMARKS or name in SUITES else name
     benchmark = Benchmark(name, name, len(examples))
-    return _Job(benchmark, select(chosen, config.limit, config.seed), reward, config.dataset)
+    return EvaluationSet(
+        benchmark, select(chosen, config.limit, config.seed), reward, config.dataset
+    )
 
 
 def _run(
-    job: _Job,
+    one_set: EvaluationSet,
     config: EvaluationConfig,
     loaded: Loaded,
     data: DataConfig,
@@ -183,15 +204,15 @@ def _run(
 ) -> EvaluationResult:
     from srft.rewards.scorer import Scorer
 
-    benchmark = job.benchmark
-    problems = tokenize_problems(job.problems, loaded.tokenizer, data)
+    benchmark = one_set.benchmark
+    problems = tokenize_problems(one_set.problems, loaded.tokenizer, data)
     params = _params(benchmark, config, loaded, problems)
     identity = {
         "weights": about["weights"],
         "device": loaded.description,
-        "reward": job.reward.model_dump(mode="json", exclude={"workers"}),
+        "reward": one_set.reward.model_dump(mode="json", exclude={"workers"}),
     }
-    with Scorer(job.reward) as scorer:
+    with Scorer(one_set.reward) as scorer:
         judged: ScorerLike = scorer
         return evaluate(
             loaded.engine,
@@ -265,11 +286,11 @@ def _summary(
     about: Mapping[str, Any],
     earlier: Mapping[str, Any],
     results: Mapping[str, EvaluationResult],
-    jobs: Sequence[_Job],
+    sets: Sequence[EvaluationSet],
     config: EvaluationConfig,
     pending: Sequence[str],
 ) -> dict[str, Any]:
-    benchmarks = {job.benchmark.name: job.benchmark for job in jobs}
+    benchmarks = {one_set.benchmark.name: one_set.benchmark for one_set in sets}
     found: dict[str, Any] = dict(earlier)
     for name, result in results.items():
         one = result.summary(config.confidence)

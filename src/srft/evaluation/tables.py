@@ -44,7 +44,7 @@ QUOTED_NOTE = (
 class Cell:
     """One number: text, whether it is short of the full protocol, and its interval as text."""
 
-    value: str = "–"
+    value: str = "-"
     interval: str = ""
     marked: bool = False
 
@@ -138,7 +138,7 @@ def _details(results: Sequence[Results]) -> Table:
                 str(f["n"]),
                 _percent(f["accuracy"]),
                 _range(f["interval"]),
-                _range(f["sampling_interval"]) if f["sampling_interval"] else "–",
+                _range(f["sampling_interval"]) if f["sampling_interval"] else "-",
                 _percent(f["pass_at_n"]),
                 _percent(f["majority_at_n"]),
                 f"{f['mean_tokens']:.0f}",
@@ -230,7 +230,7 @@ def _escape(text: str) -> str:
 
 def _markdown_cell(cell: Cell, quoted: bool) -> str:
     text = cell.value + ("\\*" if cell.marked else "")
-    text = f"*{text}*" if quoted and cell.value != "–" else text
+    text = f"*{text}*" if quoted and cell.value != "-" else text
     return f"{text} {cell.interval}".strip()
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -47,12 +46,13 @@ def generate(
     sampling: dict[str, Any] = {"do_sample": False}
     if not greedy:
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    generative: Any = model  # `generate` comes from a mix-in that the annotation does not name
     responses: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for at in range(0, len(prompts), BATCH):
             inputs = tokenizer(list(prompts[at : at + BATCH]), return_tensors="pt", padding=True)
-            out = cast(GenerationMixin, model).generate(
+            out = generative.generate(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 max_new_tokens=MAX_NEW_TOKENS,

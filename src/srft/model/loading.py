@@ -307,10 +307,14 @@ def _save_weights(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     if dtype is None or dtype == model.dtype:
         model.save_pretrained(folder)
         return
-    cast = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    cast: dict[str, torch.Tensor] = {}
+    by_address: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        # Tied weights stay one tensor, which is then written once.
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in by_address:
+            by_address[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        cast[name] = by_address[key]
     model.save_pretrained(folder, state_dict=cast)
     # save_pretrained writes the dtype of the model it was called on.
     config = copy.deepcopy(model.config)

@@ -62,12 +62,12 @@ def compute_loss(
 
     Metrics are scalars to be combined over micro-batches and ranks by the ending of their key:
     ``/total``, ``/sum`` and ``/count`` add, ``/max`` and ``/min`` are what they say;
-    ``reduce_metrics`` finishes them. The keys do not depend on which tokens are in the batch.
+    ``reduce_metrics`` finishes them. The keys depend on the method alone, so ranks agree on them.
     """
     switches = method.switches
     # An empty slice: zero with a gradient path even where a log-probability is infinite.
     loss = batch.logprob_T[:0].sum()
-    metrics = _batch_metrics(batch, switches)
+    metrics = _batch_metrics(method, batch)
     for term in method.terms:
         weight = _weight(term, progress, switches)
         part = take_tokens(batch, term.mask(batch.index, switches))
@@ -150,33 +150,37 @@ def _average(term: Term, part: TokenBatch, count: float, switches: Switches) -> 
 
 
 @torch.no_grad()
-def _batch_metrics(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
+def _batch_metrics(method: Method, batch: TokenBatch) -> dict[str, Tensor]:
     """Entropy and log-probability on demonstrations and rollouts, distance from the old policy,
     and from the sampler where its log-probabilities are known."""
     metrics: dict[str, Tensor] = {}
     demo_T = batch.index.sequences.is_demo_S[batch.index.sequence_T]
-    sampled_T = rollout_tokens(batch.index, switches)
     for name, mask_T in (("demos", demo_T), ("rollouts", ~demo_T)):
         _spread(metrics, f"entropy/{name}", batch.entropy_T[mask_T])
         _spread(metrics, f"logprob/{name}", batch.logprob_T[mask_T])
         metrics[f"tokens/{name}/total"] = mask_T.sum()
-    rollouts = take_tokens(batch, sampled_T)
+    rollouts = take_tokens(batch, rollout_tokens(batch.index, method.switches))
     log_ratio_T = rollouts.logprob_T - rollouts.old_logprob_T
     _spread(metrics, "ratio/rollouts", torch.exp(log_ratio_T))
     # KL(old || new) by k3, on tokens drawn from the old policy.
-    _spread(metrics, "kl_old", torch.expm1(log_ratio_T) - log_ratio_T)
-    if rollouts.sampler_logprob_T is not None:
-        gap_T = rollouts.old_logprob_T - rollouts.sampler_logprob_T
-        _spread(metrics, "mismatch/abs", gap_T.abs())
-        _spread(metrics, "mismatch/kl", torch.expm1(gap_T) - gap_T)
-        if switches.importance_cap is not None:
-            weight_T = importance(rollouts, switches)
-            assert isinstance(weight_T, Tensor)
-            _spread(metrics, "mismatch/weight", weight_T)
-    if rollouts.reference_logprob_T is not None:
-        difference_T = rollouts.reference_logprob_T - rollouts.logprob_T
-        _spread(metrics, "kl_reference", torch.expm1(difference_T) - difference_T)
+    _spread(metrics, "kl_old", _k3(log_ratio_T))
+    sampler_T = rollouts.sampler_logprob_T
+    gap_T = log_ratio_T[:0] if sampler_T is None else rollouts.old_logprob_T - sampler_T
+    _spread(metrics, "mismatch/abs", gap_T.abs())
+    _spread(metrics, "mismatch/kl", _k3(gap_T))
+    if method.switches.importance_cap is not None:
+        weight_T = importance(rollouts, method.switches)
+        _spread(metrics, "mismatch/weight", torch.as_tensor(weight_T).expand_as(gap_T))
+    if method.needs_reference:
+        assert rollouts.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
+        # KL(new || reference) by k3, on tokens drawn from about the new policy.
+        _spread(metrics, "kl_reference", _k3(rollouts.reference_logprob_T - rollouts.logprob_T))
     return metrics
+
+
+def _k3(log_ratio_T: Tensor) -> Tensor:
+    """Of log q / p at tokens drawn from p: an estimate of KL(p || q) that is never negative."""
+    return torch.expm1(log_ratio_T) - log_ratio_T
 
 
 def _spread(metrics: dict[str, Tensor], name: str, value: Tensor) -> None:

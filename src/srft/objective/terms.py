@@ -108,12 +108,15 @@ def ratio(batch: TokenBatch, switches: Switches) -> Tensor:
 def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
     """min(pi_old / pi_sampler, cap) of each sampled token, without gradient; 1 where it is off.
 
-    Tokens of a given prefix were not sampled and keep 1. Source: 2508 "Your efficient RL framework
-    secretly brings you off-policy training"; TRL and verl call it TIS.
+    Tokens of a given prefix were not sampled and keep 1. Source: "Your efficient RL framework
+    secretly brings you off-policy RL training" (Yao et al. 2025); TRL and verl offer it too.
     """
     if switches.importance_cap is None:
         return 1.0
-    assert batch.sampler_logprob_T is not None, "importance_cap needs the sampler's log-probs"
+    if batch.sampler_logprob_T is None:
+        # Demonstrations alone have none, and then no rollout token is here either.
+        assert batch.logprob_T.numel() == 0, "importance_cap needs the sampler's log-probs"
+        return 1.0
     weight_T = torch.exp(batch.old_logprob_T.detach() - batch.sampler_logprob_T)
     weight_T = weight_T.clamp(max=switches.importance_cap)
     return torch.where(_in_prefix(batch.index), torch.ones_like(weight_T), weight_T)
@@ -255,7 +258,7 @@ def _kept_in_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
     rank_T[order] = torch.arange(len(order), device=order.device)
     rank_T = rank_T - start_S[index.sequence_T]
     share_S = index.sequences.prefix_S.double() * switches.prefix_entropy_share
-    # 0.2 * 5 is 1.0000000000000002 in some orders of rounding: not two tokens.
+    # 0.55 * 20 is 11.000000000000002: eleven tokens, not twelve.
     quota_T = torch.ceil(share_S - 1e-9)[index.sequence_T]
     return ~prefix_T | (rank_T < quota_T)
 
@@ -272,8 +275,8 @@ def observe_prefix(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
 def kl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
     """KL(pi || pi_ref) estimated at the sampled token: k1, k2 or k3 (Schulman 2020).
 
-    Minimised as it stands, k1 has a gradient of mean zero (its value is right, its derivative says
-    nothing); k2's is that of KL(pi || pi_ref), k3's that of KL(pi_ref || pi) near pi = pi_ref.
+    Minimised as they stand on tokens drawn from pi, k1 has a gradient of mean zero (its value is
+    right, its derivative says nothing), k2 that of KL(pi || pi_ref), k3 that of KL(pi_ref || pi).
     """
     assert batch.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
     difference_T = batch.reference_logprob_T - batch.logprob_T

@@ -13,15 +13,16 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from srft.report.runs import Record, Run, is_number, iterate_samples
 
-QUANTITIES = ("logprob", "entropy", "loss", "base_logprob")
+QUANTITIES = ("logprob", "entropy", "loss", "base_logprob", "jsd")
 """Per-token figures of a response, as named in samples.jsonl (nats; loss: weighted, all terms)."""
 
 _TOKENS_PER_BLOCK = 30_000
@@ -45,13 +46,22 @@ class PackedSamples:
         return sum(map(len, self.blocks))
 
 
+Stream = Callable[[], Iterator[Record]]
+"""Gives the saved groups of one run (or one model) from the start, as often as it is called."""
+
+
 def pack_samples(runs: Sequence[Run], max_groups: int, max_bytes: int) -> PackedSamples:
     """Packs at most ``max_groups`` prompt groups of all runs, thinned evenly, into ``max_bytes``."""
-    counts = [sum(1 for _ in iterate_samples(run)) for run in runs]
+    return pack_streams([partial(iterate_samples, run) for run in runs], max_groups, max_bytes)
+
+
+def pack_streams(streams: Sequence[Stream], max_groups: int, max_bytes: int) -> PackedSamples:
+    """As ``pack_samples``, from anything that gives records in the form of samples.jsonl."""
+    counts = [sum(1 for _ in stream()) for stream in streams]
     total = sum(counts)
     keep = min(total, max_groups)
     while True:
-        packed = _pack(runs, counts, total, keep)
+        packed = _pack(streams, counts, total, keep)
         if packed.size <= max_bytes or keep <= 1:
             return packed
         keep = max(1, min(keep - 1, int(0.95 * keep * max_bytes / packed.size)))
@@ -78,11 +88,13 @@ def align_tokens(text: str, tokens: Sequence[str]) -> list[str]:
     return aligned
 
 
-def _pack(runs: Sequence[Run], counts: Sequence[int], total: int, keep: int) -> PackedSamples:
+def _pack(
+    streams: Sequence[Stream], counts: Sequence[int], total: int, keep: int
+) -> PackedSamples:
     index: dict[str, list[Any]] = {name: [] for name in (*_GROUP_COLUMNS, *_RESPONSE_COLUMNS)}
     blocks: list[bytes] = []
     block = _Block()
-    for run_number, record in _chosen(runs, counts, total, keep):
+    for run_number, record in _chosen(streams, counts, total, keep):
         if block.full:
             blocks.append(block.to_bytes())
             block = _Block()
@@ -94,13 +106,13 @@ def _pack(runs: Sequence[Run], counts: Sequence[int], total: int, keep: int) -> 
 
 
 def _chosen(
-    runs: Sequence[Run], counts: Sequence[int], total: int, keep: int
+    streams: Sequence[Stream], counts: Sequence[int], total: int, keep: int
 ) -> Iterator[tuple[int, Record]]:
     """Every (total / keep)-th group over all runs, the first and the last among them."""
     wanted = set(np.linspace(0, total - 1, keep).round().astype(int).tolist()) if keep else set()
     start = 0
-    for number, run in enumerate(runs):
-        for i, record in enumerate(iterate_samples(run)):
+    for number, stream in enumerate(streams):
+        for i, record in enumerate(stream()):
             if start + i in wanted:
                 yield number, record
         start += counts[number]

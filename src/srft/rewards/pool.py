@@ -111,13 +111,14 @@ class _Nursery:
             )  # fmt: skip
             theirs.close()
             self._control = Connection(ours.detach())
-            self._control.send(self._limits)
-            if not self._control.poll(_START_LIMIT_S):
-                self._stop()
-                raise RewardError(f"the verifier process did not start in {_START_LIMIT_S:.0f} s")
             try:
+                self._control.send(self._limits)
+                if not self._control.poll(_START_LIMIT_S):
+                    self._stop()
+                    raise RewardError(f"no verifier process started in {_START_LIMIT_S:.0f} s")
                 state, detail = self._control.recv()
-            except EOFError:
+            except (EOFError, OSError):
+                self._process.wait()
                 errors.seek(0)
                 state, detail = "failed", errors.read().decode(errors="replace")
         if state != READY:

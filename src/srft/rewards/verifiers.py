@@ -172,7 +172,7 @@ def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
     if match is None:
         return None
     letter = next(group for group in match.groups() if group).upper()
-    if first and _MORE_LETTERS.match(text, max(first.end() - 1, 0)):
+    if first and any(_MORE_LETTERS.match(text, first.end() - back) for back in (0, 1)):
         return None
     if choices and letter not in choices:
         return None

@@ -81,8 +81,8 @@ def nursery_main(descriptor: int) -> None:
                 control.send(pid)
             else:
                 _, pid, grace_s = request
+                control.send(_reap(pid, grace_s, pid in children))
                 children.discard(pid)
-                control.send(_reap(pid, grace_s))
     except (EOFError, OSError):
         pass  # the pool has gone
     for pid in children:
@@ -103,8 +103,13 @@ def _warm_up() -> None:
     countdown.check_countdown("<answer>1 + 2</answer>", "3", {"numbers": [1, 2]}, {})
 
 
-def _reap(pid: int, grace_s: float) -> int:
-    """The exit code of a worker, which is killed if it lives on for `grace_s` seconds."""
+def _reap(pid: int, grace_s: float, ours: bool) -> int:
+    """The exit code of a worker, which is killed if it lives on for `grace_s` seconds. One that an
+    earlier nursery forked, which has since died, is killed at once and reaped by init."""
+    if not ours:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return -signal.SIGKILL
     deadline = time.monotonic() + grace_s
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)

@@ -32,9 +32,13 @@ def check_engine(engine: EmbeddedEngine) -> None:
         )
     if not getattr(config, "is_causal", True):
         raise RolloutError("the model's config says is_causal=false; rollouts need a causal model")
+    tolerance = 1e-3 if engine.model.dtype in (torch.float32, torch.float64) else 0.5
     try:
         with sliding_layers_seen() as windows:
             worst = _disagreement(engine)
+            if not worst <= tolerance and engine.use_lean:
+                engine.use_lean = False
+                worst = _disagreement(engine)
     # Whatever a model of another build raises on a cache or mask it does not expect (any kind of
     # error) means the same: it is not driven this way, and the user is told why.
     except Exception as error:
@@ -47,7 +51,6 @@ def check_engine(engine: EmbeddedEngine) -> None:
             f"{type(engine.model).__name__} has sliding_attention layers but tells its attention "
             "function no window"
         )
-    tolerance = 1e-3 if engine.model.dtype in (torch.float32, torch.float64) else 0.5
     if not worst <= tolerance:
         raise RolloutError(
             f"log-probabilities of the embedded sampler and of a plain forward pass of "
@@ -72,7 +75,9 @@ def _disagreement(engine: EmbeddedEngine) -> float:
     requests = [RolloutRequest(p, n=2, seed=0) for p in prompts]
     # Three rows for four rollouts, so that one joins later.
     narrow = RolloutConfig(max_rows=3, check=False, free_cache=True)
-    groups = EmbeddedEngine(engine.model, engine.tokenizer, narrow).generate(requests, params)
+    probe = EmbeddedEngine(engine.model, engine.tokenizer, narrow)
+    probe.use_lean = engine.use_lean
+    groups = probe.generate(requests, params)
     worst = 0.0
     device = next(engine.model.parameters()).device
     with sampling_mode(engine.model, attention="eager"):

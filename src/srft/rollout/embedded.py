@@ -24,6 +24,7 @@ from srft.errors import RolloutError
 from srft.rollout.attention import sampling_mode
 from srft.rollout.cache import CapturedPrompts, RowCache
 from srft.rollout.config import RolloutConfig
+from srft.rollout.lean import lean_decoder
 from srft.rollout.requests import check_finite, check_requests
 from srft.rollout.rows import Rows, Ticket
 from srft.rollout.sampling import draw
@@ -48,6 +49,8 @@ class EmbeddedEngine:
         self.tokenizer = tokenizer
         self.config = config or RolloutConfig()
         self._cache: RowCache | None = None
+        # The start-up check turns it off should it ever disagree with the model's own forward.
+        self.use_lean = True
         if self.config.check:
             from srft.rollout.check import check_engine
 
@@ -98,6 +101,7 @@ class _Call:
         self.device = next(engine.model.parameters()).device
         self.forward_arguments = _forward_arguments(engine.model)
         self.row_count, self.slots = _cache_size(self.config, requests, params)
+        self.lean = lean_decoder(engine.model, self.slots) if engine.use_lean else None
         self.cache = cache
         self.rows = Rows(self.row_count, params.max_tokens, self.device)
         self.stop: StopRule | None = None
@@ -232,7 +236,10 @@ class _Call:
             self._recompose()
         mask = None if self.mask is None else self.mask[..., cache.first : cache.slot + 1]
         column = rows.tokens[: rows.active, rows.column, None]
-        logits = self._forward(column, self.position, mask, cache)
+        if self.lean is not None:
+            logits = self.lean.step(column[:, 0], self.position[:, 0], mask, cache)
+        else:
+            logits = self._forward(column, self.position, mask, cache)
         cache.slot += 1
         rows.clock += 1
         self.position += 1

@@ -242,7 +242,7 @@ def _score_demonstrations(
             f"{len(failed):,} of {len(scores):,} demonstrations fail their own verifier ({sources}"
             f"{', ...' if len(failed) > 3 else ''}); reward.failed_demonstrations={policy}"
         )
-        if len(failed) == len(scores):
+        if policy == "drop" and len(failed) == len(scores):
             raise DataError(
                 f"none of the {len(scores):,} demonstrations passes the verifier, such as {sources}: is "
                 f"{' + '.join(scorer.labels)} the right reward, and does the answer column hold the answer? "

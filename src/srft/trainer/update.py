@@ -22,6 +22,7 @@ from srft.objective.method import Method, Progress
 from srft.objective.table import sequence_table, take_rows, token_index
 from srft.trainer.collect import request_seed
 from srft.trainer.config import TrainConfig
+from srft.trainer.gradients import gradient_analysis
 from srft.trainer.optimization import gradient_norm
 from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
@@ -76,27 +77,36 @@ def update(
     old = [_old(model, p, temperature, compute) for p in packs] if need_old else []
     batch_entropy = _batch_entropy(packs, old) if need_old else None
 
+    def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
+        before = old[number] if need_old else None
+        return forward(
+            model,
+            packed,
+            temperature,
+            compute,
+            old=before,
+            reference=reference,
+            batch_entropy=batch_entropy,
+        )
+
+    extra: dict[str, float] = {}
+    if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
+        first = parts[0]
+        extra = gradient_analysis(model, method, first.packs, batch_of, first.counts, progress)
+
     sums: list[dict[str, Tensor]] = []
     norms: list[float] = []
-    position = 0
+    number = 0
     for part in parts:
         optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=device)
         for packed in part.packs:
-            batch = forward(
-                model,
-                packed,
-                temperature,
-                compute,
-                old=old[position] if need_old else None,
-                reference=reference,
-                batch_entropy=batch_entropy,
-            )
+            batch = batch_of(number, packed)
             loss, metrics = compute_loss(method, batch, part.counts, progress)
             loss.backward()
             loss_sum += loss.detach()
             sums.append(metrics)
-            position += 1
+            number += 1
         norm = gradient_norm(model.parameters())
         if not (torch.isfinite(loss_sum) and norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
@@ -111,6 +121,7 @@ def update(
     return UpdateResult(
         {
             **reduce_metrics(sums),
+            **extra,
             "train/gradient_norm": sum(norms) / len(norms),
             "train/tokens": float(sum(len(p.input_ids_N) for p in packs)),
             "train/response_tokens": float(sum(len(p.target_T) for p in packs)),

@@ -127,7 +127,7 @@ function extent(values) {
 }
 
 function extentY(series, options, log) {
-  const all = series.flatMap((s) => [...s.y, ...(s.low || []), ...(s.high || [])]).filter((v) => v !== null);
+  const all = series.flatMap((s) => [...s.y, ...(s.faint || []), ...(s.low || []), ...(s.high || [])]).filter((v) => v !== null);
   let [low, high] = extent(log ? all.filter((v) => v > 0) : all);
   if (options.zero && !log) { low = Math.min(0, low); high = Math.max(0, high); }
   if (low === high) { const pad = Math.abs(low) * 0.1 || 0.5; low -= log ? low * 0.5 : pad; high += pad; }

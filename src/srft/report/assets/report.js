@@ -115,7 +115,7 @@ function headline(run) {
   return el("div", { class: "tiles" }, [
     last && tile("Accuracy after training", percent(last.accuracy),
       [gain !== null && el("em", { class: gain >= 0 ? "up" : "down" }, `${gain >= 0 ? "+" : "−"}${(100 * Math.abs(gain)).toFixed(1)} points`),
-        last.interval && ` ${percent(last.interval[0])} … ${percent(last.interval[1])}`]),
+        last.interval && ` ${(100 * last.interval[0]).toFixed(1)} … ${(100 * last.interval[1]).toFixed(1)}`]),
     tile("Steps", number(run.steps) + (run.planned ? ` / ${number(run.planned)}` : ""), run.method),
     c["reward/accuracy"] && tile("Rollout accuracy", percent(tail("reward/accuracy")), "mean of the last tenth"),
     run.totals["total/rollout_tokens"] !== undefined && tile("Sampled tokens", big(run.totals["total/rollout_tokens"]), "rollouts"),
@@ -271,21 +271,34 @@ function buildCompare(view) {
         .map((e) => (family === null ? e.accuracy : e.families[family] ?? null)).filter((v) => v !== null));
       const best = Math.max(...cells.map((c) => mean(c) ?? -1));
       return [family === null ? "overall" : family, ...cells.map((c) => el("td", {
-        class: "heat" + (GROUPS.length > 1 && mean(c) === best ? " best" : ""), style: { "--share": "" },
+        class: "heat" + (GROUPS.length > 1 && mean(c) === best ? " best" : "")
       }, el("i", { style: { width: `${100 * (mean(c) ?? 0)}%` } }), el("span", {}, percent(mean(c)), c.length > 1 && el("small", {}, ` ${percent(Math.min(...c))} … ${percent(Math.max(...c))}`))))];
     });
     view.append(section(`Evaluation after training${evaluationNames().length > 1 ? ": " + name : ""}`, card(table(head("family"), rows, { class: "compare" }))));
-    const curves = RUNS.map((run, r) => {
-      const { records } = evaluationOf(run, name);
-      return { name: run.name, color: color(RUNS.length > 8 ? run.group : r), x: records.map((e) => e.step), y: records.map((e) => e.accuracy), low: records.every((e) => e.interval) ? records.map((e) => e.interval[0]) : null, high: records.every((e) => e.interval) ? records.map((e) => e.interval[1]) : null, dots: true };
-    }).filter((s) => s.x.length > 1);
-    if (curves.length) view.append(card(chart({ title: "Evaluation accuracy over steps", what: "Bands: the intervals recorded", unit: "share", series: curves, height: 260 })));
+    const curves = GROUPS.map((group, g) => evaluationCurve(group, g, name)).filter((s) => s.x.length > 1);
+    if (curves.length) view.append(card(chart({ title: "Evaluation accuracy over steps", what: "Bands: the interval recorded, or the range over seeds", unit: "share", series: curves, height: 260 })));
   }
   const keys = [...new Set(CURVES.flatMap((c) => Object.keys(c.columns)))].filter((k) => !/\/(min|max)$/.test(k));
   view.append(section("Metrics at the end (mean of the last tenth of the steps)", card(table(head("metric"), keys.map((key) => [
     el("span", { title: figureOf(key).what || null }, figureOf(key).title, el("small", {}, " " + key)),
     ...GROUPS.map((g) => inUnit(mean(g.runs.map((r) => late(r, key))), figureOf(key).unit)),
   ])))));
+}
+
+/* Accuracy over steps: one run with its intervals, several as mean and range. */
+function evaluationCurve(group, g, name) {
+  const all = group.runs.map((r) => evaluationOf(RUNS[r], name).records);
+  const steps = [...new Set(all.flat().map((e) => e.step))].sort((a, b) => a - b);
+  const at = steps.map((step) => all.map((records) => records.find((e) => e.step === step)).filter(Boolean));
+  const values = at.map((records) => records.map((e) => e.accuracy));
+  const intervals = at.map((records) => (records.length === 1 ? records[0].interval : null));
+  const several = group.runs.length > 1;
+  const banded = several || (GROUPS.length <= 3 && intervals.every(Boolean));
+  return {
+    name: several ? `${group.name} · ${group.runs.length} seeds` : groupLabel(group), color: color(g), x: steps, y: values.map(mean), dots: true,
+    low: banded ? values.map((v, i) => (several ? Math.min(...v) : intervals[i][0])) : null,
+    high: banded ? values.map((v, i) => (several ? Math.max(...v) : intervals[i][1])) : null,
+  };
 }
 
 /* Settings side by side, and what happened on the way. */

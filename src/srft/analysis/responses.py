@@ -1,0 +1,271 @@
+"""The responses that are scored: read from files and run directories, and turned into tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from srft.data.config import DataConfig
+from srft.errors import DataError
+from srft.report.runs import is_number
+from srft.types import Example
+
+_RESPONSE_KEYS = ("response", "responses", "completion", "completions", "output")
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to one prompt.
+
+    kind: "demonstration", "rollout", or what the file says. group: responses to the same prompt at
+    the same step share it. prompt_ids and ids are given where the file holds tokens; otherwise
+    ``prompt`` and ``text`` are tokenized. rendered: the prompt is the text the model was shown, its
+    template included. reward is None where it is not known.
+    """
+
+    prompt: Any
+    text: str
+    kind: str
+    source: str
+    group: int
+    reward: float | None = None
+    correct: bool | None = None
+    truncated: bool = False
+    answer: str | None = None
+    rendered: bool = False
+    prompt_ids: tuple[int, ...] | None = None
+    ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TokenizedResponse:
+    """``prompt_ids + ids`` is what a model is shown; ``ids`` is what is scored."""
+
+    response: Response
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+def read_responses(
+    data: str | Path | Sequence[str | Path],
+    *,
+    kinds: Sequence[str] | None = None,
+    limit: int | None = 500,
+    seed: int = 0,
+) -> list[Response]:
+    """Responses from one or several places.
+
+    data: a run directory (its samples.jsonl), a samples.jsonl, a JSONL file whose rows hold
+        ``prompt`` and ``response`` (or ``responses``, ``completion``, ``completions``, ``output``;
+        text or a list, optionally ``kind`` and ``reward``), or any training data with
+        demonstrations (``lab``, hub name, JSONL, Parquet).
+    kinds: keep these kinds only. limit: at most so many responses of each kind, drawn with
+        ``seed`` by whole prompts; None takes all.
+
+    Raises:
+        DataError: a place holds no response; names ``file:row`` where a row is at fault.
+    """
+    places = [data] if isinstance(data, (str, Path)) else list(data)
+    found: list[Response] = []
+    for place in places:
+        found.extend(_read(place, first_group=len(found)))
+    if kinds is not None:
+        found = [response for response in found if response.kind in kinds]
+    if not found:
+        wanted = f" of kind {', '.join(kinds)}" if kinds else ""
+        raise DataError(
+            f"{', '.join(map(str, places))}: no response{wanted} to score; give a run directory with "
+            "samples, a JSONL with `prompt` and `response`, or a data set with demonstrations"
+        )
+    return _draw(found, limit, seed)
+
+
+def _read(place: str | Path, first_group: int) -> list[Response]:
+    path = Path(place).expanduser()
+    if path.is_dir() and (path / "samples.jsonl").is_file():
+        path = path / "samples.jsonl"
+    elif path.is_dir() and (path / "metrics.jsonl").is_file():
+        raise DataError(f"{path}: the run has saved no samples (run.samples_every is 0, or too few steps)")
+    if path.is_file() and path.suffix == ".jsonl":
+        rows = list(_rows(path))
+        if rows and "responses" in rows[0][1] and _is_sample(rows[0][1]):
+            return [r for i, (at, row) in enumerate(rows) for r in _from_sample(row, at, first_group + i)]
+        if rows and any(key in rows[0][1] for key in _RESPONSE_KEYS):
+            return [r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)]
+    return _from_examples(str(place), first_group)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: a row is an object of columns, not {type(row).__name__}")
+            yield f"{path}:{number}", row
+
+
+def _is_sample(row: dict[str, Any]) -> bool:
+    responses = row["responses"]
+    return isinstance(responses, list) and bool(responses) and isinstance(responses[0], dict)
+
+
+def _from_sample(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
+    for item in row.get("responses") or []:
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+            raise DataError(f"{at}: a response without `text`; this is not a samples.jsonl of srft")
+        yield Response(
+            prompt=row.get("prompt") or "",
+            text=item["text"],
+            kind=str(item.get("kind", "rollout")),
+            source=str(row.get("source") or at),
+            group=group,
+            reward=float(item["reward"]) if is_number(item.get("reward")) else None,
+            correct=item.get("correct"),
+            truncated=bool(item.get("truncated")),
+            answer=row.get("answer"),
+            rendered=True,
+            prompt_ids=_ids(row.get("prompt_ids")),
+            ids=_ids(item.get("token_ids")),
+        )
+
+
+def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
+    key = next(key for key in _RESPONSE_KEYS if key in row) if any(k in row for k in _RESPONSE_KEYS) else None
+    if key is None or "prompt" not in row:
+        missing = "prompt" if key else "response"
+        raise DataError(f"{at}: no `{missing}`; every row needs `prompt` and `response`")
+    values = row[key] if isinstance(row[key], list) else [row[key]]
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{at}: `{key}` holds {type(value).__name__}, not text")
+        yield Response(
+            prompt=row["prompt"],
+            text=value,
+            kind=str(row.get("kind", "response")),
+            source=at,
+            group=group,
+            reward=float(row["reward"]) if is_number(row.get("reward")) else None,
+            correct=row.get("correct"),
+            truncated=bool(row.get("truncated")),
+            answer=None if row.get("answer") is None else str(row["answer"]),
+        )
+
+
+def _from_examples(place: str, first_group: int) -> list[Response]:
+    from srft.data.reading import load_examples
+
+    return [
+        Response(example.prompt, text, "demonstration", example.source, first_group + i, 1.0, True, False, example.answer)
+        for i, example in enumerate(load_examples(place))
+        for text in example.demonstrations
+    ]
+
+
+def _ids(value: Any) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(isinstance(v, int) for v in value) else None
+
+
+def _draw(found: list[Response], limit: int | None, seed: int) -> list[Response]:
+    """At most ``limit`` responses of each kind, whole prompts, in the order of the files."""
+    if limit is None:
+        return found
+    groups = sorted({response.group for response in found})
+    random.Random(seed).shuffle(groups)
+    place = {group: i for i, group in enumerate(groups)}
+    taken: dict[str, int] = {}
+    chosen = []
+    for number in sorted(range(len(found)), key=lambda i: (place[found[i].group], i)):
+        kind = found[number].kind
+        if taken.get(kind, 0) < limit:
+            taken[kind] = taken.get(kind, 0) + 1
+            chosen.append(number)
+    return [found[number] for number in sorted(chosen)]
+
+
+def tokenize(
+    responses: Sequence[Response],
+    tokenizer: Any,
+    config: DataConfig | None = None,
+    max_tokens: int = 8192,
+) -> tuple[list[TokenizedResponse], list[str]]:
+    """Tokens of each response under the prompt format of training, and notes on what was left out.
+
+    Text goes through the same code as training data: chat template (``config``), end-of-sequence
+    token after a response unless it was truncated or is longer than ``max_tokens``. Prompts of
+    samples.jsonl have the template in them already and are taken as they stand.
+
+    Raises:
+        DataError: a prompt or response that cannot be used, or none left.
+    """
+    config = config or DataConfig()
+    as_it_stands = config.model_copy(
+        update={"chat_template": "none", "prompt_template": "{prompt}", "system_prompt": None}
+    )
+    kept = [r for r in responses if r.ids or r.text.strip()]
+    if not kept:
+        raise DataError("every response is empty: there is nothing to score")
+    done: dict[int, TokenizedResponse] = {}
+    for number, r in enumerate(kept):
+        if r.prompt_ids and r.ids:
+            done[number] = TokenizedResponse(r, r.prompt_ids, r.ids)
+    for rendered, form in ((False, config), (True, as_it_stands)):
+        rest = [i for i, r in enumerate(kept) if i not in done and r.rendered is rendered]
+        done |= _from_text(rest, kept, tokenizer, form)
+    cut = sum(len(t.ids) > max_tokens for t in done.values())
+    result = [replace(done[i], ids=done[i].ids[:max_tokens]) for i in sorted(done)]
+    return result, _notes(responses, result, cut, max_tokens, tokenizer)
+
+
+def _from_text(
+    rows: Sequence[int], responses: Sequence[Response], tokenizer: Any, config: DataConfig
+) -> dict[int, TokenizedResponse]:
+    from srft.data.tokenization import tokenize_dataset
+
+    if not rows:
+        return {}
+    unlimited = config.model_copy(
+        update={"max_prompt_tokens": None, "max_demonstration_tokens": None, "invalid_rows": "error"}
+    )
+    examples = []
+    for row in rows:
+        r = responses[row]
+        prompt = tuple(r.prompt) if isinstance(r.prompt, list) else r.prompt
+        examples.append(Example(prompt=prompt, demonstrations=(r.text,), source=r.source))
+    tokenized, _ = tokenize_dataset(examples, tokenizer, unlimited)
+    found = {}
+    for item in tokenized:
+        r = responses[rows[item.index]]
+        ids = item.demonstration_ids[0]
+        # A response cut at the length limit never said that it was finished.
+        found[rows[item.index]] = TokenizedResponse(r, item.prompt_ids, ids[:-1] if r.truncated else ids)
+    return found
+
+
+def _notes(
+    given: Sequence[Response], done: Sequence[TokenizedResponse], cut: int, limit: int, tokenizer: Any
+) -> list[str]:
+    notes = []
+    if cut:
+        notes.append(f"{cut} of {len(done)} responses were cut at {limit} tokens.")
+    if len(done) < len(given):
+        notes.append(f"{len(given) - len(done)} empty responses were left out.")
+    if any(t.response.rendered and t.response.prompt_ids is None for t in done):
+        notes.append(
+            "Prompts of samples.jsonl were tokenized from their text; special tokens of a chat "
+            "template, which the text leaves out, are missing."
+        )
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    count = sum(t.ids.count(unknown) for t in done) if unknown is not None else 0
+    if count:
+        total = sum(len(t.ids) for t in done)
+        notes.append(f"{count} of {total} tokens are unknown to the tokenizer: is it the right one?")
+    return notes

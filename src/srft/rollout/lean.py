@@ -1,0 +1,173 @@
+"""A shorter way through one decoding step, for small float32 models of the Llama family.
+
+With a few million parameters most of a step is Python and kernel start-up, not arithmetic. Here a
+step is the same arithmetic in fewer, larger operations: query, key and value in one product, gate
+and up in one product, rotation of queries and keys together from a table. The weights are read from
+the model at the start of every ``generate`` call. Anything unusual (a hook, an adapter, a patched
+module, another dtype or architecture) and the model's own forward is used instead.
+
+Shape suffixes: A active rows, D width, H query heads, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from srft.rollout.attention import rollout_attention
+from srft.rollout.cache import RowCache
+
+_ARCHITECTURES = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+)
+_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
+# Types whose frequencies do not depend on the length of the sequence, so that a table holds.
+_FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
+# Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
+_MOST_PARAMETERS = 50_000_000
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention: Any
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    head_scale: Tensor | None
+    head_epsilon: float
+    output: nn.Linear
+    gate_up: Tensor
+    gate_up_bias: Tensor | None
+    down: nn.Linear
+    norm_1: nn.Module
+    norm_2: nn.Module
+    window: int | None
+
+
+class LeanDecoder:
+    """The decoding step of one model with its weights of this moment. Use ``lean_decoder``."""
+
+    def __init__(self, model: Any, positions: int) -> None:
+        base = model.model
+        self.embedding = base.embed_tokens.weight
+        self.final_norm = base.norm
+        self.head = model.lm_head
+        self.layers = [_read_layer(layer) for layer in base.layers]
+        attention = base.layers[0].self_attn
+        self.heads = model.config.num_attention_heads
+        self.kv_heads = model.config.num_key_value_heads
+        self.size = attention.head_dim
+        self.scaling = attention.scaling
+        position = torch.arange(positions, device=self.embedding.device)[None]
+        cos, sin = base.rotary_emb(self.embedding, position)
+        half = self.size // 2
+        # rotate_half(x) * sin is swap_halves(x) * sin with the first half of sin negated.
+        signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        self.rotation = torch.stack((cos[0], signed[0]), dim=1)[:, :, None]
+
+    def step(self, token_A: Tensor, position_A: Tensor, mask: Tensor | None, cache: RowCache) -> Tensor:
+        """Logits [A, V] after one more token per row, whose keys and values go to the cache."""
+        hidden = functional.embedding(token_A, self.embedding)
+        cos, sin = self.rotation.index_select(0, position_A).unbind(1)
+        both = self.heads + self.kv_heads
+        half = self.size // 2
+        for number, layer in enumerate(self.layers):
+            normed = _norm(layer.norm_1, hidden)
+            qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
+            qkv = qkv.view(len(token_A), both + self.kv_heads, self.size)
+            qk = qkv[:, :both]
+            if layer.head_scale is not None:
+                qk = functional.rms_norm(qk, (self.size,), None, layer.head_epsilon)
+                qk = qk * layer.head_scale
+            swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
+            qk = torch.addcmul(qk * cos, swapped, sin)
+            keys, values = cache.update(
+                qk[:, self.heads :, None], qkv[:, both:, None], number
+            )
+            out, _ = rollout_attention(
+                layer.attention,
+                qk[:, : self.heads, None],
+                keys,
+                values,
+                mask,
+                scaling=self.scaling,
+                sliding_window=layer.window,
+            )
+            hidden = _add_linear(hidden, out.view(len(token_A), -1), layer.output)
+            normed = _norm(layer.norm_2, hidden)
+            gate, up = functional.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            hidden = _add_linear(hidden, functional.silu(gate).mul_(up), layer.down)
+        return functional.linear(_norm(self.final_norm, hidden), self.head.weight, self.head.bias)
+
+
+def lean_decoder(model: Any, positions: int) -> LeanDecoder | None:
+    """A decoder for positions 0..positions, or None where the model's own forward is to be used."""
+    if type(model).__name__ not in _ARCHITECTURES or not _plain(model):
+        return None
+    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
+    usual = rope in _FIXED_ROPE and model.config.hidden_act == "silu"
+    return LeanDecoder(model, positions) if usual else None
+
+
+def _plain(model: Any) -> bool:
+    """Whether every module is exactly what it says: no hook, patch, adapter, other dtype."""
+    parameters = list(model.parameters())
+    if sum(p.numel() for p in parameters) > _MOST_PARAMETERS:
+        return False
+    if any(type(p) is not nn.Parameter or p.dtype != torch.float32 for p in parameters):
+        return False
+    if torch.is_autocast_enabled(parameters[0].device.type):
+        return False
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return False
+        kind = type(module)
+        leaf = next(module.children(), None) is None
+        known = kind in (nn.Linear, nn.Embedding) or kind.__module__.startswith("transformers.")
+        if not known or (leaf and hasattr(module, "variance_epsilon") and kind.__name__ not in _NORMS):
+            return False
+    return True
+
+
+def _read_layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    scale, epsilon = None, 0.0
+    if hasattr(attention, "q_norm"):
+        groups = (attention.q_proj.out_features, attention.k_proj.out_features)
+        heads = [n // attention.head_dim for n in groups]
+        norms = (attention.q_norm, attention.k_norm)
+        scale = torch.cat([n.weight.expand(h, -1) for n, h in zip(norms, heads, strict=True)])
+        epsilon = attention.q_norm.variance_epsilon
+    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+    # Mistral's attention reads its window from the config; Llama's ignores whatever stands there.
+    source = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window = getattr(source, "sliding_window", None)
+    return _Layer(
+        attention=attention,
+        qkv=torch.cat([p.weight for p in qkv]),
+        qkv_bias=None if qkv[0].bias is None else torch.cat([p.bias for p in qkv]),
+        head_scale=scale,
+        head_epsilon=epsilon,
+        output=attention.o_proj,
+        gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)),
+        gate_up_bias=None
+        if mlp.gate_proj.bias is None
+        else torch.cat((mlp.gate_proj.bias, mlp.up_proj.bias)),
+        down=mlp.down_proj,
+        norm_1=layer.input_layernorm,
+        norm_2=layer.post_attention_layernorm,
+        window=window,
+    )
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _add_linear(residual: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
+    if linear.bias is not None:
+        return residual + functional.linear(x, linear.weight, linear.bias)
+    return torch.addmm(residual, x, linear.weight.t())

@@ -1,0 +1,71 @@
+"""A tiny Qwen3 with random weights over the lab's tokenizer, and a recipe that runs in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from srft.config import SRFTConfig, parse_config
+from srft.lab import base_model_path, lab_train
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model of some 20,000 parameters."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(base_model_path())
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict[str, Any]]:
+    """Forty lab problems as plain rows."""
+    return [dict(row) for row in lab_train(40)]
+
+
+@pytest.fixture
+def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., SRFTConfig]:
+    """``recipe(**sections)``: a config of six quick steps; sections replace or add settings."""
+
+    def build(**sections: Any) -> SRFTConfig:
+        values: dict[str, Any] = {
+            "model": {"path": str(tiny_model)},
+            "data": {"train": "lab", "limit": 40, "prompt_template": "{prompt} "},
+            "reward": "exact",
+            "rollout": {"group_size": 3, "max_tokens": 12},
+            "train": {"prompts_per_step": 4, "learning_rate": 1e-3},
+            "run": {"dir": str(tmp_path / "run"), "live": "off", "checkpoint_every": 2},
+        }
+        if "stages" not in sections:
+            values["train"]["steps"] = 6
+        for name, section in sections.items():
+            if isinstance(section, dict) and isinstance(values.get(name), dict):
+                values[name] = {**values[name], **section}
+            else:
+                values[name] = section
+        return parse_config(values)
+
+    return build
