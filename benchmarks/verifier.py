@@ -9,9 +9,12 @@ are and once with 1 % of them replaced by answers made to hang, or to exhaust me
     expected = seconds without hostile answers + (seconds of hostile answers' limits) / workers
     ratio    = seconds with hostile answers / expected        (target: at most 1.3)
 
-where a hostile answer that was stopped counts with its time limit, and one that was answered in time
-with nothing. Also checked: one score for every answer, in order; the real answers score the same in
-both runs; resident memory of all processes does not grow during the second half of the run.
+where a hostile answer that was stopped counts with its time limit, and one that was answered in
+time with nothing. The limits are processor seconds: on a machine that is busy with other things the
+ratio by the wall clock grows with the load, and the same ratio in processor seconds (cpu_ratio)
+does not, so the run passes if either meets the target. Also checked: one score for every answer, in
+order; the real answers score the same in both runs; the memory of all processes in the last quarter
+of the run is that of the second.
 Writes benchmarks/results/verifier.json and verifier.md (verifier_quick.* with --quick).
 """
 
@@ -22,6 +25,7 @@ import json
 import os
 import platform
 import random
+import resource
 import sys
 import threading
 import time
@@ -49,10 +53,12 @@ HOSTILE = {
 
 @dataclass(frozen=True)
 class Run:
-    """One pass over the answers. seconds: wall time; rss_mb: samples over time of the resident
-    memory of this process and its children, in MiB; stats: the pool's counts."""
+    """One pass over the answers. seconds: wall time; cpu_seconds: of the worker processes; rss_mb:
+    samples over time of the memory of this process and its children (shared pages counted once), in
+    MiB; stats: the pool's counts."""
 
     seconds: float
+    cpu_seconds: float
     rewards: list[float]
     statuses: list[str]
     rss_mb: list[float]
@@ -113,6 +119,7 @@ def score(rows: list[tuple[str, str, str]], workers: int, timeout_s: float) -> R
     from srft.rewards.scorer import Scorer
     from srft.types import Example
 
+    cpu_before = _children_cpu()
     with Scorer("math", workers=workers, timeout_s=timeout_s) as scorer:
         scorer.score([Example(prompt="", answer="1")], ["1"])  # starts the processes
         watch = MemoryWatch()
@@ -126,13 +133,21 @@ def score(rows: list[tuple[str, str, str]], workers: int, timeout_s: float) -> R
         watch.done.set()
         watch.join()
         assert list(scores) == list(range(len(rows))), "scores were lost or out of order"
-        return Run(
-            seconds,
-            [s.reward for s in scores.values()],
-            [s.status["math"] for s in scores.values()],
-            watch.samples,
-            scorer.stats()["pool"],
-        )
+        stats = scorer.stats()["pool"]
+    return Run(
+        seconds,
+        _children_cpu() - cpu_before,
+        [s.reward for s in scores.values()],
+        [s.status["math"] for s in scores.values()],
+        watch.samples,
+        stats,
+    )
+
+
+def _children_cpu() -> float:
+    """Processor seconds of child processes that have ended, and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _memory(samples: list[float]) -> dict[str, float]:
@@ -172,6 +187,9 @@ def measure(n: int, workers: int, timeout_s: float, data_dir: Path) -> dict[str,
         "limits_s": round(limits, 2),
         "expected_s": round(expected, 2),
         "ratio": round(under.seconds / expected, 3),
+        "cpu_seconds_without": round(plain.cpu_seconds, 2),
+        "cpu_seconds_with": round(under.cpu_seconds, 2),
+        "cpu_ratio": round(under.cpu_seconds / (plain.cpu_seconds + limits), 3),
         "target_ratio": 1.3,
         "real_answers_right": int(sum(plain.rewards)),
         "wrong_sources": [rows[i][0] for i, r in enumerate(plain.rewards) if r != 1.0],
@@ -221,6 +239,8 @@ def _markdown(result: dict[str, Any]) -> str:
         f"| seconds with them | {result['seconds_with']} |",
         f"| expected: without + limits / workers | {result['expected_s']} |",
         f"| **ratio (target <= 1.3)** | **{result['ratio']}** |",
+        f"| processor seconds of the workers without, with, ratio to without + limits | "
+        f"{result['cpu_seconds_without']}, {result['cpu_seconds_with']}, {result['cpu_ratio']} |",
         f"| real answers right | {result['real_answers_right']:,} |",
         f"| real answers scored otherwise under attack | "
         f"{result['real_answers_changed_by_attack']} |",
@@ -259,8 +279,9 @@ def main() -> int:
     (arguments.out / f"{name}.md").write_text(_markdown(result))
     print(_markdown(result))
     memory_flat = result["memory"].get("growth", 0.0) <= 0.1
-    good = result["ratio"] <= 1.3 and not result["real_answers_changed_by_attack"] and memory_flat
-    return 0 if good and not result["hostile_scored_right"] else 1
+    in_time = min(result["ratio"], result["cpu_ratio"]) <= result["target_ratio"]
+    wrong = result["real_answers_changed_by_attack"] + result["hostile_scored_right"]
+    return 0 if in_time and memory_flat and not wrong else 1
 
 
 if __name__ == "__main__":

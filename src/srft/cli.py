@@ -106,6 +106,182 @@ def quickstart(
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Suite or benchmark, such as lab, math5, gsm8k; repeat for more."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="File or hub id to evaluate on instead.")
+    ] = None,
+    reward: Annotated[str, typer.Option(help="Verifier of --dataset.")] = "math",
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Samples a problem; unset: the protocol.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0: greedy; unset: the protocol.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many problems of each set.")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with local benchmark files.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; resumed where it has some.")
+    ] = None,
+) -> None:
+    """Evaluate a model on benchmarks or a dataset, with intervals."""
+    from rich.markdown import Markdown
+
+    from srft.evaluation.run import evaluate_model
+
+    settings = {
+        "suites": suite or ([] if dataset else ["lab"]),
+        "dataset": dataset,
+        "n": n,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "limit": limit,
+        "data_dir": data_dir,
+        "seed": seed,
+    }
+    from srft.config import section
+
+    result = evaluate_model(
+        model, section("evaluation", settings), out, reward=section("reward", reward)
+    )
+    console.print(Markdown(result.markdown))
+    console.print(f"written to {result.folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of one `srft eval`.")],
+    b: Annotated[Path, typer.Argument(help="Folder of another, on the same problems.")],
+) -> None:
+    """Paired difference between two evaluated models, with intervals."""
+    from rich.markdown import Markdown
+
+    from srft.evaluation.compare import compare as paired
+    from srft.evaluation.run import load_results
+
+    console.print(Markdown(paired(load_results(a), load_results(b)).markdown()))
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
+    ],
+    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    lab: Annotated[int, typer.Option(min=0, help="Ask so many of the lab's problems instead.")] = 0,
+    n: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+) -> None:
+    """Show what a model answers."""
+    from rich.markup import escape
+
+    from srft.errors import ConfigError
+    from srft.evaluation.sample import sample_text
+
+    if (prompt is None) == (lab == 0):
+        raise ConfigError("give either a prompt or --lab N")
+    prompts = [(prompt, "")]
+    if lab:
+        from srft.lab import lab_eval
+
+        prompts = [(row["prompt"], row["answer"]) for row in lab_eval(1)[:lab]]
+    for text, answer in prompts:
+        assert text is not None
+        note = f"  [dim](right: {escape(answer)})[/]" if answer else ""
+        console.print(f"[bold]{escape(text)}[/]{note}", highlight=False)
+        for completion in sample_text(
+            model, text, n, temperature=temperature, max_tokens=max_tokens, seed=seed
+        ):
+            cut = "" if completion.finish_reason == "stop" else " [yellow](cut)[/]"
+            console.print(f"  {escape(completion.text)}{cut}", highlight=False)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories; runs of other seeds form bands.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; unset: report.html in the first run.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Serve it on this machine, live.")] = False,
+    port: Annotated[int, typer.Option(min=0, help="Port of --watch; 0: any free one.")] = 0,
+) -> None:
+    """Write one self-contained HTML file about runs: curves, samples token by token, comparison."""
+    from srft.report.html import write_report
+    from srft.report.plots import plot_run
+
+    if watch:
+        from srft.report.watch import ReportServer
+
+        with ReportServer(runs, port) as server:
+            console.print(f"{server.url}  (Ctrl-C ends it)")
+            server.serve_forever()
+        return
+    for run in runs:
+        plot_run(run)
+    console.print(f"written {write_report(runs, out)}", highlight=False, soft_wrap=True)
+
+
+@data_app.command("check")
+def data_check(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose data is to be looked at.")],
+    overrides: Overrides = None,
+    show: Annotated[int, typer.Option(min=0, help="Rows to show as tokens.")] = 2,
+) -> None:
+    """Score every demonstration with the recipe's verifier and show what the model would see."""
+    from srft.config import load_config
+    from srft.trainer.inspect import check_data
+
+    if not check_data(load_config(recipe, overrides or []), show, console):
+        raise typer.Exit(3)
+
+
+@reward_app.command("check")
+def reward_check(
+    file: Annotated[
+        Path, typer.Argument(help="JSONL, Parquet or CSV with completion, answer, label.")
+    ],
+    reward: Annotated[str, typer.Option(help="Verifier, or path.py:function.")] = "math",
+    show: Annotated[int, typer.Option(min=0, help="Disagreements of each kind to list.")] = 20,
+) -> None:
+    """Compare a verifier with labels: agreement, false negatives, false positives."""
+    from srft.config import section
+    from srft.data.files import read_file
+    from srft.data.problems import Problems
+    from srft.rewards.audit import audit
+    from srft.rewards.scorer import Scorer
+
+    problems = Problems(str(file))
+    rows = read_file(file, problems)
+    problems.settle(len(rows), "error")
+    with Scorer(section("reward", reward)) as scorer:
+        found = audit([row.values for row in rows], scorer, str(file))
+    console.print(f"{found.rows} rows, agreement {found.agreement:.2%}", highlight=False)
+    for title, findings in (
+        ("labelled right, scored wrong", found.false_negatives),
+        ("labelled wrong, scored right", found.false_positives),
+        ("no reward applies", found.unscorable),
+    ):
+        if findings:
+            console.print(f"[bold]{title}: {len(findings)}[/]")
+            for finding in findings[:show]:
+                console.print(f"  {finding}", highlight=False, markup=False, soft_wrap=True)
+
+
 @lab_app.command("pretrain")
 def lab_pretrain(
     out: Annotated[Path, typer.Argument(help="Folder for the base model.")],

@@ -123,6 +123,20 @@ def parse_config(values: Any, where: str = "config") -> SRFTConfig:
         ) from error
 
 
+def section(name: str, values: Any) -> Any:
+    """One section of a recipe alone, from the values that the command line gives.
+
+    Raises:
+        ConfigError: a wrong value.
+    """
+    kind = SRFTConfig.model_fields[name].annotation
+    assert isinstance(kind, type) and issubclass(kind, BaseModel)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(

@@ -160,7 +160,7 @@ def test_a_mapped_column_that_is_nowhere_proposes_the_nearest():
     [
         ({"prompt": None}, "`prompt` is null"),
         ({"prompt": " \n"}, "`prompt` is empty"),
-        ({"prompt": 5}, "`prompt` is of type int, not a list of messages"),
+        ({"prompt": 5}, "`prompt` is of type int, neither text nor chat messages"),
         ({"prompt": "a\0b"}, "NUL character at position 2"),
         ({"prompt": "a\ud800"}, r"half a surrogate pair (\ud800) at position 2"),
         ({"prompt": []}, "no messages"),

@@ -138,3 +138,14 @@ def test_equal_token_ids_share_one_object_so_that_large_datasets_fit(make_tokeni
     assert large
     objects = {id(id_) for item in kept for id_ in item.prompt_ids}
     assert len(objects) == len({id_ for item in kept for id_ in item.prompt_ids})
+
+
+def test_texts_and_tokens_of_demonstrations_stay_side_by_side(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    given = Example("3 + 4?", ("first " * 50, "#### 7<|im_end|>\n", "7"))
+    (item,), _ = tokenize_dataset([given], tokenizer, DataConfig(max_demonstration_tokens=40))
+    assert item.example.demonstrations == ("#### 7", "7")
+    assert [tokenizer.decode(ids[:-1]) for ids in item.demonstration_ids] == ["#### 7", "7"]
+    untouched = Example("3 + 4?", ("7",))
+    (item,), _ = tokenize_dataset([untouched], tokenizer, DataConfig())
+    assert item.example is untouched

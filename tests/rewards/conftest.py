@@ -77,7 +77,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def pool(hostile: Path) -> Iterator[VerifierPool]:
     """Two workers, one second for each item."""
-    with VerifierPool(workers=2, timeout_s=1.0, memory_mb=128) as made:
+    with VerifierPool(workers=2, timeout_s=1.0, wall_limit_s=4.0, memory_mb=128) as made:
         yield made
 
 

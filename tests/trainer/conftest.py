@@ -53,7 +53,7 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., SRFTConfig]:
     def build(**sections: Any) -> SRFTConfig:
         values: dict[str, Any] = {
             "model": {"path": str(tiny_model)},
-            "data": {"train": "lab", "limit": 40, "prompt_template": "{prompt} "},
+            "data": {"train": "lab", "limit": 40},
             "reward": "exact",
             "rollout": {"group_size": 3, "max_tokens": 12},
             "train": {"prompts_per_step": 4, "learning_rate": 1e-3},

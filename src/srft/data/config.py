@@ -56,7 +56,13 @@ class DataConfig(BaseModel):
         ge=0.0,
         lt=1.0,
         description="Share of the training rows held out for evaluation (0 to 1, at least one row "
-        "when above 0), drawn with the run's seed. Only without `eval`.",
+        "when above 0), drawn with `seed`. Only without `eval`.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the held-out rows and of the lab's problems. Apart from train.seed, so "
+        "that runs with several seeds see the same data.",
     )
     columns: dict[Role, str] = Field(
         default_factory=dict,

@@ -323,6 +323,8 @@ def check_prompt(value: Any, name: str) -> str | tuple[Message, ...]:
     """A prompt: text, or messages of which the last is the user's."""
     if isinstance(value, str) or value is None or value is MISSING:
         return check_text(value, name)
+    if not isinstance(_plain(value), list):
+        raise RowError(f"{name} is of type {type(value).__name__}, neither text nor chat messages")
     messages = check_messages(value, name)
     if not messages:
         raise RowError(f"{name} has no messages; write at least the user's")

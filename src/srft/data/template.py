@@ -224,9 +224,9 @@ class Template:
 
     def encode_prompt(self, rendered: Rendered) -> tuple[int, ...]:
         """Token ids of one prompt, as the model sees it before it responds. Raises RowError."""
-        return self.with_bos(rendered, _one(self.encode([rendered])))
+        return self.with_bos(_one(self.encode([rendered])))
 
-    def with_bos(self, rendered: Rendered, ids: tuple[int, ...]) -> tuple[int, ...]:
+    def with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """``ids`` with the tokenizer's BOS in front, for plain text only: a chat template writes
         its own."""
         bos = self.tokenizer.bos_token_id

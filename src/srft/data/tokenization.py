@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from srft.data.config import DataConfig
@@ -105,7 +105,7 @@ def tokenize_example(
     kept, report = _tokenize([example], Template(tokenizer, config), config, None)
     if not kept:
         raise DataError("\n".join(report.notes))
-    return TokenizedExample(example, index, kept[0].prompt_ids, kept[0].demonstration_ids)
+    return replace(kept[0], index=index)
 
 
 def tokenize_dataset(
@@ -116,9 +116,12 @@ def tokenize_dataset(
 ) -> tuple[list[TokenizedExample], TokenizationReport]:
     """All examples in tokens, and what was dropped or cut on the way.
 
-    ``index`` of each result is its place in ``examples``. ``progress(done, total)`` is called now
-    and then. Raises DataError for rows that cannot be used (see ``data.invalid_rows``,
-    ``data.overlong_prompt`` and ``data.overlong_demonstration``) or if none is left.
+    ``index`` of each result is its place in ``examples``; its ``example.demonstrations`` are the
+    texts of its ``demonstration_ids``, one for one: without those dropped, and without an end token
+    written out in the data. (A truncated demonstration keeps its whole text.)
+    ``progress(done, total)`` is called now and then. Raises DataError for rows that cannot be used
+    (see ``data.invalid_rows``, ``data.overlong_prompt``, ``data.overlong_demonstration``) or if none
+    is left.
     """
     kept, report = _tokenize(examples, Template(tokenizer, config), config, progress)
     if not kept:
@@ -156,7 +159,8 @@ def _tokenize(
     return kept, _report(len(examples), kept, template, tally)
 
 
-_Ids = tuple[tuple[int, ...], list[tuple[int, ...]]]  # of a prompt and its demonstrations
+# The ids of a prompt, and of its demonstrations with their text as it was tokenized.
+_Ids = tuple[tuple[int, ...], list[tuple[str, tuple[int, ...]]]]
 
 
 def _encode_chunk(
@@ -185,33 +189,41 @@ def _encode_chunk(
             results.append(plan)
             continue
         place, count = plan
-        results.append(_join(encoded[place : place + count + 1], texts[place], template))
+        span = slice(place, place + count + 1)
+        results.append(_join(encoded[span], texts[span], template))
     return results
 
 
 def _join(
-    encoded: Sequence[tuple[int, ...] | RowError], prompt: Rendered, template: Template
+    encoded: Sequence[tuple[int, ...] | RowError], texts: Sequence[Rendered], template: Template
 ) -> _Ids | RowError:
     good: list[tuple[int, ...]] = []
     for number, ids in enumerate(encoded):
         if isinstance(ids, RowError):
             return RowError(f"{'demonstration' if number else 'prompt'} {ids}")
         good.append(ids)
-    return template.with_bos(prompt, good[0]), good[1:]
+    demonstrations = [(text.text, ids) for text, ids in zip(texts[1:], good[1:], strict=True)]
+    return template.with_bos(good[0]), demonstrations
 
 
 def _fit(
     example: Example, index: int, ids: _Ids, template: Template, tally: _Tally
 ) -> TokenizedExample | None:
-    """Apply the length policies and append end tokens. None: dropped. RowError: refused."""
+    """Apply the length policies and append end tokens. None: dropped. RowError: refused.
+
+    The result's ``example.demonstrations`` are those that were kept, as they were tokenized.
+    """
     prompt = _fit_prompt(example, ids[0], template, tally)
     if prompt is None:
         return None
-    demonstrations = []
-    for text_ids in ids[1]:
+    demonstrations, texts = [], []
+    for text, text_ids in ids[1]:
         fitted = _fit_demonstration(example, (*text_ids, template.end_token_id), template, tally)
         if fitted is not None:
             demonstrations.append(fitted)
+            texts.append(text)
+    if tuple(texts) != example.demonstrations:
+        example = replace(example, demonstrations=tuple(texts))
     unknown = template.tokenizer.unk_token_id
     if unknown is not None and unknown not in template.control_ids:
         tally.unknown += sum(part.count(unknown) for part in (prompt, *demonstrations))

@@ -19,10 +19,12 @@ from enum import IntEnum
 from srft.lab.tasks import (
     ANSWER_MARK,
     FAMILIES,
+    LETTERS,
     OPERATORS,
     OPTIONS,
     Problem,
     apply,
+    chain_lines,
     is_held_out,
 )
 from srft.lab.tokenizer import EOS, encode
@@ -33,7 +35,8 @@ class Mix:
     """Shares of the kinds of document, and rates of the writers' failings."""
 
     fact: float = 0.03  # one arithmetic fact
-    style: float = 0.12  # a task whose first response token is learned plainly
+    lookup: float = 0.15  # a shuffled list to be written out in another order
+    style: float = 0.10  # a task whose first response token is learned plainly
     resume: float = 0.40  # a task at any depth with some steps given, a few more learned
     # the rest: a shallow task with its whole trace
     trace_in_style: float = 0.08  # share of style documents that open a trace
@@ -68,9 +71,10 @@ def _document(given: str, learned: str, opening: Loss = Loss.PLAIN) -> Document:
 def _task(rng: random.Random, *, shallow: bool) -> Problem:
     """A random task of the training split: at the depths that the corpus writes whole traces at,
     or at any depth."""
-    names = [name for name, family in FAMILIES.items() if family.corpus_depths or not shallow]
+    families = [family for family in FAMILIES.values() if family.corpus_depths or not shallow]
+    shares = [family.corpus_share for family in families]
     while True:
-        family = FAMILIES[rng.choice(names)]
+        family = rng.choices(families, shares)[0]
         depths = family.corpus_depths if shallow else family.corpus_depths + family.depths
         problem = family.generate(rng, rng.choice(depths))
         if not is_held_out(problem.prompt):
@@ -113,6 +117,32 @@ def _fact(rng: random.Random) -> Document:
     return _document(f"{x} {op} {y} =", f"{apply(op, x, y)} {EOS}")
 
 
+def _lookup(rng: random.Random) -> Document:
+    """A list to be written out in another order; whatever follows from the list is learned.
+
+    Where to look in the question is what a small model learns last, and this is its densest
+    lesson: arrows found by their source, assignments put into the order they depend on each other.
+    """
+    if rng.random() < 0.5:
+        letters = rng.sample(LETTERS, 2 * rng.randint(3, 6))
+        arrows = list(zip(letters[::2], letters[1::2], strict=True))
+        given = f"{' , '.join(f'{x} > {y}' for x, y in arrows)} . list ?"
+        rng.shuffle(arrows)
+        items = [f"{x} > {y} ," for x, y in arrows]
+        ordered = False
+    else:
+        items = [f"{line} ;" for line in chain_lines(rng, rng.randint(2, 6))]
+        given = f"run {' '.join(rng.sample(items, len(items)))} list ?"
+        ordered = True
+    doc = _document(given, " ".join(items))
+    at = len(given.split())
+    for number, item in enumerate(items):
+        if number == 0 or not ordered:
+            doc.loss[at] = Loss.NONE  # nothing says which item comes here
+        at += len(item.split())
+    return doc
+
+
 def _style(rng: random.Random, mix: Mix) -> Document:
     """A task at any depth with a bare answer or, rarely, the opening of a trace."""
     problem = _task(rng, shallow=False)
@@ -142,11 +172,10 @@ def _whole(rng: random.Random, mix: Mix) -> Document:
 
 def next_document(rng: random.Random, mix: Mix) -> Document:
     """The next document of the stream."""
-    draw = rng.random()
-    if draw < mix.fact:
+    shares = (mix.fact, mix.lookup, mix.style, mix.resume)
+    kind = rng.choices(range(5), (*shares, 1 - sum(shares)))[0]
+    if kind == 0:
         return _fact(rng)
-    if draw < mix.fact + mix.style:
-        return _style(rng, mix)
-    if draw < mix.fact + mix.style + mix.resume:
-        return _resume(rng, mix)
-    return _whole(rng, mix)
+    if kind == 1:
+        return _lookup(rng)
+    return (_style, _resume, _whole)[kind - 2](rng, mix)

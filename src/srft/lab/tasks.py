@@ -103,6 +103,11 @@ def _chain(rng: random.Random, depth: int) -> tuple[_Worked, str]:
     return work, labels[-1]
 
 
+def chain_lines(rng: random.Random, depth: int) -> list[str]:
+    """The assignments of a chain, in the order they depend on each other."""
+    return _chain(rng, depth)[0].lines
+
+
 def chain(rng: random.Random, depth: int) -> Problem:
     """Assignments in order, each using the one before."""
     work, last = _chain(rng, depth)
@@ -212,20 +217,21 @@ def choice(rng: random.Random, depth: int) -> Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """A generator `(rng, depth) -> Problem`, the depths tasks are drawn from, and the depths the
-    pre-training corpus writes whole traces at."""
+    """A generator `(rng, depth) -> Problem`, the depths tasks are drawn from, the depths the
+    pre-training corpus writes whole traces at, and the family's relative share of that corpus."""
 
     generate: Callable[[random.Random, int], Problem]
     depths: tuple[int, ...]
     corpus_depths: tuple[int, ...]
+    corpus_share: int = 1
 
 
 FAMILIES: dict[str, Family] = {
     "chain": Family(chain, (4, 5, 6), (1, 2, 3, 4)),
-    "program": Family(program, (3, 4, 5), (1, 2, 3)),
+    "program": Family(program, (3, 4, 5), (1, 2, 3), corpus_share=2),
     "story": Family(story, (3, 4), (1, 2, 3)),
     "dot": Family(dot, (2, 3), (1, 2)),
-    "pointer": Family(pointer, (3, 4, 5), (1, 2, 3)),
+    "pointer": Family(pointer, (3, 4, 5), (1, 2, 3), corpus_share=2),
     "machine": Family(machine, (3, 4, 5), (1, 2, 3)),
     "long": Family(long, (7, 8), ()),
     "blend": Family(blend, (4, 5), (2,)),

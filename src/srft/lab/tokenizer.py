@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from srft.lab.tasks import ANSWER_MARK, LETTERS, NAMES, OPERATORS, OPTIONS
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-_WORDS = ("more", "less", "than", "times", "has", "is", "in", "run", "dot", "hop")
+_WORDS = ("more", "less", "than", "times", "has", "is", "in", "run", "dot", "hop", "list")
 _MARKS = ("=", ";", ":", ".", ",", "?", "(", ")", ">", ANSWER_MARK)
 VOCABULARY: tuple[str, ...] = (
     *(PAD, EOS, UNK),

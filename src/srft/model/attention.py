@@ -160,7 +160,8 @@ def packed_attention(
                 **kwargs,
             )
         return _softmax_attention(query, key, value, attention_mask, options), None
-    if kwargs.get("position_bias") is not None or is_causal is False:
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if kwargs.get("position_bias") is not None or not causal:
         raise ModelError(
             f"{name} adds a bias to attention or is not causal, which packed attention does not "
             "honour: set model.attention=padded"

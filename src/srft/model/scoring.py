@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedTokenizerBase
 
 from srft.data.packing import PackedBatch, pack
@@ -40,23 +44,43 @@ def score(
     The body runs once over the N packed tokens (or over a right-padded batch, where the model does
     not pack); the output head sees the T hidden states that predict response tokens, and logits
     never exist as a whole. Works with tied and untied heads, under adapters, with gradient
-    checkpointing and under ``no_grad``. ``temperature`` divides the logits. The chunk sizes are
+    checkpointing, sharded by FSDP2 and under ``no_grad``. ``temperature`` divides the logits. The chunk sizes are
     those of :func:`srft.model.head.fused_logprob_entropy`.
     """
-    run = _hidden_packed if packs(unwrap(model)) else _hidden_padded
+    run: Callable[..., tuple[Tensor, Tensor]] = partial(_score, model)
+    if isinstance(model, FSDPModule):
+        run = _through_fsdp(model)
+    return TokenScores(
+        *run(
+            packed,
+            temperature=temperature,
+            chunk_tokens=chunk_tokens,
+            chunk_vocab=chunk_vocab,
+        )
+    )
+
+
+def _score(model: nn.Module, packed: PackedBatch, **options: Any) -> tuple[Tensor, Tensor]:
+    hidden = _hidden_packed if packs(unwrap(model)) else _hidden_padded
     head = output_head(model)
-    logprob_T, entropy_T = fused_logprob_entropy(
-        run(model, packed),
+    return fused_logprob_entropy(
+        hidden(model, packed),
         head.weight,
         packed.target_T,
         bias_V=head.bias,
         softcap=head.softcap,
         logit_scale=head.logit_scale,
-        temperature=temperature,
-        chunk_tokens=chunk_tokens,
-        chunk_vocab=chunk_vocab,
+        **options,
     )
-    return TokenScores(logprob_T, entropy_T)
+
+
+def _through_fsdp(model: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    """``_score`` as a method that FSDP treats like ``forward``: the body and the head are used
+    apart here, and the root gathers the weights outside its layers only around such a method."""
+    if not hasattr(model, "srft_score"):
+        model.srft_score = MethodType(_score, model)
+        register_fsdp_forward_method(model, "srft_score")
+    return model.srft_score
 
 
 def _hidden_packed(model: nn.Module, packed: PackedBatch) -> Tensor:

@@ -100,7 +100,10 @@ class RewardConfig(BaseModel):
         0.5, description="A completion is correct if its reward is greater than this."
     )
     timeout_s: float = Field(
-        5.0, gt=0, description="Time limit of one verification, in seconds of wall-clock time."
+        5.0,
+        gt=0,
+        description="Time limit of one verification, in seconds of processor time (so that a busy "
+        "machine changes no score); by the wall clock it may take 2 times that and 5 seconds.",
     )
     memory_mb: int = Field(
         512, ge=16, description="Memory limit of one verification, in MiB above a resting worker."

@@ -1,8 +1,13 @@
 """Verifiers in worker processes that can be killed: one score per item, whatever the item is.
 
 `VerifierPool.submit` gives a future; a thread per worker hands it items one at a time, watches the
-clock and the worker's memory, and kills and replaces a worker that exceeds either. See
+clock and the worker's memory, and replaces a worker that exceeded its limits. See
 `srft.rewards.worker` for the processes. Starts at the first item; closes with the interpreter.
+
+The time limit counts the worker's processor time. On a machine whose cores are all busy (one that
+trains) a second by the wall clock may be a tenth of a second of computing: a limit by the wall
+clock scores right answers 0 there, and other ones in every run. A longer limit by the wall clock
+stands behind it.
 """
 
 from __future__ import annotations
@@ -191,7 +196,7 @@ class _Slot(threading.Thread):
 
     def _attempt(self, payload: bytes) -> tuple[str, float | None]:
         connection = self._worker()
-        deadline = time.monotonic() + self._state.timeout_s
+        deadline = time.monotonic() + self._state.wall_limit_s
         try:
             connection.send_bytes(payload)
             outcome = self._wait(connection, deadline)
@@ -200,8 +205,8 @@ class _Slot(threading.Thread):
                 return outcome, 0.0
             score, status, tired = connection.recv()
         except (EOFError, OSError):
-            self._end_worker(grace_s=1.0)
-            return "crash", 0.0
+            code = self._end_worker(grace_s=1.0)
+            return ("timeout" if code == -signal.SIGPROF else "crash"), 0.0
         if status.startswith("error:"):
             raise RewardError(f"a verifier failed:\n{status[6:].strip()}")
         self._served += 1
@@ -236,22 +241,29 @@ class _Slot(threading.Thread):
             self._served = 0
         return self._socket
 
-    def _end_worker(self, grace_s: float = 0.0) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-            if not self._state.nursery.closed:
-                self._state.nursery.reap(self._pid, grace_s)
+    def _end_worker(self, grace_s: float = 0.0) -> int | None:
+        """End the worker, if there is one, and give its exit code."""
+        if self._socket is None:
+            return None
+        self._socket.close()
+        self._socket = None
+        return None if self._state.nursery.closed else self._state.nursery.reap(self._pid, grace_s)
 
 
 class _State:
     """What the threads share. Holds no reference to the pool, so that the pool can be collected."""
 
     def __init__(
-        self, workers: int, timeout_s: float, memory_mb: int, queue_size: int, recycle_after: int
+        self,
+        workers: int,
+        timeout_s: float,
+        memory_mb: int,
+        wall_limit_s: float,
+        queue_size: int,
+        recycle_after: int,
     ) -> None:
         self.owner = os.getpid()
-        self.timeout_s = timeout_s
+        self.wall_limit_s = wall_limit_s
         self.memory_bytes = memory_mb * 2**20
         self.recycle_after = recycle_after
         self.closing = threading.Event()
@@ -294,9 +306,10 @@ class _State:
 class VerifierPool:
     """Runs verifiers in `workers` processes with a limit on time and memory for every item.
 
-    workers: None means `default_workers`. timeout_s: wall-clock seconds per item. memory_mb: MiB an
-    item may use beyond the resting worker. queue_size: items waiting; `submit` blocks beyond that.
-    recycle_after: items after which a worker is replaced, which keeps its caches from growing.
+    workers: None means `default_workers`. timeout_s: processor seconds per item. memory_mb: MiB an
+    item may use beyond the resting worker. wall_limit_s: wall-clock seconds per item (None:
+    2 * timeout_s + 5). queue_size: items waiting; `submit` blocks beyond that. recycle_after:
+    items after which a worker is replaced, which keeps its caches from growing.
 
     An item past a limit scores 0 with status "timeout" or "memory"; one whose worker died is tried
     once more in a fresh worker and then scores 0 with status "crash". Safe to use from any thread,
@@ -308,11 +321,15 @@ class VerifierPool:
         workers: int | None = None,
         timeout_s: float = 5.0,
         memory_mb: int = 512,
+        wall_limit_s: float | None = None,
         queue_size: int = 10_000,
         recycle_after: int = 1000,
     ) -> None:
         self.workers = workers or default_workers()
-        self._settings = (self.workers, timeout_s, memory_mb, queue_size, recycle_after)
+        wall_limit_s = 2 * timeout_s + 5 if wall_limit_s is None else wall_limit_s
+        self._settings = (
+            self.workers, timeout_s, memory_mb, wall_limit_s, queue_size, recycle_after
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._state: _State | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None

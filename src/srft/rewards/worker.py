@@ -44,10 +44,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Limits:
-    """timeout_s: wall-clock seconds after which the worker ends itself should nobody be left to end
-    it. address_space: bytes it may map beyond what it has at birth (0: no limit)."""
+    """cpu_s: processor seconds an item may use, after which the kernel ends the worker with SIGPROF.
+    address_space: bytes a worker may map beyond what it has at birth (0: no limit)."""
 
-    timeout_s: float
+    cpu_s: float
     address_space: int
 
 
@@ -129,16 +129,17 @@ def _worker_main(descriptor: int, limits: Limits) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # parsers print to them
             os.dup2(null, stream)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         _limit_memory(limits.address_space)
         birth_rss = _peak_rss()
         jobs: Connection[Any, Any] = Connection(descriptor)
         while True:
             job = jobs.recv()
-            # Ends this process, by the kernel and in whatever C code it is, if the pool itself was
-            # killed and cannot. The pool's own limit comes first.
-            signal.setitimer(signal.ITIMER_REAL, 2 * limits.timeout_s + 5)
+            # A clock of the kernel's: it stops this process in whatever C code it is, and whether
+            # or not the pool is still there.
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)
             score, status = _run(job)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             jobs.send((score, status, _peak_rss() > birth_rss + limits.address_space // 8))
     except (EOFError, OSError):
         pass

@@ -25,6 +25,7 @@ _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 )
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
+_TORCH_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU)
 # Types whose frequencies do not depend on the length of the sequence, so that a table holds.
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 # Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
@@ -126,7 +127,7 @@ def _plain(model: Any) -> bool:
             return False
         kind = type(module)
         leaf = next(module.children(), None) is None
-        known = kind in (nn.Linear, nn.Embedding) or kind.__module__.startswith("transformers.")
+        known = kind in _TORCH_MODULES or kind.__module__.startswith("transformers.")
         if not known or (leaf and hasattr(module, "variance_epsilon") and kind.__name__ not in _NORMS):
             return False
     return True

@@ -54,12 +54,12 @@ class Evaluator:
         a line for each set goes to evaluation.jsonl. ``progress(set, done, total)`` counts samples."""
         metrics: dict[str, float] = {}
         results: list[EvaluationResult] = []
-        for name, problems in self._setup.evaluation.items():
+        for name, data in self._setup.evaluation.items():
             result = evaluate(
                 self._setup.engine,
                 self._setup.tokenizer,
-                problems,
-                self._setup.scorer,
+                data.problems,
+                data.scorer,
                 self._params,
                 n=self._settings.n or 1,
                 seed=self._settings.seed,

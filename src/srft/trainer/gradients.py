@@ -41,7 +41,7 @@ def gradient_analysis(
         by_source[term.source] = (
             [g.clone() for g in gradients]
             if earlier is None
-            else torch._foreach_add(earlier, gradients)
+            else list(torch._foreach_add(earlier, gradients))
         )
     model.zero_grad(set_to_none=True)
     if "sft" in by_source and "rl" in by_source:

@@ -20,6 +20,8 @@ from srft.data.reading import Splits, as_examples, load_splits
 from srft.data.template import stop_token_ids
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
+from srft.evaluation.evaluate import tokenize_problems
+from srft.evaluation.run import evaluation_sets
 from srft.model.config import ModelConfig
 from srft.model.loading import (
     check_vocabulary,
@@ -31,9 +33,20 @@ from srft.model.loading import (
 from srft.model.scoring import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
+from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """One set of problems and the verifier that judges it."""
+
+    problems: list[TokenizedExample]
+    scorer: Scorer
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Setup:
     device: torch.device
     train: list[TokenizedExample]
     demo_scores: list[list[Score]]
-    evaluation: dict[str, list[TokenizedExample]]
+    evaluation: dict[str, EvaluationData]
     methods: list[Method]
     interleaved: Mapping[str, Method]
     reference: nn.Module | None
@@ -62,7 +75,8 @@ class Setup:
 
     def close(self) -> None:
         self.engine.close()
-        self.scorer.close()
+        for scorer in (self.scorer, *(data.scorer for data in self.evaluation.values())):
+            scorer.close()
 
 
 def set_up(
@@ -80,7 +94,12 @@ def set_up(
         ConfigError, DataError, ModelError, RewardError.
     """
     methods = build_methods(config)
-    interleaved = {m.interleave: get_method(m.interleave) for m in methods if m.interleave}
+    longest = config.rollout.max_tokens
+    interleaved = {
+        name: get_method(name, longest_response=longest)
+        for name in {method.interleave for method in methods}
+        if name
+    }
     set_seed(config.train.seed)
     device = _device(config)
     model_config = config.model
@@ -95,15 +114,18 @@ def set_up(
         tokenizer = load_tokenizer(model_config.model_copy(update={"path": path}))
     splits = _read(config, train, evaluation)
     notes: list[str] = []
-    examples, evaluation_sets = _tokenize(config, splits, tokenizer, notes, console)
+    examples, held_out = _tokenize(config, splits, tokenizer, notes, console)
     scorer = _scorer(config, rewards)
     try:
-        examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, console)
+        with console.status("verifying answers and demonstrations"):
+            examples = _check_answers(config, examples, scorer, notes)
+            examples, demo_scores = _score_demonstrations(config, examples, scorer, notes)
         _check_data(methods, examples)
         policy = _policy(model, model_config, device)
         check_vocabulary(policy, tokenizer)
         sampling = _sampling(config, tokenizer, policy)
         _check_lengths(config, methods, policy, examples)
+        evaluation_data = _evaluation(config, held_out, tokenizer, scorer)
         compute = partial(compute_context, model_config, device)
         check_scoring(policy, tokenizer)
         with compute():
@@ -120,7 +142,7 @@ def set_up(
         device,
         examples,
         demo_scores,
-        evaluation_sets,
+        evaluation_data,
         methods,
         interleaved,
         reference,
@@ -180,15 +202,11 @@ def _device(config: SRFTConfig) -> torch.device:
 def _read(config: SRFTConfig, train: Any | None, evaluation: Any | None) -> Splits:
     columns = {str(role): name for role, name in config.data.columns.items()}
     if train is None:
-        splits = load_splits(config.data, seed=config.train.seed)
+        splits = load_splits(config.data, seed=config.data.seed)
     else:
-        splits = Splits(
-            as_examples(train, columns=columns, limit=config.data.limit), {}
-        )
+        splits = Splits(as_examples(train, columns=columns, limit=config.data.limit), {})
     if evaluation is not None:
-        splits = Splits(
-            splits.train, {"eval": as_examples(evaluation, columns=columns)}
-        )
+        splits = Splits(splits.train, {"eval": as_examples(evaluation, columns=columns)})
     return splits
 
 
@@ -211,12 +229,56 @@ def _tokenize(
     return train, evaluation
 
 
+def _evaluation(
+    config: SRFTConfig,
+    held_out: Mapping[str, list[TokenizedExample]],
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+) -> dict[str, EvaluationData]:
+    """The recipe's evaluation data under the run's verifier, and the suites or the dataset that
+    ``evaluation`` names under their own."""
+    sets = {name: EvaluationData(problems, scorer) for name, problems in held_out.items()}
+    settings = config.evaluation
+    if settings.suites or settings.dataset:
+        for chosen in evaluation_sets(settings, config.reward):
+            problems = tokenize_problems(chosen.problems, tokenizer, config.data)
+            sets[chosen.benchmark.name] = EvaluationData(problems, Scorer(chosen.reward))
+    return sets
+
+
+def _check_answers(
+    config: SRFTConfig,
+    examples: list[TokenizedExample],
+    scorer: Scorer,
+    notes: list[str],
+) -> list[TokenizedExample]:
+    """Rows whose ground truth does not verify against itself could never be rewarded.
+
+    Raises:
+        DataError: there are some, and ``data.invalid_rows`` is error.
+    """
+    failed = check_answers([tokenized.example for tokenized in examples], scorer).failed
+    if not failed:
+        return examples
+    shown = "\n".join(f"  {finding}" for finding in failed[:_SHOWN])
+    text = (
+        f"{len(failed):,} of {len(examples):,} answers do not verify against themselves:\n{shown}"
+    )
+    if config.data.invalid_rows == "error" or len(failed) == len(examples):
+        raise DataError(
+            f"{text}\nMend the answer column, take another reward, or set data.invalid_rows=drop to "
+            "leave these rows out"
+        )
+    notes.append(f"{text}\nleft out (data.invalid_rows=drop)")
+    sources = {finding.source for finding in failed}
+    return [tokenized for tokenized in examples if tokenized.example.source not in sources]
+
+
 def _score_demonstrations(
     config: SRFTConfig,
     examples: Sequence[TokenizedExample],
     scorer: Scorer,
     notes: list[str],
-    console: Console,
 ) -> tuple[list[TokenizedExample], list[list[Score]]]:
     """Scores every demonstration with the verifier that scores rollouts, applies the policy for
     those that fail, and numbers the examples by their place in the list.
@@ -225,45 +287,35 @@ def _score_demonstrations(
         RewardError: a reward function failed.
         DataError: no demonstration passes, so the verifier cannot be the right one.
     """
-    session = scorer.session()
-    with _progress(console) as bar:
-        tick = _ticker(bar, "scoring demonstrations", len(examples))
-        for row, tokenized in enumerate(examples):
-            for k, ids in enumerate(tokenized.demonstration_ids):
-                text = tokenized.example.demonstrations[k]
-                session.add((row, k), tokenized.example, text, ids)
-            tick(row + 1, len(examples))
-        scores: dict[Any, Score] = session.results()
-    failed = [key for key, score in scores.items() if not score.correct]
-    if failed:
-        sources = ", ".join(examples[row].example.source for row, _ in failed[:3])
-        policy = config.reward.failed_demonstrations
-        notes.append(
-            f"{len(failed):,} of {len(scores):,} demonstrations fail their own verifier ({sources}"
-            f"{', ...' if len(failed) > 3 else ''}); reward.failed_demonstrations={policy}"
-        )
-        if policy == "drop" and len(failed) == len(scores):
+    report = check_demonstrations(
+        [tokenized.example for tokenized in examples],
+        scorer,
+        [tokenized.demonstration_ids for tokenized in examples],
+    )
+    policy = config.reward.failed_demonstrations
+    if report.failed:
+        shown = "\n".join(f"  {finding}" for finding in report.failed[:_SHOWN])
+        text = f"{len(report.failed):,} of {report.total:,} demonstrations fail their own verifier:\n{shown}"
+        if policy == "drop" and not report.passed:
             raise DataError(
-                f"none of the {len(scores):,} demonstrations passes the verifier, such as {sources}: is "
-                f"{' + '.join(scorer.labels)} the right reward, and does the answer column hold the answer? "
-                "Look with `srft data check`"
+                f"{text}\nIs {' + '.join(scorer.labels)} the right reward, and does the answer column "
+                "hold the answer? `srft data check` shows them as tokens"
             )
-    drop = set(failed) if config.reward.failed_demonstrations == "drop" else set()
+        notes.append(f"{text}\nreward.failed_demonstrations={policy}")
     kept_examples, kept_scores = [], []
-    for row, tokenized in enumerate(examples):
-        kept = [k for k in range(len(tokenized.demonstration_ids)) if (row, k) not in drop]
+    for row, (tokenized, scores) in enumerate(zip(examples, report.scores, strict=True)):
+        kept = [k for k, score in enumerate(scores) if policy == "keep" or score.correct]
+        example = tokenized.example
+        texts = tuple(example.demonstrations[k] for k in kept)
         kept_examples.append(
-            replace(
-                tokenized,
-                index=row,
-                example=replace(
-                    tokenized.example,
-                    demonstrations=tuple(tokenized.example.demonstrations[k] for k in kept),
-                ),
-                demonstration_ids=tuple(tokenized.demonstration_ids[k] for k in kept),
+            TokenizedExample(
+                replace(example, demonstrations=texts),
+                row,
+                tokenized.prompt_ids,
+                tuple(tokenized.demonstration_ids[k] for k in kept),
             )
         )
-        kept_scores.append([scores[(row, k)] for k in kept])
+        kept_scores.append([scores[k] for k in kept])
     return kept_examples, kept_scores
 
 

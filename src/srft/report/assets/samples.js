@@ -8,6 +8,7 @@ const QUANTITIES = {
   advantage: { title: "advantage", unit: "", signed: true, of: (t) => t.advantage, text: "Advantage of the response within its group" },
   loss: { title: "loss share", unit: "", signed: true, of: (t) => t.share, text: "The token's part in its response's sum of |loss|, with its sign" },
   base: { title: "change against the base", unit: "nats", signed: true, of: (t) => (t.base === null || t.logprob === null ? null : t.logprob - t.base), text: "log p under the policy − log p under the base model" },
+  jsd: { title: "divergence", unit: "nats", hue: "violet", of: (t) => t.jsd, text: "Jensen–Shannon divergence of the two distributions there" },
   none: { title: "no colour", unit: "", of: () => null, text: "" },
 };
 const HUES = { violet: [124, 92, 214], amber: [217, 119, 6], plus: [22, 140, 92], minus: [205, 62, 74] };
@@ -186,8 +187,14 @@ class SampleBrowser {
       class: "item" + (g === this.state.chosen ? " chosen" : ""), role: "option", "aria-selected": String(g === this.state.chosen),
       style: { top: place * ROW + "px" }, onclick: () => this.open(g),
     }, el("div", { class: "head" }, index.head[g] || "(empty prompt)"),
-      el("div", { class: "meta" }, el("span", {}, `step ${number(index.step[g])}`), DATA.runs.length > 1 && el("span", { class: "run" }, el("i", { class: "dot", style: { background: color(DATA.runs[index.run[g]].group) } }), DATA.runs[index.run[g]].name),
+      el("div", { class: "meta" }, el("span", {}, this.place(g)), DATA.runs.length > 1 && el("span", { class: "run" }, el("i", { class: "dot", style: { background: color(DATA.runs[index.run[g]].group) } }), DATA.runs[index.run[g]].name),
         el("span", { class: "marks" }, marks)));
+  }
+
+  /* Where a group comes from, in a word: its step, or its source where it has none. */
+  place(g) {
+    const { step, source } = this.index;
+    return step[g] !== null ? `step ${number(step[g])}` : source[g];
   }
 
   step(move) {
@@ -210,14 +217,14 @@ class SampleBrowser {
 
   paintDetail(g, block) {
     const group = block.groups[this.index.row[g]];
-    const quantities = Object.entries(QUANTITIES).filter(([id]) => id !== "base" || block.quantities.includes("base_logprob"));
-    if (!quantities.some(([id]) => id === this.state.quantity)) this.state.quantity = "entropy";
     this.tokens = group.responses.map((_, r) => this.tokensOf(g, block, group, r));
+    const quantities = Object.entries(QUANTITIES).filter(([id, q]) => id === "none" || this.tokens.some((tokens) => tokens.some((t) => q.of(t) !== null)));
+    if (!quantities.some(([id]) => id === this.state.quantity)) this.state.quantity = quantities[0][0];
     const chosen = QUANTITIES[this.state.quantity];
     const size = scaleOf(this.tokens.flat(), chosen);
     const columns = Object.entries(group.columns || {}).map(([k, v]) => el("span", { class: "chip" }, `${k}: ${typeof v === "string" ? v : JSON.stringify(v)}`));
     this.detail.replaceChildren(
-      card(el("div", { class: "prompt-head" }, el("b", {}, "Prompt"), el("span", { class: "quiet" }, `step ${number(this.index.step[g])} · ${group.source || ""}`), columns, group.answer !== null && el("span", { class: "chip answer" }, "answer ", el("b", {}, group.answer))),
+      card(el("div", { class: "prompt-head" }, el("b", {}, "Prompt"), el("span", { class: "quiet" }, [this.index.step[g] !== null && `step ${number(this.index.step[g])}`, group.source].filter(Boolean).join(" · ")), columns, group.answer !== null && el("span", { class: "chip answer" }, "answer ", el("b", {}, group.answer))),
         el("pre", { class: "prompt", dir: "auto" }, group.prompt)),
       el("div", { class: "controls tight" },
         el("div", { class: "segments", role: "radiogroup", "aria-label": "Colour tokens by" }, quantities.map(([id, q]) =>
@@ -241,7 +248,7 @@ class SampleBrowser {
       const loss = at("loss", i);
       return {
         i, text: block.vocabulary[block.ids[start + i]], logprob: at("logprob", i), entropy: at("entropy", i), loss,
-        share: loss === null || !(total > 0) ? null : loss / total, base: at("base_logprob", i), advantage: this.index.advantage[k],
+        share: loss === null || !(total > 0) ? null : loss / total, base: at("base_logprob", i), jsd: at("jsd", i), advantage: this.index.advantage[k],
       };
     });
   }
@@ -259,11 +266,12 @@ class SampleBrowser {
     const right = index.correct[k];
     const dim = !this.passes(k);
     const names = index.kind.slice(this.starts[g], k).filter((v) => v === index.kind[k]).length + 1;
+    const alike = index.kind.slice(this.starts[g], this.starts[g] + index.responses[g]).filter((v) => v === index.kind[k]).length;
     return el("article", { class: "response " + (index.kind[k] ? "demo" : "rollout") + (dim ? " dim" : "") },
-      el("header", {}, el("b", {}, index.kind[k] ? "Demonstration" : `Rollout ${names}`),
+      el("header", {}, el("b", {}, (index.kind[k] ? "Demonstration" : "Rollout") + (alike > 1 || !index.kind[k] ? ` ${names}` : "")),
         right !== null && el("span", { class: right ? "right" : "wrong" }, right ? "✓ right" : "✗ wrong"),
         index.truncated[k] ? el("span", { class: "wrong" }, "truncated") : null,
-        el("small", {}, [`reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
+        el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
       body);
   }
 
@@ -280,6 +288,7 @@ class SampleBrowser {
         t.advantage !== null && ["advantage", number(t.advantage, 3)],
         t.loss !== null && ["loss", `${number(t.loss, 3)}${t.share === null ? "" : `  (${percent(Math.abs(t.share))} of the response)`}`],
         t.base !== null && ["under the base", `${number(Math.exp(t.base), 3)}  (change ${number(t.logprob - t.base, 3)} nats)`],
+        t.jsd !== null && ["divergence", `${number(t.jsd, 3)} nats`],
       ]));
     });
     this.detail.addEventListener("pointerleave", () => tip.hide());
@@ -313,7 +322,7 @@ function token(t, size, chosen) {
 
 /* Line ends and nothing else are marked, so that every token can be seen and hovered. */
 function visible(text) {
-  if (text === "") return "∅";
+  if (text === "") return "⏹";
   return text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t").replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, (c) => String.fromCharCode(c.charCodeAt(0) === 127 ? 0x2421 : 0x2400 + c.charCodeAt(0)));
 }
 

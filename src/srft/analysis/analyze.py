@@ -1,0 +1,310 @@
+"""``srft analyze``: several models against a base on the same responses, and runs beside each other."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from srft.analysis.curves import Efficiency, training_curves
+from srft.analysis.dynamics import DEMONSTRATIONS, Dynamics, learning_dynamics
+from srft.analysis.models import Source, find_model, load, load_tokenizer
+from srft.analysis.responses import TokenizedResponse, read_responses, tokenize
+from srft.analysis.shift import THRESHOLD, Shift, summarize
+from srft.analysis.words import token_class
+from srft.data.config import DataConfig
+from srft.errors import ConfigError
+from srft.report.runs import Record, Run, read_runs
+
+if TYPE_CHECKING:
+    from srft.analysis.gradient import GradientView
+    from srft.analysis.scoring import TokenShift
+    from srft.objective.method import Method
+
+logger = logging.getLogger(__name__)
+
+BROWSED = 300
+"""Responses of each model whose tokens go into the page."""
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """Everything that was found. ``notes``: what a reader must know about how it was scored."""
+
+    models: tuple[str, ...]
+    paths: tuple[str, ...]
+    data: tuple[str, ...]
+    responses: dict[str, int]
+    threshold: float
+    seed: int
+    notes: tuple[str, ...] = ()
+    shifts: tuple[Shift, ...] = ()
+    dynamics: Dynamics | None = None
+    efficiency: Efficiency | None = None
+    gradient: GradientView | None = None
+    out: Path = Path(".")
+    files: tuple[Path, ...] = ()
+    browsed: tuple[tuple[Record, ...], ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """What analysis.json holds: every figure, without the token browser."""
+        return {k: v for k, v in asdict(replace(self, browsed=())).items() if k not in ("browsed", "files")}
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One model against the base: token figures, in the order of the responses."""
+
+    name: str
+    shift: TokenShift
+
+
+def analyze(
+    models: Sequence[str],
+    data: str | Path | Sequence[str | Path],
+    out: Path | str,
+    *,
+    runs: Sequence[Path | str] = (),
+    references: Sequence[str] = (),
+    kinds: Sequence[str] | None = None,
+    method: str | None = None,
+    limit: int | None = 500,
+    max_tokens: int = 4096,
+    threshold: float = THRESHOLD,
+    device: str = "cpu",
+    seed: int = 0,
+    data_config: DataConfig | None = None,
+    model_options: dict[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> AnalysisResult:
+    """Analyses models and runs, and writes analysis.json, analysis.html and plots/ to ``out``.
+
+    models: the base first, then what was made from it: folders, hub names, run directories or
+        checkpoint folders. With the base alone only dynamics, curves and gradient are made.
+    data: responses to score (``read_responses`` says in which forms); ``kinds`` keeps some of
+        them, ``limit`` is the most of each kind, ``max_tokens`` the most of each response.
+    runs: run directories whose checkpoints become trajectories and whose logs become curves.
+    references: models whose distances are the axes of the trajectories beside the base; without
+        them the demonstrations themselves (probability 1), and the first of ``models`` after the base.
+    method: whose gradient to look at ("srft" unless set; with ``runs``, the first run's own).
+    threshold: change of probability from which a token counts as changed.
+    progress: is told what is being done.
+
+    Raises:
+        ConfigError: no model given, or two of the same name and place.
+        DataError, ModelError, CheckpointError: something cannot be read or loaded.
+    """
+    if not models:
+        raise ConfigError("analyze: give at least one model, the base first")
+    say = progress or logger.info
+    target = Path(out)
+    sources = _named([find_model(m, model_options) for m in models])
+    read = read_runs(runs) if runs else []
+    places = [data] if isinstance(data, (str, Path)) else list(data)
+    say("reading responses")
+    responses = read_responses(places, kinds=kinds, limit=limit, seed=seed)
+    tokenizer = load_tokenizer(sources[0])
+    tokenized, notes = tokenize(responses, tokenizer, data_config, max_tokens)
+
+    base = load(sources[0], device)
+    scored = _score_all(base, sources, tokenized, device, say)
+    texts, classes = _describe(tokenized, tokenizer)
+    shifts = _shifts(scored, tokenized, texts, classes, sources[0].name, threshold, seed)
+    dynamics = _dynamics(base, sources[0].name, scored, read, references, tokenized, device, say)
+    say("gradients")
+    view = _gradient(base, sources[0].name, method, read, tokenized, notes)
+    result = AnalysisResult(
+        models=tuple(s.name for s in sources),
+        paths=tuple(str(m) for m in models),
+        data=tuple(map(str, places)),
+        responses={k: sum(t.response.kind == k for t in tokenized) for k in _kinds(tokenized)},
+        threshold=threshold,
+        seed=seed,
+        notes=tuple(notes),
+        shifts=tuple(shifts),
+        dynamics=dynamics,
+        efficiency=training_curves(read) if read else None,
+        gradient=view,
+        out=target,
+        browsed=tuple(tuple(_records(s.shift, tokenized, texts)) for s in scored),
+    )
+    say("writing")
+    return replace(result, files=tuple(_write(result)))
+
+
+def _named(sources: list[Source]) -> list[Source]:
+    """Sources under different names; a second ``model`` becomes ``model (2)``."""
+    count: dict[str, int] = {}
+    named = []
+    for source in sources:
+        count[source.name] = count.get(source.name, 0) + 1
+        again = count[source.name]
+        named.append(source if again == 1 else replace(source, name=f"{source.name} ({again})"))
+    return named
+
+
+def _score_all(
+    base: Any, sources: Sequence[Source], tokenized: list[TokenizedResponse], device: str, say: Callable
+) -> list[_Scored]:
+    """Each further model against the base; two models are in memory at a time."""
+    from srft.analysis.scoring import compare
+
+    scored = []
+    for source in sources[1:]:
+        say(f"scoring {source.name}")
+        scored.append(_Scored(source.name, compare(base, load(source, device), tokenized)))
+    return scored
+
+
+def _describe(tokenized: Sequence[TokenizedResponse], tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Text and class of every token, responses end to end."""
+    special = set(tokenizer.all_special_ids)
+    known: dict[int, tuple[str, str]] = {}
+    for token in {token for t in tokenized for token in t.ids}:
+        text = tokenizer.decode([token])
+        known[token] = (text, token_class(text, token in special))
+    flat = [known[token] for t in tokenized for token in t.ids]
+    return [text for text, _ in flat], [kind for _, kind in flat]
+
+
+def _kinds(tokenized: Sequence[TokenizedResponse]) -> list[str]:
+    return list(dict.fromkeys(t.response.kind for t in tokenized))
+
+
+def _shifts(
+    scored: Sequence[_Scored],
+    tokenized: Sequence[TokenizedResponse],
+    texts: list[str],
+    classes: list[str],
+    base: str,
+    threshold: float,
+    seed: int,
+) -> list[Shift]:
+    kind_S = np.asarray([t.response.kind for t in tokenized])
+    text_T, class_T = np.asarray(texts, dtype=object), np.asarray(classes)
+    return [
+        summarize(
+            item.shift.rows(keep_T),
+            class_T[keep_T].tolist(),
+            text_T[keep_T].tolist(),
+            model=item.name,
+            base=base,
+            kind=kind,
+            threshold=threshold,
+            seed=seed,
+        )
+        for kind in _kinds(tokenized)
+        for item in scored
+        for keep_T in [(kind_S == kind)[item.shift.sequence_T]]
+    ]
+
+
+def _dynamics(
+    base: Any,
+    base_name: str,
+    scored: Sequence[_Scored],
+    runs: Sequence[Run],
+    references: Sequence[str],
+    tokenized: list[TokenizedResponse],
+    device: str,
+    say: Callable[[str], None],
+) -> Dynamics | None:
+    from srft.analysis.scoring import token_logprobs
+
+    if not runs:
+        return None
+    say("learning dynamics")
+    base_T = np.exp(token_logprobs(base, tokenized))
+    vectors: dict[str, np.ndarray] = {}
+    for source in _named([find_model(r) for r in references if r != DEMONSTRATIONS]):
+        name = source.name if source.name != base_name else f"{source.name} (reference)"
+        vectors[name] = np.exp(token_logprobs(load(source, device), tokenized))
+    if not references:
+        vectors |= {item.name: np.exp(item.shift.logprob_after_T) for item in scored[:1]}
+    return learning_dynamics((base_name, base_T), vectors, runs, tokenized, device=device)
+
+
+def _gradient(
+    base: Any,
+    name: str,
+    method: str | None,
+    runs: Sequence[Run],
+    tokenized: Sequence[TokenizedResponse],
+    notes: list[str],
+) -> GradientView | None:
+    from srft.analysis.gradient import gradient_view
+
+    chosen = _method(method, runs)
+    # Whole prompts, as in a training step.
+    groups = list(dict.fromkeys(t.response.group for t in tokenized))[:64]
+    batch = [t for t in tokenized if t.response.group in set(groups)]
+    if chosen.rollouts and not any(t.response.kind != "demonstration" for t in batch):
+        notes.append("Gradient view: there are demonstrations only, so terms on rollouts have no tokens.")
+    return gradient_view(base, name, chosen, batch)
+
+
+def _method(name: str | None, runs: Sequence[Run]) -> Method:
+    from srft.objective.methods import get_method
+
+    if name is None and runs and isinstance(runs[0].config.get("method"), str) and not runs[0].config.get("stages"):
+        return get_method(runs[0].config["method"], runs[0].config.get("objective") or None)
+    return get_method(name or "srft")
+
+
+def _records(
+    shift: TokenShift, tokenized: Sequence[TokenizedResponse], texts: Sequence[str]
+) -> Iterator[Record]:
+    """The first responses in the form of samples.jsonl, for the page's browser; a prompt a record."""
+    length = [len(t.ids) for t in tokenized]
+    start = np.concatenate([[0], np.cumsum(length)])
+    groups: dict[int, list[int]] = {}
+    for i, t in enumerate(tokenized[:BROWSED]):
+        groups.setdefault(t.response.group, []).append(i)
+    for members in groups.values():
+        first = tokenized[members[0]].response
+        responses = []
+        for i in members:
+            r, at = tokenized[i].response, slice(int(start[i]), int(start[i + 1]))
+            responses.append(
+                {
+                    "kind": r.kind,
+                    "text": r.text,
+                    "reward": r.reward,
+                    "correct": r.correct,
+                    "truncated": r.truncated,
+                    "tokens": list(texts[at]),
+                    "logprob": shift.logprob_after_T[at].tolist(),
+                    "base_logprob": shift.logprob_before_T[at].tolist(),
+                    "entropy": shift.entropy_before_T[at].tolist(),
+                    "jsd": shift.jsd_T[at].tolist(),
+                }
+            )
+        prompt = list(first.prompt) if isinstance(first.prompt, tuple) else first.prompt
+        yield {"prompt": prompt, "answer": first.answer, "source": first.source, "responses": responses}
+
+
+def _write(result: AnalysisResult) -> list[Path]:
+    from srft.analysis.html import write_page
+    from srft.analysis.plots import plot_analysis
+
+    result.out.mkdir(parents=True, exist_ok=True)
+    path = result.out / "analysis.json"
+    text = json.dumps(_plain(result.to_json()), indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return [path, write_page(result, result.out / "analysis.html"), *plot_analysis(result, result.out / "plots")]
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, become null; paths become text."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

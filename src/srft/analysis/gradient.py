@@ -1,0 +1,234 @@
+"""What each term's gradient touches: Eq. 4 of the paper made visible.
+
+Per response token, a term's loss depends on the logits z through log p(y) and, for an entropy bonus,
+H. With g and h the derivatives of that token's weighted loss by the two (taken by autograd from the
+very functions that training uses),
+
+    d loss / d z_v = g (1[v = y] - p_v) - h p_v (log p_v + H)
+
+An entry is *touched* where this exceeds a threshold in absolute value; a position is touched where
+any of its entries is. Averages over tokens, which scale all entries of a term alike, are left out:
+the threshold is on the gradient of one token's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srft.analysis.responses import TokenizedResponse
+from srft.analysis.scoring import _tiles, hidden_states, logits
+from srft.model.output_head import output_head
+from srft.objective.method import Method, Progress, Term
+from srft.objective.table import sequence_table, take_tokens, token_index
+from srft.types import TokenBatch, TrainingSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Shares at one threshold. positions: of the term's tokens. vocabulary: mean over its tokens of
+    the share of entries. union: of the vocabulary, touched at one position or another."""
+
+    threshold: float
+    positions: float
+    vocabulary: float
+    union: float
+
+
+@dataclass(frozen=True)
+class TermGradient:
+    """``tokens`` covered by the term. ``size``: mean over them of the sum of |gradient|.
+    ``taken``: share of that sum on the response's own token. ``entries_90``: mean number of
+    vocabulary entries that hold 90 % of a position's |gradient| (over touched positions)."""
+
+    term: str
+    source: str
+    tokens: int
+    size: float
+    taken: float
+    entries_90: float
+    touched: tuple[Touched, ...]
+
+
+@dataclass(frozen=True)
+class GradientView:
+    """The terms of one method on one batch of responses."""
+
+    method: str
+    model: str
+    sequences: int
+    vocabulary: int
+    terms: tuple[TermGradient, ...]
+
+
+def gradient_view(
+    model: PreTrainedModel,
+    name: str,
+    method: Method,
+    responses: Sequence[TokenizedResponse],
+    progress: Progress | None = None,
+) -> GradientView:
+    """Per-position gradients at the logits of every term of ``method``.
+
+    Responses need a reward where the method has rollouts; those of one prompt (``group``) make a
+    group. Without a reward a response counts as right. Reference and sampler log-probabilities are
+    taken to be the model's own.
+    """
+    progress = progress or Progress(0, 1)
+    sequences = [_training_sequence(r) for r in responses]
+    table = sequence_table(sequences)
+    table = replace(table, advantage_S=method.advantage(table, method.switches))
+    batch = _batch(model, responses, table)
+    derivatives = {term.name: _derivatives(term, method, batch, progress) for term in method.terms}
+    tallies = {term.name: _Tally() for term in method.terms}
+    head = output_head(model)
+    vocabulary = head.weight.shape[0]
+    start = 0
+    with torch.no_grad():
+        for response in responses:
+            hidden = hidden_states(model, response)
+            target_T = torch.tensor(response.ids, device=hidden.device)
+            for rows in _tiles(len(response.ids), vocabulary):
+                logp = torch.log_softmax(logits(head, hidden[rows]), dim=1)
+                at = slice(start + rows.start, start + rows.stop)
+                for term in method.terms:
+                    covered_T, g_T, h_T = (x[at] for x in derivatives[term.name])
+                    if covered_T.any():
+                        gradient = logit_gradient(logp[covered_T], target_T[rows][covered_T], g_T[covered_T], h_T[covered_T])
+                        tallies[term.name].add(gradient, target_T[rows][covered_T])
+            start += len(response.ids)
+    terms = tuple(tallies[term.name].result(term, vocabulary) for term in method.terms)
+    return GradientView(method.name, name, len(responses), vocabulary, terms)
+
+
+def logit_gradient(logp_TV: Tensor, target_T: Tensor, g_T: Tensor, h_T: Tensor) -> Tensor:
+    """d loss / d z from d loss / d log p(y) = g and d loss / d H = h, the formula above; T x V."""
+    p = logp_TV.exp()
+    gradient = -p * g_T[:, None]
+    gradient.scatter_add_(1, target_T[:, None], g_T[:, None].to(p.dtype))
+    if (h_T != 0).any():
+        entropy_T = torch.where(p > 0, -p * logp_TV, 0.0).sum(1)
+        gradient -= torch.where(p > 0, h_T[:, None] * p * (logp_TV + entropy_T[:, None]), 0.0)
+    return gradient
+
+
+def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
+    r = response.response
+    reward = 1.0 if r.reward is None else r.reward
+    return TrainingSequence(
+        prompt_ids=response.prompt_ids,
+        response_ids=response.ids,
+        group=r.group,
+        is_demo=r.kind == "demonstration",
+        reward=reward,
+        correct=reward > 0.5 if r.correct is None else bool(r.correct),
+        truncated=r.truncated,
+    )
+
+
+@torch.no_grad()
+def _batch(model: PreTrainedModel, responses: Sequence[TokenizedResponse], table) -> TokenBatch:
+    logprobs, entropies = [], []
+    head = output_head(model)
+    for response in responses:
+        hidden = hidden_states(model, response)
+        target_T = torch.tensor(response.ids, device=hidden.device)
+        for rows in _tiles(len(response.ids), head.weight.shape[0]):
+            logp = torch.log_softmax(logits(head, hidden[rows]), dim=1)
+            logprobs.append(logp.gather(1, target_T[rows][:, None])[:, 0])
+            entropies.append(torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1))
+    logprob_T, entropy_T = torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+    index = token_index(table)
+    demo_T = table.is_demo_S[index.sequence_T]
+    means = [float(entropy_T[mask].mean()) if mask.any() else 0.0 for mask in (demo_T, ~demo_T)]
+    return TokenBatch(
+        index=index,
+        logprob_T=logprob_T,
+        entropy_T=entropy_T,
+        entropy_grad_T=entropy_T.clone(),
+        old_logprob_T=logprob_T.clone(),
+        old_entropy_T=entropy_T.clone(),
+        reference_logprob_T=logprob_T.clone(),
+        sampler_logprob_T=logprob_T.clone(),
+        batch_entropy=(means[0], means[1]),
+    )
+
+
+def _derivatives(
+    term: Term, method: Method, batch: TokenBatch, progress: Progress
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(covered_T, g_T, h_T): which tokens the term covers, and the two derivatives there."""
+    mask_T = term.mask(batch.index, method.switches)
+    g_T, h_T = torch.zeros_like(batch.logprob_T), torch.zeros_like(batch.logprob_T)
+    if mask_T.any():
+        leaf = batch.logprob_T.clone().requires_grad_()
+        entropy = batch.entropy_grad_T.clone().requires_grad_()
+        part = take_tokens(replace(batch, logprob_T=leaf, entropy_grad_T=entropy), mask_T)
+        weight = term.weight(progress, method.switches) if callable(term.weight) else term.weight
+        loss = weight * term.loss(part, method.switches).sum()
+        if loss.requires_grad:
+            g, h = torch.autograd.grad(loss, (leaf, entropy), allow_unused=True)
+            g_T = g_T if g is None else g
+            h_T = h_T if h is None else h
+    return mask_T, g_T, h_T
+
+
+class _Tally:
+    """Sums over the tokens of one term."""
+
+    def __init__(self) -> None:
+        self.tokens = self.moved = 0
+        self.size = self.taken = self.entries = 0.0
+        self.positions = np.zeros(len(THRESHOLDS))
+        self.vocabulary = np.zeros(len(THRESHOLDS))
+        self.union: list[Tensor | None] = [None] * len(THRESHOLDS)
+
+    def add(self, gradient_TV: Tensor, target_T: Tensor) -> None:
+        size_TV = gradient_TV.abs()
+        total_T = size_TV.sum(1)
+        self.tokens += len(size_TV)
+        self.size += float(total_T.sum())
+        self.taken += float(size_TV.gather(1, target_T[:, None]).sum())
+        moved = total_T > 0
+        self.moved += int(moved.sum())
+        ordered = size_TV[moved].sort(dim=1, descending=True).values
+        below = ordered.cumsum(1) < 0.9 * total_T[moved][:, None]
+        self.entries += float((below.sum(1) + 1).sum())
+        for i, threshold in enumerate(THRESHOLDS):
+            over = size_TV > threshold
+            self.positions[i] += float(over.any(1).sum())
+            self.vocabulary[i] += float(over.float().mean(1).sum())
+            seen = over.any(0)
+            before = self.union[i]
+            self.union[i] = seen if before is None else before | seen
+
+    def result(self, term: Term, vocabulary: int) -> TermGradient:
+        n = max(1, self.tokens)
+        touched = tuple(
+            Touched(
+                threshold,
+                float(self.positions[i] / n),
+                float(self.vocabulary[i] / n),
+                0.0 if (union := self.union[i]) is None else float(union.sum()) / vocabulary,
+            )
+            for i, threshold in enumerate(THRESHOLDS)
+        )
+        return TermGradient(
+            term=term.name,
+            source=term.source,
+            tokens=self.tokens,
+            size=self.size / n,
+            taken=self.taken / self.size if self.size else 0.0,
+            entries_90=self.entries / max(1, self.moved),
+            touched=touched,
+        )

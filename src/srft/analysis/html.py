@@ -1,0 +1,44 @@
+"""The analysis as one self-contained HTML page, built from the report's parts."""
+
+from __future__ import annotations
+
+import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srft import __version__
+from srft.report.html import MAX_BYTES
+from srft.report.page import gzip_json, page
+from srft.report.samples import pack_streams
+
+if TYPE_CHECKING:
+    from srft.analysis.analyze import AnalysisResult
+
+_SCRIPTS = ("page.js", "chart.js", "samples.js", "space.js", "analysis.js")
+
+
+def write_page(result: AnalysisResult, out: Path) -> Path:
+    """Writes the page to ``out``; it stays below 10 MB."""
+    compared = result.models[1:]
+    data: dict[str, Any] = {
+        "generated": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "version": __version__,
+        "base": result.models[0],
+        "paths": dict(zip(result.models, result.paths, strict=True)),
+        "data": result.data,
+        "responses": result.responses,
+        "threshold": result.threshold,
+        "notes": result.notes,
+        # The sample browser knows models as runs.
+        "runs": [{"name": name, "group": i} for i, name in enumerate(compared)],
+    }
+    facts = gzip_json({k: v for k, v in result.to_json().items() if k != "out"})
+    room = MAX_BYTES - len(page("", _SCRIPTS, data, {"facts": facts}))
+    packed = pack_streams([partial(iter, records) for records in result.browsed], 5_000, int(room * 0.68))
+    data["samples"] = {"total": packed.total, "shown": packed.shown, "blocks": len(packed.blocks)}
+    blocks = {"facts": facts, "index": gzip_json(packed.index)}
+    blocks |= {f"samples-{i}": block for i, block in enumerate(packed.blocks)}
+    title = " · ".join(result.models)
+    out.write_text(page(f"{title[:90]} · srft analyze", _SCRIPTS, data, blocks), encoding="utf-8")
+    return out
