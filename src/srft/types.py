@@ -39,8 +39,8 @@ class Example:
 class TokenizedExample:
     """An example in tokens: ``prompt_ids + demonstration_ids[k]`` is what the model is trained on.
 
-    A demonstration ends with the end-of-sequence token, and ``example.demonstrations[k]`` is its
-    text. ``index`` is the row in the dataset.
+    A demonstration ends with the end-of-sequence token, unless it was truncated, and
+    ``example.demonstrations[k]`` is its whole text. ``index`` is the row in the dataset.
     """
 
     example: Example

@@ -257,6 +257,14 @@ def test_a_run_directory_stands_for_its_model_and_its_recipe(tmp_path):
         template_of(path)
 
 
+def test_lab_stands_for_the_base_model_with_its_own_weights(monkeypatch, tmp_path):
+    import srft.lab
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(srft.lab, "base_model_path", lambda: tmp_path / "base")
+    assert find_model("lab") == str(tmp_path / "base")
+
+
 def test_weights_digest_changes_with_any_weights(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(3_000_000))

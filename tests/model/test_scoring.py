@@ -143,17 +143,24 @@ def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
         check_scoring(model, TokenizerOf61())
 
 
-def test_self_check_finds_an_adapter_that_is_not_followed(make_model) -> None:
+def test_self_check_finds_logits_changed_after_the_head(make_model) -> None:
     model = make_model("granite")
     use_packed_attention(model)
-    model.config.logits_scaling = 4.0
     forward = type(model).forward
 
-    def scaled(self, *args, **kwargs):
+    def shifted(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
         out.logits = out.logits + 0.1 * torch.arange(61)
         return out
 
-    model.forward = scaled.__get__(model)
+    model.forward = shifted.__get__(model)
     with pytest.raises(ModelError, match="granite"):
+        check_scoring(model, TokenizerOf61())
+
+
+def test_self_check_does_not_let_nan_pass(make_model) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(ModelError, match="by nan"):
         check_scoring(model, TokenizerOf61())

@@ -58,10 +58,13 @@ def test_demonstrations_earn_what_the_same_text_earns_as_a_rollout(scorer: Score
 def test_ground_truths_that_do_not_verify_are_listed_by_row(scorer: Scorer) -> None:
     examples = [
         Example(prompt="q", answer=answer, source=f"d.jsonl:{row}")
-        for row, answer in enumerate(["4", " ", None, "\\frac{1}{2}", "s\n#### 7"], start=1)
+        for row, answer in enumerate(
+            ["4", " ", None, "\\frac{1}{2}", "s\n#### 7", "-1./3"], start=1
+        )
     ]
     report = check_answers(examples, scorer)
-    assert report.checked == 4
+    assert report.checked == 5
+    assert [finding.source for finding in report.text_only] == ["d.jsonl:6"]
     found = {finding.source: finding.reason for finding in report.failed}
     assert found == {
         "d.jsonl:2": "math: the ground truth cannot be read",

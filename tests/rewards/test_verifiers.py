@@ -77,6 +77,14 @@ def test_options_may_come_as_the_hub_gives_them() -> None:
     assert check_choice("(B)", "B", {}, {}).score == 1.0
 
 
+def test_options_may_be_numbered() -> None:
+    for text in ("The answer is 2", "(2)", "2.", "option 2", r"\boxed{2}"):
+        assert check_choice(text, "2", {}, {}).score == 1.0
+        assert check_choice(text, "3", {}, {}).score == 0.0
+    assert check_choice("The answer is 2.5", "2", {}, {}).status == "no_answer"
+    assert check_choice("12", "1", {}, {}).status == "no_answer"
+
+
 def test_a_choice_without_a_letter_as_ground_truth_does_not_apply() -> None:
     verdict = check_choice("(B)", "Berlin", OPTIONS, {})
     assert (verdict.score, verdict.status) == (None, "bad_gold")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BROWSED = 300
-"""Responses of each model whose tokens go into the page."""
+"""Responses whose tokens go into the page."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AnalysisResult:
     gradient: GradientView | None = None
     out: Path = Path(".")
     files: tuple[Path, ...] = ()
-    browsed: tuple[tuple[Record, ...], ...] = field(default=(), repr=False)
+    browsed: tuple[Record, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """What analysis.json holds: every figure, without the token browser."""
@@ -131,7 +131,7 @@ def analyze(
         efficiency=training_curves(read) if read else None,
         gradient=view,
         out=target,
-        browsed=tuple(tuple(_records(s.shift, tokenized, texts)) for s in scored),
+        browsed=tuple(_records(scored, tokenized, texts)) if scored else (),
     )
     say("writing")
     return replace(result, files=tuple(_write(result)))
@@ -257,35 +257,34 @@ def _method(name: str | None, runs: Sequence[Run]) -> Method:
 
 
 def _records(
-    shift: TokenShift, tokenized: Sequence[TokenizedResponse], texts: Sequence[str]
+    scored: Sequence[_Scored], tokenized: Sequence[TokenizedResponse], texts: Sequence[str]
 ) -> Iterator[Record]:
-    """The first responses in the form of samples.jsonl, for the page's browser; a prompt a record."""
-    length = [len(t.ids) for t in tokenized]
-    start = np.concatenate([[0], np.cumsum(length)])
-    groups: dict[int, list[int]] = {}
+    """The first responses in the form of samples.jsonl, for the page's browser: a response a record,
+    under each model in turn."""
+    start = np.concatenate([[0], np.cumsum([len(t.ids) for t in tokenized])])
     for i, t in enumerate(tokenized[:BROWSED]):
-        groups.setdefault(t.response.group, []).append(i)
-    for members in groups.values():
-        first = tokenized[members[0]].response
-        responses = []
-        for i in members:
-            r, at = tokenized[i].response, slice(int(start[i]), int(start[i + 1]))
-            responses.append(
-                {
-                    "kind": r.kind,
-                    "text": r.text,
-                    "reward": r.reward,
-                    "correct": r.correct,
-                    "truncated": r.truncated,
-                    "tokens": list(texts[at]),
-                    "logprob": shift.logprob_after_T[at].tolist(),
-                    "base_logprob": shift.logprob_before_T[at].tolist(),
-                    "entropy": shift.entropy_before_T[at].tolist(),
-                    "jsd": shift.jsd_T[at].tolist(),
-                }
-            )
-        prompt = list(first.prompt) if isinstance(first.prompt, tuple) else first.prompt
-        yield {"prompt": prompt, "answer": first.answer, "source": first.source, "responses": responses}
+        r, at = t.response, slice(int(start[i]), int(start[i + 1]))
+        seen = [
+            {
+                "label": item.name,
+                "kind": r.kind,
+                "text": r.text,
+                "reward": r.reward,
+                "correct": r.correct,
+                "truncated": r.truncated,
+                "tokens": list(texts[at]),
+                "logprob": item.shift.logprob_after_T[at].tolist(),
+                "base_logprob": item.shift.logprob_before_T[at].tolist(),
+                "entropy": item.shift.entropy_before_T[at].tolist(),
+                "jsd": item.shift.jsd_T[at].tolist(),
+            }
+            for item in scored
+        ]
+        prompt = list(r.prompt) if isinstance(r.prompt, tuple) else r.prompt
+        yield {
+            "prompt": prompt, "answer": r.answer, "source": r.source, "columns": {"kind": r.kind},
+            "responses": seen,
+        }  # fmt: skip
 
 
 def _write(result: AnalysisResult) -> list[Path]:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from srft.analysis.responses import TokenizedResponse
-from srft.analysis.scoring import _tiles, hidden_states, logits
+from srft.analysis.scoring import hidden_states, logits, tiles
 from srft.model.output_head import output_head
 from srft.objective.method import Method, Progress, Term
 from srft.objective.table import sequence_table, take_tokens, token_index
-from srft.types import TokenBatch, TrainingSequence
+from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,14 +48,13 @@ class Touched:
 @dataclass(frozen=True)
 class TermGradient:
     """``tokens`` covered by the term. ``size``: mean over them of the sum of |gradient|.
-    ``taken``: share of that sum on the response's own token. ``entries_90``: mean number of
+    ``entries_90``: mean number of
     vocabulary entries that hold 90 % of a position's |gradient| (over touched positions)."""
 
     term: str
     source: str
     tokens: int
     size: float
-    taken: float
     entries_90: float
     touched: tuple[Touched, ...]
 
@@ -93,20 +92,21 @@ def gradient_view(
     tallies = {term.name: _Tally() for term in method.terms}
     head = output_head(model)
     vocabulary = head.weight.shape[0]
-    start = 0
+    starts = np.concatenate([[0], np.cumsum([len(r.ids) for r in responses])]).tolist()
     with torch.no_grad():
-        for response in responses:
-            hidden = hidden_states(model, response)
-            target_T = torch.tensor(response.ids, device=hidden.device)
-            for rows in _tiles(len(response.ids), vocabulary):
-                logp = torch.log_softmax(logits(head, hidden[rows]), dim=1)
-                at = slice(start + rows.start, start + rows.stop)
+        for row, hidden in hidden_states(model, responses):
+            target_T = torch.tensor(responses[row].ids, device=hidden.device)
+            for part in tiles(len(target_T), vocabulary):
+                logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
+                at = slice(starts[row] + part.start, starts[row] + part.stop)
                 for term in method.terms:
-                    covered_T, g_T, h_T = (x[at] for x in derivatives[term.name])
+                    covered_T, g_T, h_T = (x[at].to(logp.device) for x in derivatives[term.name])
                     if covered_T.any():
-                        gradient = logit_gradient(logp[covered_T], target_T[rows][covered_T], g_T[covered_T], h_T[covered_T])
-                        tallies[term.name].add(gradient, target_T[rows][covered_T])
-            start += len(response.ids)
+                        tallies[term.name].add(
+                            logit_gradient(
+                                logp[covered_T], target_T[part][covered_T], g_T[covered_T], h_T[covered_T]
+                            )
+                        )
     terms = tuple(tallies[term.name].result(term, vocabulary) for term in method.terms)
     return GradientView(method.name, name, len(responses), vocabulary, terms)
 
@@ -137,17 +137,18 @@ def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
 
 
 @torch.no_grad()
-def _batch(model: PreTrainedModel, responses: Sequence[TokenizedResponse], table) -> TokenBatch:
-    logprobs, entropies = [], []
+def _batch(model: PreTrainedModel, responses: Sequence[TokenizedResponse], table: SequenceTable) -> TokenBatch:
     head = output_head(model)
-    for response in responses:
-        hidden = hidden_states(model, response)
-        target_T = torch.tensor(response.ids, device=hidden.device)
-        for rows in _tiles(len(response.ids), head.weight.shape[0]):
-            logp = torch.log_softmax(logits(head, hidden[rows]), dim=1)
-            logprobs.append(logp.gather(1, target_T[rows][:, None])[:, 0])
-            entropies.append(torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1))
-    logprob_T, entropy_T = torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+    logprobs: list[list[Tensor]] = [[] for _ in responses]
+    entropies: list[list[Tensor]] = [[] for _ in responses]
+    for row, hidden in hidden_states(model, responses):
+        target_T = torch.tensor(responses[row].ids, device=hidden.device)
+        for part in tiles(len(target_T), head.weight.shape[0]):
+            logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
+            logprobs[row].append(logp.gather(1, target_T[part][:, None])[:, 0].cpu())
+            entropies[row].append(torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1).cpu())
+    logprob_T = torch.cat([part for one in logprobs for part in one])
+    entropy_T = torch.cat([part for one in entropies for part in one])
     index = token_index(table)
     demo_T = table.is_demo_S[index.sequence_T]
     means = [float(entropy_T[mask].mean()) if mask.any() else 0.0 for mask in (demo_T, ~demo_T)]
@@ -188,17 +189,16 @@ class _Tally:
 
     def __init__(self) -> None:
         self.tokens = self.moved = 0
-        self.size = self.taken = self.entries = 0.0
+        self.size = self.entries = 0.0
         self.positions = np.zeros(len(THRESHOLDS))
         self.vocabulary = np.zeros(len(THRESHOLDS))
         self.union: list[Tensor | None] = [None] * len(THRESHOLDS)
 
-    def add(self, gradient_TV: Tensor, target_T: Tensor) -> None:
+    def add(self, gradient_TV: Tensor) -> None:
         size_TV = gradient_TV.abs()
         total_T = size_TV.sum(1)
         self.tokens += len(size_TV)
         self.size += float(total_T.sum())
-        self.taken += float(size_TV.gather(1, target_T[:, None]).sum())
         moved = total_T > 0
         self.moved += int(moved.sum())
         ordered = size_TV[moved].sort(dim=1, descending=True).values
@@ -228,7 +228,6 @@ class _Tally:
             source=term.source,
             tokens=self.tokens,
             size=self.size / n,
-            taken=self.taken / self.size if self.size else 0.0,
             entries_90=self.entries / max(1, self.moved),
             touched=touched,
         )

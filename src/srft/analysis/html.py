@@ -30,12 +30,12 @@ def write_page(result: AnalysisResult, out: Path) -> Path:
         "responses": result.responses,
         "threshold": result.threshold,
         "notes": result.notes,
-        # The sample browser knows models as runs.
-        "runs": [{"name": name, "group": i} for i, name in enumerate(compared)],
+        "models": compared,
+        "runs": [{"name": result.models[0], "group": 0}],  # the sample browser's one source
     }
     facts = gzip_json({k: v for k, v in result.to_json().items() if k != "out"})
     room = MAX_BYTES - len(page("", _SCRIPTS, data, {"facts": facts}))
-    packed = pack_streams([partial(iter, records) for records in result.browsed], 5_000, int(room * 0.68))
+    packed = pack_streams([partial(iter, result.browsed)], 5_000, int(room * 0.68))
     data["samples"] = {"total": packed.total, "shown": packed.shown, "blocks": len(packed.blocks)}
     blocks = {"facts": facts, "index": gzip_json(packed.index)}
     blocks |= {f"samples-{i}": block for i, block in enumerate(packed.blocks)}

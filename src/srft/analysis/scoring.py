@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _TILE = 2**22
 """Numbers in one tile of logits (tokens times vocabulary): 32 MB in float64."""
 
+_BATCH = 8_192
+"""Tokens in one forward pass."""
+
 
 @dataclass(frozen=True)
 class TokenShift:
@@ -87,20 +90,23 @@ def compare(
             f"the models have {sizes[0]} and {sizes[1]} entries in their vocabularies: distributions "
             "over different vocabularies cannot be compared; compare models made from one base"
         )
-    parts: dict[str, list[np.ndarray]] = {}
-    for number, response in enumerate(responses):
-        hidden = hidden_states(before, response), hidden_states(after, response)
-        target_T = torch.tensor(response.ids, device=hidden[0].device)
-        for rows in _tiles(len(response.ids), sizes[0]):
+    found: list[dict[str, list[np.ndarray]]] = [{} for _ in responses]
+    both = zip(hidden_states(before, responses), hidden_states(after, responses), strict=True)
+    for (row, hidden_before), (_, hidden_after) in both:
+        target_T = torch.tensor(responses[row].ids, device=hidden_before.device)
+        for part in tiles(len(target_T), sizes[0]):
             figures = distribution_shift(
-                logits(heads[0], hidden[0][rows]), logits(heads[1], hidden[1][rows]), target_T[rows]
+                logits(heads[0], hidden_before[part]),
+                logits(heads[1], hidden_after[part]),
+                target_T[part],
             )
             for name, value_T in figures.items():
-                parts.setdefault(name, []).append(value_T.cpu().numpy())
-        parts.setdefault("sequence_T", []).append(np.full(len(response.ids), number))
-        parts.setdefault("position_T", []).append(np.arange(len(response.ids)))
-        parts.setdefault("token_T", []).append(np.asarray(response.ids))
-    return TokenShift(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+                found[row].setdefault(name, []).append(value_T.cpu().numpy())
+        found[row]["sequence_T"] = [np.full(len(target_T), row)]
+        found[row]["position_T"] = [np.arange(len(target_T))]
+        found[row]["token_T"] = [np.asarray(responses[row].ids)]
+    names = found[0].keys()
+    return TokenShift(**{name: np.concatenate([a for one in found for a in one[name]]) for name in names})
 
 
 def distribution_shift(before_TV: Tensor, after_TV: Tensor, target_T: Tensor) -> dict[str, Tensor]:
@@ -146,29 +152,51 @@ def _rank(logits_TV: Tensor, target: Tensor) -> Tensor:
 def token_logprobs(model: PreTrainedModel, responses: Sequence[TokenizedResponse]) -> np.ndarray:
     """log p of every response token under one model, all responses end to end (float64, nats)."""
     head = output_head(model)
-    parts = []
-    for response in responses:
-        hidden = hidden_states(model, response)
-        target_T = torch.tensor(response.ids, device=hidden.device)
-        for rows in _tiles(len(response.ids), head.weight.shape[0]):
-            logp = torch.log_softmax(logits(head, hidden[rows]), dim=1)
-            parts.append(logp.gather(1, target_T[rows][:, None])[:, 0].cpu().numpy())
-    return np.concatenate(parts).astype(np.float64)
+    found: list[list[np.ndarray]] = [[] for _ in responses]
+    for row, hidden in hidden_states(model, responses):
+        target_T = torch.tensor(responses[row].ids, device=hidden.device)
+        for part in tiles(len(target_T), head.weight.shape[0]):
+            logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
+            found[row].append(logp.gather(1, target_T[part][:, None])[:, 0].cpu().numpy())
+    return np.concatenate([array for one in found for array in one]).astype(np.float64)
 
 
-def hidden_states(model: PreTrainedModel, response: TokenizedResponse) -> Tensor:
-    """What the output head reads at each response token; T x D."""
+def hidden_states(
+    model: PreTrainedModel, responses: Sequence[TokenizedResponse], budget: int = _BATCH
+) -> Iterator[tuple[int, Tensor]]:
+    """(row, what the output head reads at each token of that response; T x D), longest first.
+
+    Responses of similar length run together, padded on the right, at most ``budget`` tokens of
+    prompt, response and padding in one pass. The order depends on the responses alone, so two
+    models' states can be taken in step.
+
+    Raises:
+        ModelError: a token id outside the model's vocabulary.
+    """
     weight = output_head(model).weight
-    ids = [*response.prompt_ids, *response.ids]
-    if max(ids) >= weight.shape[0]:
+    highest = max(max(*r.prompt_ids, *r.ids) for r in responses)
+    if highest >= weight.shape[0]:
         raise ModelError(
-            f"token id {max(ids)} is outside the model's vocabulary of {weight.shape[0]}: the responses "
+            f"token id {highest} is outside the model's vocabulary of {weight.shape[0]}: the responses "
             "were tokenized for another model"
         )
-    input_ids = torch.tensor([ids], device=weight.device)
-    output = body(model)(input_ids=input_ids, use_cache=False)
-    # The state before a token predicts it.
-    return output.last_hidden_state[0, len(response.prompt_ids) - 1 : -1]
+    length = [len(r.prompt_ids) + len(r.ids) for r in responses]
+    order = sorted(range(len(responses)), key=lambda row: (-length[row], row))
+    while order:
+        count = max(1, budget // length[order[0]])
+        rows, order = order[:count], order[count:]
+        width = length[rows[0]]
+        input_ids = torch.zeros((len(rows), width), dtype=torch.int64)
+        mask = torch.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            r = responses[row]
+            input_ids[i, : length[row]] = torch.tensor([*r.prompt_ids, *r.ids])
+            mask[i, : length[row]] = 1
+        device = weight.device
+        output = body(model)(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        for i, row in enumerate(rows):
+            # The state before a token predicts it.
+            yield row, output.last_hidden_state[i, len(responses[row].prompt_ids) - 1 : length[row] - 1]
 
 
 def logits(head: OutputHead, hidden_TD: Tensor) -> Tensor:
@@ -184,7 +212,8 @@ def logits(head: OutputHead, hidden_TD: Tensor) -> Tensor:
     return z
 
 
-def _tiles(length: int, vocabulary: int) -> Iterator[slice]:
+def tiles(length: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of the tokens such that a tile of logits stays small."""
     step = max(1, _TILE // vocabulary)
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))

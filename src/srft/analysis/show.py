@@ -121,13 +121,13 @@ def _gradient_table(result: AnalysisResult) -> Table:
         f"Gradient at the logits, {view.method} on {view.model}: share above 0.001 ({view.vocabulary:,} entries)"
     )
     table.add_column("term")
-    names = ("tokens", "positions", "vocabulary at each", "vocabulary in all", "mean |gradient|", "on the token itself")
+    names = ("tokens", "positions", "vocabulary at each", "vocabulary in all", "sum of |gradient|", "entries with 90 %")
     for name in names:
         table.add_column(name, justify="right")
     for term in view.terms:
         touched = next(t for t in term.touched if t.threshold == 1e-3)
         shares = (f"{100 * v:.1f} %" for v in (touched.positions, touched.vocabulary, touched.union))
-        table.add_row(term.term, f"{term.tokens:,}", *shares, f"{term.size:.3g}", f"{100 * term.taken:.0f} %")
+        table.add_row(term.term, f"{term.tokens:,}", *shares, f"{term.size:.3g}", f"{term.entries_90:.3g}")
     return table
 
 

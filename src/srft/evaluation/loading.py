@@ -34,8 +34,13 @@ class Loaded:
 
 
 def find_model(path: str) -> str:
-    """``path``, or the exported model inside where it is a run directory; hub names stay."""
+    """``path``, or the exported model inside where it is a run directory; for ``lab`` the folder
+    of the base model that comes along, so that its weights can be told; hub names stay."""
     folder = Path(path).expanduser()
+    if path == "lab" and not folder.exists():
+        from srft.lab import base_model_path
+
+        return str(base_model_path())
     if folder.is_dir() and not (folder / "config.json").is_file():
         for inside in ("model", "best"):
             if (folder / inside / "config.json").is_file():

@@ -144,19 +144,17 @@ def _override_positions(model_config: Any, config: ModelConfig) -> None:
 
 
 def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
-    # The loading report is turned into an error below; printed as well it would say it twice.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _source(config.path),
-            config=model_config,
-            revision=config.revision or "main",
-            dtype=parameter_dtype(config),
-            use_safetensors=True if config.use_safetensors else None,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
+        with _quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                _source(config.path),
+                config=model_config,
+                revision=config.revision or "main",
+                dtype=parameter_dtype(config),
+                use_safetensors=True if config.use_safetensors else None,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         mend = (
             "Give safetensors weights, or set model.use_safetensors=false for a source you trust"
@@ -166,8 +164,6 @@ def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
         raise ModelError(
             f"cannot load the weights of {config.path!r}: {_first_line(error)} {mend}"
         ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if missing:
@@ -177,6 +173,24 @@ def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
             "to these weights"
         )
     return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars, which would stand in the way of ours, and without its report on
+    loading, which becomes an error of ours."""
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def choose_attention(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -213,8 +227,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"cannot load a tokenizer from {name!r}: {_first_line(error)} Set model.tokenizer to a "
-            "folder or hub name that has one"
+            f"cannot load a tokenizer from {name!r}: {_first_line(error)} Check that "
+            "model.path is a folder or a hub name that this machine can reach; a model without a "
+            "tokenizer of its own needs model.tokenizer"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -270,7 +285,7 @@ def save_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with _savable_generation_config(model):
+        with _savable_generation_config(model), _quiet_transformers():
             _save_weights(model, temporary, dtype)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():

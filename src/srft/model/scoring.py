@@ -44,8 +44,8 @@ def score(
     The body runs once over the N packed tokens (or over a right-padded batch, where the model does
     not pack); the output head sees the T hidden states that predict response tokens, and logits
     never exist as a whole. Works with tied and untied heads, under adapters, with gradient
-    checkpointing, sharded by FSDP2 and under ``no_grad``. ``temperature`` divides the logits. The chunk sizes are
-    those of :func:`srft.model.head.fused_logprob_entropy`.
+    checkpointing, sharded by FSDP2 and under ``no_grad``. ``temperature`` divides the logits. The
+    chunk sizes are those of :func:`srft.model.head.fused_logprob_entropy`.
     """
     run: Callable[..., tuple[Tensor, Tensor]] = partial(_score, model)
     if isinstance(model, FSDPModule):
@@ -125,14 +125,12 @@ def check_scoring(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float
     """
     base = unwrap(model)
     sequences = _random_sequences(min(len(tokenizer), output_head(model).weight.shape[0]))
+    (packed,) = pack(sequences, None, 10_000, base.device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            worst = max(
-                _worst_difference(model, packed)
-                for packed in pack(sequences, None, 10_000, base.device)
-            )
+            worst = _worst_difference(model, packed)
     finally:
         model.train(was_training)
     tolerance = _tolerance(base)
@@ -181,5 +179,10 @@ def _worst_difference(model: nn.Module, packed: PackedBatch) -> float:
         logp = logp[packed.predict_T[here] - start]
         logprobs.append(logp.gather(1, packed.target_T[here][:, None])[:, 0])
         entropies.append(-(logp.exp() * logp).sum(dim=-1))
-    pairs = ((scores.logprob_T, logprobs), (scores.entropy_T, entropies))
-    return max(float((ours - torch.cat(theirs)).abs().max()) for ours, theirs in pairs)
+    difference_T = torch.cat(
+        [
+            scores.logprob_T - torch.cat(logprobs),
+            scores.entropy_T - torch.cat(entropies),
+        ]
+    )
+    return float(difference_T.abs().max())

@@ -2,7 +2,7 @@
 
 A block is gzip of: 4 bytes little-endian length of a JSON header, the header, then planes of bytes.
 Header: ``{"vocabulary": [token texts], "groups": [{"prompt", "answer", "source", "columns",
-"responses": [number of tokens]}], "quantities": [names]}``. Planes, each over all tokens of the
+"responses": [number of tokens], "labels": [names of the responses] or absent}], "quantities": [names]}``. Planes, each over all tokens of the
 block: token index low byte, high byte; then for each quantity the high and the low byte of a
 bfloat16 (float32 cut to its upper half, so two to three significant figures; NaN where unknown).
 Bytes of one significance lie together because they compress better so.
@@ -157,13 +157,13 @@ class _Block:
         return len(self.groups) >= _GROUPS_PER_BLOCK or len(self._tokens) >= _TOKENS_PER_BLOCK
 
     def add(self, record: Record) -> None:
-        lengths = []
-        for response in record["responses"]:
-            if isinstance(response, dict):
-                lengths.append(self._add_response(response))
+        responses = [r for r in record["responses"] if isinstance(r, dict)]
+        lengths = [self._add_response(response) for response in responses]
+        labels = [_text(r["label"]) for r in responses if "label" in r]
         columns = record.get("columns")
         self.groups.append(
             {
+                **({"labels": labels} if len(labels) == len(responses) > 0 else {}),
                 "prompt": _text(record.get("prompt")),
                 "answer": None if record.get("answer") is None else _text(record["answer"]),
                 "source": _text(record.get("source")),

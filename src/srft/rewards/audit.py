@@ -40,10 +40,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """checked: ground truths tried; failed: those that do not verify against themselves."""
+    """checked: ground truths tried; failed: those that do not verify against themselves.
+    text_only: those math-verify finds no meaning in, so that only an answer of the same spelling
+    will be right."""
 
     checked: int
     failed: tuple[Finding, ...]
+    text_only: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def _tail(text: str) -> str:
 
 
 _REASONS = {
+    "text_only": "the ground truth is no formula, so only the same spelling is right",
     "no_answer": "no answer can be read in it",
     "bad_gold": "the ground truth cannot be read",
     "timeout": "verification ran into the time limit",
@@ -142,6 +146,7 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
         if example.answer is None
     ]
     rows = [example for example in examples if example.answer is not None]
+    text_only: list[Finding] = []
     compared = False
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]
@@ -152,9 +157,12 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
                 if verdict.score != 1.0:
                     why = _REASONS.get(verdict.status, "it does not verify against itself")
                     failed.append(Finding(example.source, text, example.answer, f"{label}: {why}"))
+                elif verdict.status == "text_only":
+                    why = f"{label}: {_REASONS['text_only']}"
+                    text_only.append(Finding(example.source, text, example.answer, why))
     if rows and not compared:
         return AnswerReport(0, ())
-    return AnswerReport(len(rows), tuple(failed))
+    return AnswerReport(len(rows), tuple(failed), tuple(text_only))
 
 
 def check_demonstrations(

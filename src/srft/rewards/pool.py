@@ -359,9 +359,18 @@ class VerifierPool:
             return self._state
 
     def stats(self) -> dict[str, int]:
-        """Items by outcome since the start: ok, no_answer, bad_gold, timeout, memory, crash, and
+        """Items by outcome since the start: ok, text_only, no_answer, bad_gold, timeout, memory, crash, and
         `restarted`, the workers that died and whose item was tried again."""
-        names = ("ok", "no_answer", "bad_gold", "timeout", "memory", "crash", "restarted")
+        names = (
+            "ok",
+            "text_only",
+            "no_answer",
+            "bad_gold",
+            "timeout",
+            "memory",
+            "crash",
+            "restarted",
+        )
         counts = self._state.counts() if self._state else Counter()
         return {name: counts[name] for name in names}
 

@@ -42,8 +42,8 @@ class Score:
 
     reward: weighted sum of the parts that apply; NaN if none does. parts: each reward before its
     weight, None where it does not apply. correct: reward > the scorer's threshold. status: for each
-    verifier of this package what came of it ("ok", "no_answer", "bad_gold", "timeout", "memory",
-    "crash"; see `srft.rewards.verifiers.Verdict`).
+    verifier of this package what came of it ("ok", "text_only", "no_answer", "bad_gold", "timeout",
+    "memory", "crash"; see `srft.rewards.verifiers.Verdict`).
     """
 
     reward: float

@@ -22,7 +22,7 @@ from srft.rewards.answers import (
     same_answer,
 )
 
-Status = Literal["ok", "no_answer", "bad_gold", "timeout", "memory", "crash"]
+Status = Literal["ok", "text_only", "no_answer", "bad_gold", "timeout", "memory", "crash"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Verdict:
     """What came of verifying one completion.
 
     score: in [0, 1], or None where the verifier does not apply (its ground truth is unusable).
-    status: "ok" it was compared; "no_answer" no answer could be read in the completion (score 0);
+    status: "ok" it was compared; "text_only" it was compared as text, because math-verify finds no
+        meaning in the ground truth, so that only the same spelling is right; "no_answer" no answer could be read in the completion (score 0);
         "bad_gold" the ground truth could not be read (score None); "timeout", "memory", "crash" the
         worker was stopped or died while verifying it (score 0).
     """
@@ -98,7 +99,8 @@ def check_math(
     found = parse(math_completion_text(text), parsing_timeout=None)
     if not found:
         return NO_ANSWER
-    return RIGHT if verify(gold, found, timeout_seconds=None) else WRONG
+    right = verify(gold, found, timeout_seconds=None)
+    return Verdict(float(right), "text_only" if all(isinstance(g, str) for g in gold) else "ok")
 
 
 # --- exact ----------------------------------------------------------------------------------------
@@ -122,22 +124,24 @@ def check_exact(
 
 _LETTER_ALONE = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*(?:is\s*)?:?\s*)?"
-    r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?\s*[.:,;]?",
+    r"[(\[{]?\s*([A-Za-z1-9])\s*[)\]}]?\s*[.:,;]?",
     re.IGNORECASE,
 )
 _LETTER_FIRST = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+([A-Za-z])\b"
-    r"|\(\s*([A-Za-z])\s*\)"
-    r"|\[\s*([A-Za-z])\s*\]"
-    r"|([A-Za-z])\s*[).:]"
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+([A-Za-z1-9])\b"
+    r"|\(\s*([A-Za-z1-9])\s*\)"
+    r"|\[\s*([A-Za-z1-9])\s*\]"
+    r"|([A-Za-z1-9])\s*[).:](?!\d)"
     r"|([B-HJ-Z])\s*(?:,|-|\s(?:because|since|as|is)\b)"
     r"|(A)\s*(?:,|-|\s(?:because|since)\b))",
     re.IGNORECASE,
 )
 _OPTION_LAST = re.compile(
-    r"\b(?:option|choice)\s+[(\[]?([A-Za-z])\b[)\]]?|\(([A-Z])\)", re.IGNORECASE
+    r"\b(?:option|choice)\s+[(\[]?([A-Za-z1-9])\b[)\]]?|\(([A-Z1-9])\)", re.IGNORECASE
 )
-_MORE_LETTERS = re.compile(r"\s*(?:,|/|&|\band\b|\bor\b)\s*[(\[]?[A-Za-z][)\]]?(?![A-Za-z])", re.I)
+_MORE_LETTERS = re.compile(
+    r"\s*(?:,|/|&|\band\b|\bor\b)\s*[(\[]?[A-Za-z1-9][)\]]?(?![A-Za-z0-9])", re.I
+)
 _LONGEST_LINE = 2000
 
 
@@ -155,7 +159,7 @@ def _options_of(columns: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The option letter (upper case) that a short answer names, or None.
+    """The option's letter (upper case) or digit that a short answer names, or None.
 
     >>> [read_choice(a, {}) for a in ("(B)", "B.", "Option b", "B. Paris", "A and C")]
     ['B', 'B', 'B', 'B', None]

@@ -271,7 +271,7 @@ class _Call:
         assert stop is not None and cache is not None
         # The one synchronisation with the device in a step.
         codes = stop.table[rows.tokens[: rows.active, rows.column]].cpu().numpy()
-        full = rows.birth[: rows.active] == rows.clock - rows.max_tokens + 1
+        full = rows.full()
         hits = np.flatnonzero((codes != 0) | full).tolist()
         if not hits:
             return

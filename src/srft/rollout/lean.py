@@ -69,7 +69,9 @@ class LeanDecoder:
         signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         self.rotation = torch.stack((cos[0], signed[0]), dim=1)[:, :, None]
 
-    def step(self, token_A: Tensor, position_A: Tensor, mask: Tensor | None, cache: RowCache) -> Tensor:
+    def step(
+        self, token_A: Tensor, position_A: Tensor, mask: Tensor | None, cache: RowCache
+    ) -> Tensor:
         """Logits [A, V] after one more token per row, whose keys and values go to the cache."""
         hidden = functional.embedding(token_A, self.embedding)
         cos, sin = self.rotation.index_select(0, position_A).unbind(1)
@@ -85,9 +87,7 @@ class LeanDecoder:
                 qk = qk * layer.head_scale
             swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
             qk = torch.addcmul(qk * cos, swapped, sin)
-            keys, values = cache.update(
-                qk[:, self.heads :, None], qkv[:, both:, None], number
-            )
+            keys, values = cache.update(qk[:, self.heads :, None], qkv[:, both:, None], number)
             out, _ = rollout_attention(
                 layer.attention,
                 qk[:, : self.heads, None],
@@ -128,7 +128,9 @@ def _plain(model: Any) -> bool:
         kind = type(module)
         leaf = next(module.children(), None) is None
         known = kind in _TORCH_MODULES or kind.__module__.startswith("transformers.")
-        if not known or (leaf and hasattr(module, "variance_epsilon") and kind.__name__ not in _NORMS):
+        if not known or (
+            leaf and hasattr(module, "variance_epsilon") and kind.__name__ not in _NORMS
+        ):
             return False
     return True
 

@@ -40,8 +40,9 @@ class Rows:
         self.tokens = torch.zeros(rows, max_tokens, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(rows, max_tokens, dtype=torch.float32, device=device)
         self.uniforms = torch.zeros(rows, max_tokens, dtype=torch.float64, device=device)
-        # On the host: clock of the first sampled token; prompt length; who the row is.
+        # On the host: clock of the first sampled token; most tokens; prompt length; who the row is.
         self.birth = np.zeros(rows, dtype=np.int64)
+        self.limit = np.full(rows, max_tokens, dtype=np.int64)
         self.prompt_length = np.zeros(rows, dtype=np.int64)
         self.request = np.zeros(rows, dtype=np.int64)
         self.sample = np.zeros(rows, dtype=np.int64)
@@ -55,10 +56,16 @@ class Rows:
         a = self.active
         return self.prompt_length[:a] + (self.clock - self.birth[:a])
 
+    def full(self) -> np.ndarray:
+        """Which rows have sampled as many tokens as they may, bool [A]."""
+        a = self.active
+        return self.clock - self.birth[:a] + 1 >= self.limit[:a]
+
     def add(self, tickets: list[Ticket], requests: list[RolloutRequest]) -> slice:
         """Append rows whose first token is sampled at the present clock; returns where they are."""
         new = slice(self.active, self.active + len(tickets))
         self.birth[new] = self.clock
+        self.limit[new] = self.max_tokens
         self.request[new] = [t.request for t in tickets]
         self.sample[new] = [t.sample for t in tickets]
         self.prompt_length[new] = [len(requests[t.request].prompt_ids) for t in tickets]
@@ -90,7 +97,7 @@ class Rows:
         self.active = remaining
         if not holes:
             return None
-        for host in (self.birth, self.prompt_length, self.request, self.sample):
+        for host in (self.birth, self.limit, self.prompt_length, self.request, self.sample):
             host[holes] = host[movers]
         to_row = torch.tensor(holes, device=self.tokens.device)
         from_row = torch.tensor(movers, device=self.tokens.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,6 +113,9 @@ def set_up(
     if tokenizer is None:
         path = model.name_or_path if isinstance(model, PreTrainedModel) else model_config.path
         tokenizer = load_tokenizer(model_config.model_copy(update={"path": path}))
+    if config.data.chat_template not in ("auto", "none"):
+        # So that the exported model is asked the way it was trained.
+        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
     splits = _read(config, train, evaluation)
     notes: list[str] = []
     examples, held_out = _tokenize(config, splits, tokenizer, notes, console)

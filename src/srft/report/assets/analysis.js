@@ -5,7 +5,7 @@ let FACTS = {};
 const known = (e) => (e && e.value !== null ? e : { value: null, low: null, high: null });
 const between = (e, show) => [show(known(e).value), known(e).low !== null && el("small", {}, ` ${show(e.low)} … ${show(e.high)}`)];
 const shiftsOf = (kind) => FACTS.shifts.filter((s) => s.kind === kind);
-const modelColor = (name) => color(DATA.runs.findIndex((r) => r.name === name));
+const modelColor = (name) => color(DATA.models.indexOf(name));
 const modelHead = (name) => el("span", {}, el("i", { class: "dot", style: { background: modelColor(name) } }), name);
 const kindsOf = () => [...new Set(FACTS.shifts.map((s) => s.kind))];
 
@@ -142,13 +142,13 @@ function buildGradient(view) {
       card(barChart("Positions touched", rows("positions"), { top: 1 })),
       card(barChart("Vocabulary touched at a position", rows("vocabulary"), { what: "Mean over positions of the share of entries above the threshold" })),
       card(barChart("Vocabulary touched anywhere", rows("union")))), el("div", { class: "gap" }),
-    card(table(["term", "kind", "tokens", "mean sum of |gradient|", "of it on the token itself", "entries that hold 90 %"],
-      g.terms.map((t) => [t.term, t.source, number(t.tokens), number(t.size, 3), percent(t.taken), number(t.entries_90, 3)]))));
+    card(table(["term", "kind", "tokens", "mean sum of |gradient|", "entries that hold 90 %"],
+      g.terms.map((t) => [t.term, t.source, number(t.tokens), number(t.size, 3), number(t.entries_90, 3)]))));
 }
 
 async function openAnalysis() {
   FACTS = await inflateJson("facts");
-  const names = [DATA.base, ...DATA.runs.map((r) => r.name)];
+  const names = [DATA.base, ...DATA.models];
   openViews(names.join(" · "), el("span", { class: "chips" }, el("span", { class: "chip" }, `base: ${DATA.base}`)), [
     { id: "shift", title: "Token shift", build: buildShift },
     { id: "tokens", title: "Tokens", build: buildSamples },

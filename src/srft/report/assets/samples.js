@@ -63,7 +63,7 @@ async function buildSamples(view) {
   const index = await inflateJson("index");
   const starts = [];
   index.responses.reduce((at, n) => { starts.push(at); return at + n; }, 0);
-  const state = { run: "", outcome: "", kind: "", stepFrom: "", stepTo: "", rewardFrom: "", rewardTo: "", lengthFrom: "", lengthTo: "", find: "", sort: "step", quantity: "entropy", chosen: 0, ...memory.read().samples };
+  const state = { run: "", outcome: "", kind: "", stepFrom: "", stepTo: "", rewardFrom: "", rewardTo: "", lengthFrom: "", lengthTo: "", find: "", sort: "step", quantity: DATA.models ? "base" : "entropy", chosen: 0, ...memory.read().samples };
   const browser = new SampleBrowser(view, index, starts, state);
   if (shown < total) view.prepend(el("p", { class: "note" }, `${number(shown)} of ${number(total)} saved prompt groups are in this file, evenly chosen, to keep it small.`));
   browser.filter();
@@ -87,6 +87,8 @@ class SampleBrowser {
     this.hoverTokens();
   }
 
+  has(column) { return this.index[column].some((v) => v !== null); }
+
   filters() {
     const set = (part) => { Object.assign(this.state, part); memory.write({ samples: this.state }); this.filter(); };
     const number = (key, label) => el("input", { id: key, type: "number", step: "any", placeholder: label, "aria-label": key, value: this.state[key], oninput: (event) => set({ [key]: event.target.value }) });
@@ -98,7 +100,7 @@ class SampleBrowser {
       el("input", { id: "find", type: "search", placeholder: "Search prompts and responses", value: this.state.find, oninput: (event) => { clearTimeout(this.timer); const find = event.target.value; this.timer = setTimeout(() => set({ find }), 180); } }),
       DATA.runs.length > 1 && choice("Run", [["", "all runs"], ...DATA.runs.map((r, i) => [i, r.name])], this.state.run, (run) => set({ run }), "run"),
       kinds,
-      range("Step", "stepFrom", "stepTo"), range("Reward", "rewardFrom", "rewardTo"), range("Length", "lengthFrom", "lengthTo"),
+      this.has("step") && range("Step", "stepFrom", "stepTo"), this.has("reward") && range("Reward", "rewardFrom", "rewardTo"), range("Length", "lengthFrom", "lengthTo"),
       el("div", { class: "row" },
         choice("Order", [["step", "step"], ["latest", "latest first"], ["reward", "mean reward"], ["-reward", "mean reward, high first"], ["length", "longest response"]], this.state.sort, (sort) => set({ sort }), "sort"),
         el("button", { id: "reset", class: "ghost", onclick: () => this.reset() }, "Clear")));
@@ -194,7 +196,7 @@ class SampleBrowser {
   /* Where a group comes from, in a word: its step, or its source where it has none. */
   place(g) {
     const { step, source } = this.index;
-    return step[g] !== null ? `step ${number(step[g])}` : source[g];
+    return step[g] !== null ? `step ${number(step[g])}` : source[g].split("/").pop();
   }
 
   step(move) {
@@ -230,7 +232,7 @@ class SampleBrowser {
         el("div", { class: "segments", role: "radiogroup", "aria-label": "Colour tokens by" }, quantities.map(([id, q]) =>
           el("button", { id: "by-" + id, role: "radio", "aria-checked": String(id === this.state.quantity), onclick: () => { this.state.quantity = id; memory.write({ samples: this.state }); this.paintDetail(g, block); } }, q.title))),
         legendOf(chosen, size, this.state.quantity)),
-      el("div", { class: "responses" }, this.order(g, group).map((r) => this.response(g, r, size, chosen))));
+      el("div", { class: "responses" }, this.order(g, group).map((r) => this.response(g, group, r, size, chosen))));
   }
 
   /* Demonstrations first, then rollouts as saved. */
@@ -253,7 +255,7 @@ class SampleBrowser {
     });
   }
 
-  response(g, r, size, chosen) {
+  response(g, group, r, size, chosen) {
     const k = this.starts[g] + r, { index } = this;
     const tokens = this.tokens[r];
     const body = el("div", { class: "tokens", dir: "auto", "data-response": r });
@@ -267,8 +269,9 @@ class SampleBrowser {
     const dim = !this.passes(k);
     const names = index.kind.slice(this.starts[g], k).filter((v) => v === index.kind[k]).length + 1;
     const alike = index.kind.slice(this.starts[g], this.starts[g] + index.responses[g]).filter((v) => v === index.kind[k]).length;
+    const label = group.labels ? group.labels[r] : (index.kind[k] ? "Demonstration" : "Rollout") + (alike > 1 || !index.kind[k] ? ` ${names}` : "");
     return el("article", { class: "response " + (index.kind[k] ? "demo" : "rollout") + (dim ? " dim" : "") },
-      el("header", {}, el("b", {}, (index.kind[k] ? "Demonstration" : "Rollout") + (alike > 1 || !index.kind[k] ? ` ${names}` : "")),
+      el("header", {}, el("b", {}, label),
         right !== null && el("span", { class: right ? "right" : "wrong" }, right ? "✓ right" : "✗ wrong"),
         index.truncated[k] ? el("span", { class: "wrong" }, "truncated") : null,
         el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),

@@ -1,0 +1,75 @@
+"""``python -m srft.reference FILE``: docs/configuration.md, made from the config's own descriptions."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from srft.config import SRFTConfig
+
+_INTRO = """# Configuration
+
+A recipe is a YAML file with the sections below; every setting can be replaced on the command line as
+`section.key=value`, and `srft train recipe.yaml --dry-run` prints what results. Unknown keys are
+refused, with the nearest known one named. This page is generated (`make docs`).
+"""
+
+
+def reference() -> str:
+    """The page as Markdown: a table for each section, nested sections after their parent."""
+    parts = [_INTRO]
+    todo: list[tuple[str, type[BaseModel]]] = [("", SRFTConfig)]
+    while todo:
+        name, model = todo.pop(0)
+        title = f"`{name}`" if name else "Top level"
+        about = " ".join((model.__doc__ or "").split())
+        parts.append(f"## {title}\n\n{about}\n\n| key | type | default | what it is |\n|---|---|---|---|")
+        for key, field in model.model_fields.items():
+            parts.append(_row(key, field))
+            nested = _nested(field.annotation)
+            path = f"{name}.{key}" if name else key
+            if nested is not None and not any(nested is seen for _, seen in todo):
+                todo.append((path, nested))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    cells = (f"`{key}`", _type(field.annotation), _default(field), field.description or "")
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _type(annotation: Any) -> str:
+    if isinstance(annotation, type):
+        return annotation.__name__
+    text = str(annotation).replace("typing.", "").replace("Literal", "")
+    for prefix in ("srft.", "NoneType"):
+        text = text.replace(prefix, "None" if prefix == "NoneType" else "")
+    return text
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        made = field.default_factory()  # type: ignore[call-arg]
+        return "see below" if isinstance(made, BaseModel) else f"`{made}`"
+    assert field.default is not PydanticUndefined
+    return "" if field.default is None else f"`{field.default!r}`"
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")

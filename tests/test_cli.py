@@ -1,0 +1,166 @@
+"""The command as a user meets it: bad input gives one clear line and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srft.cli import main
+from srft.trainer.checkpoint import list_checkpoints
+
+
+@pytest.fixture
+def srft(recipe, tmp_path, capsys):
+    """``srft(*arguments, **sections)`` runs the command on a recipe file; returns (code, out, err)."""
+
+    def run(*arguments: str, command: tuple[str, ...] = ("train",), **sections):
+        path = tmp_path / "recipe.yaml"
+        config = recipe(**{"train": {"steps": 2}, **sections})
+        path.write_text(config.to_yaml())
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, str(path), *arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+def write(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def row(**columns) -> str:
+    return json.dumps({"prompt": "a = 1 + 1 ; a ?", "answer": "2", **columns})
+
+
+def test_a_run_ends_with_a_table_and_places(srft, tmp_path):
+    code, out, _ = srft("data.eval=lab", "data.eval_limit=9", "evaluation.max_tokens=8")
+    assert code == 0
+    assert "out of distribution" in out and "exported model" in out
+    for place in ("model/model.safetensors", "plots/overview.png", "metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "run" / place).exists(), place
+
+
+def test_dry_run_prints_the_resolved_recipe_and_trains_nothing(srft, tmp_path):
+    code, out, _ = srft("--dry-run", "train.learning_rate=0.25")
+    assert code == 0
+    assert yaml.safe_load(out)["train"]["learning_rate"] == 0.25
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "words"),
+    [
+        ("train.stepz=3", 2, ["train.stepz", "did you mean steps"]),
+        ("method=srtf", 2, ["srtf", "srft"]),
+        ("train.steps=0", 2, ["train.steps", "greater than or equal to 1"]),
+        ("objective.gate=0.5", 2, ["gate", "srft"]),
+        ("model.path=/no/such/model", 4, ["/no/such/model", "model.path"]),
+        ("data.train=/no/such/file.jsonl", 3, ["/no/such/file.jsonl"]),
+        ("rollout.max_tokens=5000", 2, ["window of 256", "rollout.max_tokens"]),
+        ("data.max_prompt_tokens=2", 3, ["none of the 40 examples", "max_prompt_tokens"]),
+        ("rollout.temperature=0", 2, ["temperature", "use 1.0"]),
+        ("evaluation.every_steps=1", 2, ["no evaluation data", "data.eval"]),
+        ("reward=maths", 2, ["maths", "math"]),
+        ("train.device=cuda", 2, ["no GPU", "cpu"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(srft, tmp_path, override, code, words):
+    got, _, err = srft(override)
+    assert got == code, err
+    message = " ".join(err.split())
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], ["empty"]),
+        ([row(), "{broken"], ["train.jsonl:2"]),
+        ([json.dumps({"question_text": "1 + 1", "solution": "2"})], ["question_text", "data.columns"]),
+        ([row(demonstration="a = 1 + 1 = 2 #### 2"), row(prompt="")], ["train.jsonl:2", "prompt"]),
+    ],
+    ids=["empty", "broken-json", "no-known-column", "empty-prompt"],
+)
+def test_bad_data_names_file_and_row(srft, tmp_path, lines, words):
+    path = write(tmp_path / "train.jsonl", *lines)
+    code, _, err = srft(f"data.train={path}")
+    assert code == 3, err
+    for word in words:
+        assert word in err
+
+
+def test_an_answer_that_the_verifier_cannot_read_is_found_before_training(srft, tmp_path):
+    path = write(tmp_path / "train.jsonl", row(answer="4"), row(answer="\\left(\\frac{"))
+    code, _, err = srft(f"data.train={path}", "method=grpo", "reward=math")
+    assert code == 3
+    assert "train.jsonl:2" in err and "data.invalid_rows=drop" in err
+    code, out, _ = srft(f"data.train={path}", "method=grpo", "reward=math", "data.invalid_rows=drop")
+    assert code == 0 and "left out" in out
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise KeyError('missing')", ["KeyError", "missing"]),
+        ("return [1.0]", ["returned 1"]),
+        ("return [float('nan')] * len(completions)", ["nan"]),
+        ("return ['good'] * len(completions)", ["good"]),
+    ],
+    ids=["raises", "wrong-number", "nan", "text"],
+)
+def test_a_reward_function_that_fails_is_named_with_its_row(srft, tmp_path, body, words):
+    function = write(tmp_path / "mine.py", "def mine(prompts, completions, **columns):", f"    {body}")
+    code, _, err = srft(f"reward.function={function}:mine", reward={})
+    assert code == 5, err
+    for word in ["mine", *words]:
+        assert word in err
+
+
+def test_nothing_saved_is_lost_when_a_reward_fails_late(srft, tmp_path):
+    lines = [
+        "calls = 0",
+        "def mine(prompts, completions, **columns):",
+        "    global calls",
+        "    calls += 1",
+        "    if calls > 4:",
+        "        raise RuntimeError('late')",
+        "    return [float(len(c) % 2) for c in completions]",
+    ]
+    function = write(tmp_path / "mine.py", *lines)
+    settings = ["run.checkpoint_every=1", "reward.failed_demonstrations=keep", "train.steps=9"]
+    code, _, err = srft(f"reward.function={function}:mine", *settings, reward={})
+    assert code == 5 and "late" in err
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(steps) == 3 and saved[-1].name == "step_000003"
+
+
+def test_data_check_shows_tokens_and_finds_a_leak(srft, tmp_path):
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen ?"
+    train = write(tmp_path / "t.jsonl", row(prompt=text, demonstration="#### 2"), row(demonstration="#### 3"))
+    held_out = write(tmp_path / "e.jsonl", row(prompt="and " + text))
+    code, out, _ = srft(f"data.train={train}", f"data.eval={held_out}", command=("data", "check"))
+    assert code == 0
+    assert "fail their verifier, of 2: 1" in out and "t.jsonl:2" in out
+    assert "evaluation data eval: 1 (such as" in out
+
+
+def test_reward_check_lists_disagreements(tmp_path, capsys):
+    path = write(
+        tmp_path / "labelled.jsonl",
+        json.dumps({"completion": "so it is \\boxed{1/2}", "answer": "0.5", "label": True}),
+        json.dumps({"completion": "\\boxed{3}", "answer": "4", "label": True}),
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["reward", "check", path])
+    out = capsys.readouterr().out
+    assert not stopped.value.code
+    assert "agreement 50.00%" in out and "labelled.jsonl:2" in out
