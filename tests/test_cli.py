@@ -98,7 +98,7 @@ def test_bad_data_names_file_and_row(srft, tmp_path, lines, words):
 
 
 def test_an_answer_that_the_verifier_cannot_read_is_found_before_training(srft, tmp_path):
-    path = write(tmp_path / "train.jsonl", row(answer="4"), row(answer="\\left(\\frac{"))
+    path = write(tmp_path / "train.jsonl", row(answer="4"), row(answer="$$"))
     code, _, err = srft(f"data.train={path}", "method=grpo", "reward=math")
     assert code == 3
     assert "train.jsonl:2" in err and "data.invalid_rows=drop" in err
@@ -118,7 +118,7 @@ def test_an_answer_that_the_verifier_cannot_read_is_found_before_training(srft, 
 )
 def test_a_reward_function_that_fails_is_named_with_its_row(srft, tmp_path, body, words):
     function = write(tmp_path / "mine.py", "def mine(prompts, completions, **columns):", f"    {body}")
-    code, _, err = srft(f"reward.function={function}:mine", reward={})
+    code, _, err = srft(reward={"function": f"{function}:mine"})
     assert code == 5, err
     for word in ["mine", *words]:
         assert word in err
@@ -135,8 +135,8 @@ def test_nothing_saved_is_lost_when_a_reward_fails_late(srft, tmp_path):
         "    return [float(len(c) % 2) for c in completions]",
     ]
     function = write(tmp_path / "mine.py", *lines)
-    settings = ["run.checkpoint_every=1", "reward.failed_demonstrations=keep", "train.steps=9"]
-    code, _, err = srft(f"reward.function={function}:mine", *settings, reward={})
+    reward = {"function": f"{function}:mine", "failed_demonstrations": "keep"}
+    code, _, err = srft("run.checkpoint_every=1", "train.steps=9", reward=reward)
     assert code == 5 and "late" in err
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")
     steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

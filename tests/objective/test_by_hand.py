@@ -299,3 +299,28 @@ def test_adaptive_entropy_bonus_follows_the_previous_step_s_entropy():
     for previous, coefficient in ((None, 0.01), (0.25, 0.02), (1.0, 0.005)):
         loss, _, _ = run(method, seqs, Progress(3, 10, previous))
         assert loss == pytest.approx(-coefficient * H_U)
+
+
+def test_given_tokens_keep_importance_weight_one():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].prefix = 1  # a0 was given; its sampler log-probability is a placeholder
+    seqs[0].sampler, seqs[1].sampler = [0.0, LP["a1"] - LN2], [LP["b0"]]
+    overrides = {"importance_cap": 5.0, "prefix_entropy_share": 1.0}
+    loss, _, _ = run(get_method("prefix-rft", overrides, longest_response=10), seqs)
+    assert loss == pytest.approx(-(1 / 2 * (1 + 2) - 1 / 2) / 20)
+
+
+def test_batch_level_entropy_is_that_of_demonstrations_for_sft_and_of_rollouts_for_rl():
+    method = get_method("srft", {**NO_EPSILON, "entropy_level": "batch", "weight_demo_rl": 0.0})
+    loss, _, _ = run(method, sequences(), batch_entropy=(LN2, 2 * LN2))
+    # w_SFT = 0.5 / 2, w_RL = 0.1 * 4
+    assert loss == pytest.approx(0.25 * 5 * LN2 / 2 - 0.4 * 2 * A / 4 - B / 4)
+
+
+def test_the_two_sided_clip_bounds_the_loss_of_a_wrong_rollout():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].old = [LP["a0"], LP["a1"]]
+    seqs[1].old = [LP["b0"] - math.log(4)]
+    loss, gradient, _ = run(get_method("grpo", {**NO_EPSILON, "ratio_cap": 3.0}), seqs)
+    assert loss == pytest.approx((-C + 3 * C) / 2)
+    assert gradient[2].abs().max().item() == 0.0

@@ -175,6 +175,8 @@ def test_groups_are_told_apart_wherever_their_rows_are():
 
 def test_rewards_that_cannot_be_averaged_exactly_still_give_exactly_zero():
     table = sequence_table([TrainingSequence((0,), (1,), 0, False, 0.1, False)] * 3)
+    # (0.1 + 0.1 + 0.1) / 3 is 0.10000000000000002.
+    table = replace(table, reward_S=torch.full((3,), 0.1, dtype=torch.float64))
     method = get_method("grpo")
     assert method.advantage(table, method.switches).tolist() == [0.0, 0.0, 0.0]
 

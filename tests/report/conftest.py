@@ -24,7 +24,9 @@ HOSTILE = (
 def metric(step: int, total: int, rng: random.Random, seed: int, method: str) -> dict[str, Any]:
     x = step / max(1, total)
     noise = rng.gauss
-    accuracy = min(1.0, max(0.0, 0.22 + 0.5 * (1 - math.exp(-3 * x)) + noise(0, 0.03) + 0.01 * seed))
+    accuracy = min(
+        1.0, max(0.0, 0.22 + 0.5 * (1 - math.exp(-3 * x)) + noise(0, 0.03) + 0.01 * seed)
+    )
     entropy = 0.75 - 0.25 * x + noise(0, 0.02)
     return {
         "step": step,
@@ -74,7 +76,7 @@ def metric(step: int, total: int, rng: random.Random, seed: int, method: str) ->
 
 def response(rng: random.Random, kind: str, words: list[str], correct: bool) -> dict[str, Any]:
     n = len(words)
-    logprob = [-abs(rng.gauss(0, 0.6)) ** 2 for _ in range(n)]
+    logprob = [-(abs(rng.gauss(0, 0.6)) ** 2) for _ in range(n)]
     return {
         "kind": kind,
         "text": "".join(words),
@@ -112,7 +114,9 @@ def sample(rng: random.Random, step: int, row: int, rollouts: int, tokens: int) 
 
 
 def write_jsonl(path: Path, records: list[Any]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8"
+    )
 
 
 def build_run(
@@ -143,7 +147,9 @@ def build_run(
         "command": f"srft train recipe.yaml method={method}",
     }
     (path / "environment.json").write_text(json.dumps(environment))
-    write_jsonl(path / "metrics.jsonl", [metric(s, steps, rng, seed, method) for s in range(1, steps + 1)])
+    write_jsonl(
+        path / "metrics.jsonl", [metric(s, steps, rng, seed, method) for s in range(1, steps + 1)]
+    )
     families = ("chain", "program", "story", "dot")
     write_jsonl(
         path / "evaluation.jsonl",
@@ -153,7 +159,9 @@ def build_run(
                 "name": "eval",
                 "accuracy": 0.25 + 0.4 * s / steps,
                 "n_problems": 200,
-                "by_family": {f: min(1, 0.2 + 0.1 * i + 0.4 * s / steps) for i, f in enumerate(families)},
+                "by_family": {
+                    f: min(1, 0.2 + 0.1 * i + 0.4 * s / steps) for i, f in enumerate(families)
+                },
                 "length_mean": 20.0,
                 "truncated": 0.01,
                 "interval": [0.2 + 0.4 * s / steps, 0.3 + 0.4 * s / steps],

@@ -47,13 +47,17 @@ class AnalysisResult:
     dynamics: Dynamics | None = None
     efficiency: Efficiency | None = None
     gradient: GradientView | None = None
-    out: Path = Path(".")
+    out: Path = Path()
     files: tuple[Path, ...] = ()
     browsed: tuple[Record, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """What analysis.json holds: every figure, without the token browser."""
-        return {k: v for k, v in asdict(replace(self, browsed=())).items() if k not in ("browsed", "files")}
+        return {
+            k: v
+            for k, v in asdict(replace(self, browsed=())).items()
+            if k not in ("browsed", "files")
+        }
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,11 @@ def _named(sources: list[Source]) -> list[Source]:
 
 
 def _score_all(
-    base: Any, sources: Sequence[Source], tokenized: list[TokenizedResponse], device: str, say: Callable
+    base: Any,
+    sources: Sequence[Source],
+    tokenized: list[TokenizedResponse],
+    device: str,
+    say: Callable,
 ) -> list[_Scored]:
     """Each further model against the base; two models are in memory at a time."""
     from srft.analysis.scoring import compare
@@ -161,7 +169,9 @@ def _score_all(
     return scored
 
 
-def _describe(tokenized: Sequence[TokenizedResponse], tokenizer: Any) -> tuple[list[str], list[str]]:
+def _describe(
+    tokenized: Sequence[TokenizedResponse], tokenizer: Any
+) -> tuple[list[str], list[str]]:
     """Text and class of every token, responses end to end."""
     special = set(tokenizer.all_special_ids)
     known: dict[int, tuple[str, str]] = {}
@@ -244,14 +254,21 @@ def _gradient(
     groups = list(dict.fromkeys(t.response.group for t in tokenized))[:64]
     batch = [t for t in tokenized if t.response.group in set(groups)]
     if chosen.rollouts and not any(t.response.kind != "demonstration" for t in batch):
-        notes.append("Gradient view: there are demonstrations only, so terms on rollouts have no tokens.")
+        notes.append(
+            "Gradient view: there are demonstrations only, so terms on rollouts have no tokens."
+        )
     return gradient_view(base, name, chosen, batch)
 
 
 def _method(name: str | None, runs: Sequence[Run]) -> Method:
     from srft.objective.methods import get_method
 
-    if name is None and runs and isinstance(runs[0].config.get("method"), str) and not runs[0].config.get("stages"):
+    if (
+        name is None
+        and runs
+        and isinstance(runs[0].config.get("method"), str)
+        and not runs[0].config.get("stages")
+    ):
         return get_method(runs[0].config["method"], runs[0].config.get("objective") or None)
     return get_method(name or "srft")
 
@@ -295,7 +312,11 @@ def _write(result: AnalysisResult) -> list[Path]:
     path = result.out / "analysis.json"
     text = json.dumps(_plain(result.to_json()), indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-    return [path, write_page(result, result.out / "analysis.html"), *plot_analysis(result, result.out / "plots")]
+    return [
+        path,
+        write_page(result, result.out / "analysis.html"),
+        *plot_analysis(result, result.out / "plots"),
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,7 +77,9 @@ def training_curves(runs: Sequence[Run], metric: str = "reward/accuracy") -> Eff
     curves = {name: _curve(members, metric) for name, members in groups.items()}
     levels = _levels([c for c in curves.values() if c is not None])
     return Efficiency(
-        metric, levels, tuple(_method(name, members, metric, levels) for name, members in groups.items())
+        metric,
+        levels,
+        tuple(_method(name, members, metric, levels) for name, members in groups.items()),
     )
 
 
@@ -88,7 +91,7 @@ def _method(name: str, runs: Sequence[Run], metric: str, levels: Sequence[float]
     found = {key: curve for key in METRICS if (curve := _curve(runs, key)) is not None}
     records = runs[0].metrics
     stages = tuple(
-        b["step"] for a, b in zip(records, records[1:], strict=False) if a.get("stage", 0) != b.get("stage", 0)
+        b["step"] for a, b in pairwise(records) if a.get("stage", 0) != b.get("stage", 0)
     )
     reached = tuple(_reached(level, main, axes) for level in levels) if main is not None else ()
     return MethodCurves(name, len(runs), steps, axes, found, stages, reached, parameters)
@@ -110,7 +113,9 @@ def _curve(runs: Sequence[Run], key: str) -> Curve | None:
     )
 
 
-def _axes(runs: Sequence[Run], steps: Sequence[int], parameters: int | None) -> dict[str, tuple[float, ...]]:
+def _axes(
+    runs: Sequence[Run], steps: Sequence[int], parameters: int | None
+) -> dict[str, tuple[float, ...]]:
     keys = {
         "sampled_tokens": "total/rollout_tokens",
         "trained_tokens": "total/trained_tokens",
@@ -126,7 +131,8 @@ def _axes(runs: Sequence[Run], steps: Sequence[int], parameters: int | None) -> 
     if parameters is not None and "trained_tokens" in axes:
         sampled = axes.get("sampled_tokens", tuple(0.0 for _ in steps))
         axes["flops"] = tuple(
-            parameters * (6 * trained + 2 * s) for trained, s in zip(axes["trained_tokens"], sampled, strict=True)
+            parameters * (6 * trained + 2 * s)
+            for trained, s in zip(axes["trained_tokens"], sampled, strict=True)
         )
     return axes
 
@@ -145,7 +151,9 @@ def _reached(level: float, curve: Curve, axes: dict[str, tuple[float, ...]]) -> 
     values = smooth(curve.mean)
     first = next((i for i, value in enumerate(values) if value >= level), None)
     cost = {
-        axis: axes[axis][first] if first is not None and axis in axes and first < len(axes[axis]) else None
+        axis: axes[axis][first]
+        if first is not None and axis in axes and first < len(axes[axis])
+        else None
         for axis in AXES
     }
     return Reached(level, cost)

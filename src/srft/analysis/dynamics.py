@@ -92,12 +92,18 @@ def learning_dynamics(
     Raises:
         CheckpointError, ModelError: a checkpoint that cannot be loaded.
     """
-    demo_T = np.concatenate([np.full(len(r.ids), r.response.kind == "demonstration") for r in responses])
+    demo_T = np.concatenate(
+        [np.full(len(r.ids), r.response.kind == "demonstration") for r in responses]
+    )
     space = ProbabilitySpace({base[0]: base[1], **references}, demo_T)
     start = Point(0, space.distances(base[1]))
-    method_of = {run.path: name for name, members in group_by_method(runs).items() for run in members}
+    method_of = {
+        run.path: name for name, members in group_by_method(runs).items() for run in members
+    }
     trajectories = [
-        Trajectory(run.name, method_of[run.path], (start, *_points(run.path, responses, space, device)))
+        Trajectory(
+            run.name, method_of[run.path], (start, *_points(run.path, responses, space, device))
+        )
         for run in runs
     ]
     return Dynamics(

@@ -104,7 +104,10 @@ def gradient_view(
                     if covered_T.any():
                         tallies[term.name].add(
                             logit_gradient(
-                                logp[covered_T], target_T[part][covered_T], g_T[covered_T], h_T[covered_T]
+                                logp[covered_T],
+                                target_T[part][covered_T],
+                                g_T[covered_T],
+                                h_T[covered_T],
                             )
                         )
     terms = tuple(tallies[term.name].result(term, vocabulary) for term in method.terms)
@@ -137,7 +140,9 @@ def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
 
 
 @torch.no_grad()
-def _batch(model: PreTrainedModel, responses: Sequence[TokenizedResponse], table: SequenceTable) -> TokenBatch:
+def _batch(
+    model: PreTrainedModel, responses: Sequence[TokenizedResponse], table: SequenceTable
+) -> TokenBatch:
     head = output_head(model)
     logprobs: list[list[Tensor]] = [[] for _ in responses]
     entropies: list[list[Tensor]] = [[] for _ in responses]
@@ -146,7 +151,9 @@ def _batch(model: PreTrainedModel, responses: Sequence[TokenizedResponse], table
         for part in tiles(len(target_T), head.weight.shape[0]):
             logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
             logprobs[row].append(logp.gather(1, target_T[part][:, None])[:, 0].cpu())
-            entropies[row].append(torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1).cpu())
+            entropies[row].append(
+                torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1).cpu()
+            )
     logprob_T = torch.cat([part for one in logprobs for part in one])
     entropy_T = torch.cat([part for one in entropies for part in one])
     index = token_index(table)

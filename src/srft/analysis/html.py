@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft import __version__
+from srft.analysis.curves import METRICS
+from srft.report.gather import figure_data
 from srft.report.html import MAX_BYTES
 from srft.report.page import gzip_json, page
 from srft.report.samples import pack_streams
@@ -30,6 +32,7 @@ def write_page(result: AnalysisResult, out: Path) -> Path:
         "responses": result.responses,
         "threshold": result.threshold,
         "notes": result.notes,
+        "figures": {key: figure_data(key) for key in METRICS},
         "models": compared,
         "runs": [{"name": result.models[0], "group": 0}],  # the sample browser's one source
     }

@@ -58,7 +58,9 @@ def find_model(reference: str | Path, options: Mapping[str, Any] | None = None) 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint of a run, by step."""
-    folders = [p for p in (run / "checkpoints").glob("step_*") if (p / "weights.safetensors").is_file()]
+    folders = [
+        p for p in (run / "checkpoints").glob("step_*") if (p / "weights.safetensors").is_file()
+    ]
     return sorted((int(p.name.removeprefix("step_")), p) for p in folders)
 
 
@@ -72,10 +74,22 @@ def _checkpoint(folder: Path, options: dict[str, Any]) -> Source:
             f"{folder}: {run / 'config.yaml'} says which model the checkpoint belongs to, and cannot be "
             "read; give the exported model (<run>/model) in its place"
         ) from error
-    kept = ("path", "revision", "tokenizer", "trust_remote_code", "rope_theta", "max_position_embeddings")
+    kept = (
+        "path",
+        "revision",
+        "tokenizer",
+        "trust_remote_code",
+        "rope_theta",
+        "max_position_embeddings",
+    )
     settings = {key: section[key] for key in kept if section.get(key) is not None}
     config = ModelConfig(**{**settings, **options})
-    return Source(f"{run.name}@{int(folder.name.removeprefix('step_'))}", config, folder / "weights.safetensors", run)
+    return Source(
+        f"{run.name}@{int(folder.name.removeprefix('step_'))}",
+        config,
+        folder / "weights.safetensors",
+        run,
+    )
 
 
 def load(source: Source, device: str = "cpu") -> PreTrainedModel:
@@ -114,7 +128,9 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
         tensors = load_file(weights)
         outcome = model.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{weights}: cannot be read into {type(model).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{weights}: cannot be read into {type(model).__name__}: {error}"
+        ) from error
     # Tied tensors are saved once, under one of their names.
     tied = _tied_names(model)
     missing = [name for name in outcome.missing_keys if name not in tied]

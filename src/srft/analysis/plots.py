@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.analysis.shift import Shift
-from srft.report.plots import CYCLE, PALETTE, smooth, style
+from srft.report.plots import CYCLE, PALETTE, plain_text, smooth, style
 
 if TYPE_CHECKING:
     from srft.analysis.analyze import AnalysisResult
@@ -24,7 +24,9 @@ def plot_analysis(result: AnalysisResult, folder: Path) -> list[Path]:
     with style():
         for kind in dict.fromkeys(s.kind for s in result.shifts):
             shifts = [s for s in result.shifts if s.kind == kind]
-            written.append(_shift(shifts, result.threshold, folder / f"shift_{_file_name(kind)}.png"))
+            written.append(
+                _shift(shifts, result.threshold, folder / f"shift_{_file_name(kind)}.png")
+            )
         if result.dynamics is not None:
             written.append(_dynamics(result.dynamics, folder / "dynamics.png"))
         if result.efficiency is not None:
@@ -38,7 +40,9 @@ def _shift(shifts: Sequence[Shift], threshold: float, out: Path) -> Path:
     """Four panels: how many tokens change, where along entropy, in what text, and where in it."""
     from matplotlib import pyplot
 
-    chart, axes = pyplot.subplots(2, 2, figsize=(11, 7.4), layout="constrained")
+    chart: Any
+    chart, axes = pyplot.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    chart.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
     _changed_panel(axes[0, 0], shifts)
     _entropy_panel(axes[0, 1], shifts)
     _class_panel(axes[1, 0], shifts, threshold)
@@ -47,7 +51,7 @@ def _shift(shifts: Sequence[Shift], threshold: float, out: Path) -> Path:
     chart.legend(handles, labels, loc="outside upper right", ncols=len(labels))
     kind = shifts[0].kind
     chart.suptitle(
-        f"Token shift against {shifts[0].base} on {shifts[0].responses} {kind}s".replace("$", r"\$"),
+        plain_text(f"Token shift against {shifts[0].base} on {shifts[0].responses} {kind}s"),
         x=0.008, ha="left", fontsize=13, weight="bold",
     )  # fmt: skip
     return _save(chart, out)
@@ -59,14 +63,21 @@ def _changed_panel(ax: Any, shifts: Sequence[Shift]) -> None:
     for i, shift in enumerate(shifts):
         at = [x + (i - (len(shifts) - 1) / 2) * thick for x in range(len(thresholds))]
         values = [100 * shift.changed[t].value for t in thresholds]
-        ax.bar(at, values, thick * 0.9, color=_color(i), label=shift.model.replace("$", r"\$"))
+        ax.bar(at, values, thick * 0.9, color=_color(i), label=plain_text(shift.model))
         for x, t, value in zip(at, thresholds, values, strict=True):
             e = shift.changed[t]
             if e.low is not None and e.high is not None:
                 ax.plot([x, x], [100 * e.low, 100 * e.high], color=PALETTE["ink"], linewidth=1)
             top = max(value, 100 * (e.high or 0))
             if len(shifts) <= 3:
-                ax.annotate(f"{value:.1f}", (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
+                ax.annotate(
+                    f"{value:.1f}",
+                    (x, top),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
     ax.set_xticks(range(len(thresholds)), [f"> {t:g}" for t in thresholds])
     ax.grid(axis="x", visible=False)
     ax.set_title("Tokens whose probability changes by more than … (%)")
@@ -78,7 +89,7 @@ def _entropy_panel(ax: Any, shifts: Sequence[Shift]) -> None:
         xs, ys = [b.entropy for b in shift.by_entropy], [b.change for b in shift.by_entropy]
         ax.plot(xs, ys, "o-", color=_color(i), markersize=4)
         ax.annotate(
-            f"ρ = {rho.value:.2f}", (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points",
+            f"$\\rho$ = {rho.value:.2f}", (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points",
             va="center", fontsize=8.5, color=_color(i), annotation_clip=False,
         )  # fmt: skip
     ax.set_ylim(bottom=0)
@@ -93,7 +104,12 @@ def _class_panel(ax: Any, shifts: Sequence[Shift], threshold: float) -> None:
     for i, shift in enumerate(shifts):
         found = {c.name: c for c in shift.by_class}
         at = [x + (i - (len(shifts) - 1) / 2) * thick for x in range(len(names))]
-        ax.bar(at, [100 * found[n].changed.value if n in found else 0 for n in names], thick * 0.9, color=_color(i))
+        ax.bar(
+            at,
+            [100 * found[n].changed.value if n in found else 0 for n in names],
+            thick * 0.9,
+            color=_color(i),
+        )
         for x, name in zip(at, names, strict=True):
             e = found[name].changed if name in found else None
             if e is not None and e.low is not None and e.high is not None:
@@ -108,7 +124,9 @@ def _class_panel(ax: Any, shifts: Sequence[Shift], threshold: float) -> None:
 def _position_panel(ax: Any, shifts: Sequence[Shift], threshold: float) -> None:
     for i, shift in enumerate(shifts):
         xs = [50 * (b.low + b.high) for b in shift.by_position]
-        ax.plot(xs, [100 * b.changed for b in shift.by_position], "o-", color=_color(i), markersize=4)
+        ax.plot(
+            xs, [100 * b.changed for b in shift.by_position], "o-", color=_color(i), markersize=4
+        )
     ax.set_ylim(bottom=0)
     ax.set_xlim(0, 100)
     ax.set_xlabel("place in the response, %")
@@ -121,19 +139,40 @@ def _dynamics(dynamics: Dynamics, out: Path) -> Path:
 
     base, *others = dynamics.references
     others = others or [base]
-    chart, axes = pyplot.subplots(1, len(others), figsize=(5.4 * len(others), 4.6), layout="constrained", squeeze=False)
+    chart, axes = pyplot.subplots(
+        1, len(others), figsize=(5.4 * len(others), 4.6), layout="constrained", squeeze=False
+    )
     for ax, other in zip(axes.flat, others, strict=True):
         for i, trajectory in enumerate(dynamics.trajectories):
             xs = [p.distances[base] for p in trajectory.points]
             ys = [p.distances[other] for p in trajectory.points]
-            ax.plot(xs, ys, "-", color=_color(i), linewidth=1.4, label=trajectory.name.replace("$", r"\$"))
+            ax.plot(
+                xs,
+                ys,
+                "-",
+                color=_color(i),
+                linewidth=1.4,
+                label=plain_text(trajectory.name),
+            )
             sizes = [14 + 34 * k / max(1, len(xs) - 1) for k in range(len(xs))]
             ax.scatter(xs, ys, s=sizes, color=_color(i), zorder=3, edgecolor="white", linewidth=0.6)
         start = dynamics.trajectories[0].points[0]
-        ax.scatter([start.distances[base]], [start.distances[other]], s=90, marker="D", color=PALETTE["ink"], zorder=4)
-        ax.annotate("base", (start.distances[base], start.distances[other]), xytext=(8, 6), textcoords="offset points")
-        ax.set_xlabel(f"distance to the base ({base})".replace("$", r"\$"))
-        ax.set_title(f"Distance to {other}".replace("$", r"\$"))
+        ax.scatter(
+            [start.distances[base]],
+            [start.distances[other]],
+            s=90,
+            marker="D",
+            color=PALETTE["ink"],
+            zorder=4,
+        )
+        ax.annotate(
+            "base",
+            (start.distances[base], start.distances[other]),
+            xytext=(8, 6),
+            textcoords="offset points",
+        )
+        ax.set_xlabel(plain_text(f"distance to the base ({base})"))
+        ax.set_title(plain_text(f"Distance to {other}"))
         ax.margins(0.12)
     axes.flat[0].legend(loc="best")
     return _save(chart, out)
@@ -153,14 +192,28 @@ def _curves(efficiency: Efficiency, folder: Path) -> list[Path]:
     shown = [k for k in _PANELS if any(k in m.metrics for m in efficiency.methods)]
     if not shown:
         return []
-    chart, axes = pyplot.subplots(1, len(shown), figsize=(4.7 * len(shown), 3.7), layout="constrained", squeeze=False)
+    chart, axes = pyplot.subplots(
+        1, len(shown), figsize=(4.7 * len(shown), 3.7), layout="constrained", squeeze=False
+    )
     for ax, key in zip(axes.flat, shown, strict=True):
         for i, method in enumerate(efficiency.methods):
             if key in method.metrics:
                 c = method.metrics[key]
-                ax.plot(c.steps, smooth(c.mean), color=_color(i), label=f"{method.name} ×{method.runs}".replace("$", r"\$"))
+                ax.plot(
+                    c.steps,
+                    smooth(c.mean),
+                    color=_color(i),
+                    label=plain_text(f"{method.name}, {method.runs} runs"),
+                )
                 if method.runs > 1:
-                    ax.fill_between(c.steps, smooth(c.low), smooth(c.high), color=_color(i), alpha=0.15, linewidth=0)
+                    ax.fill_between(
+                        c.steps,
+                        smooth(c.low),
+                        smooth(c.high),
+                        color=_color(i),
+                        alpha=0.15,
+                        linewidth=0,
+                    )
                 for step in method.stages:
                     ax.axvline(step - 0.5, color=_color(i), linewidth=1, linestyle=(0, (3, 3)))
         ax.set_title(_PANELS[key])
@@ -173,17 +226,33 @@ def _curves(efficiency: Efficiency, folder: Path) -> list[Path]:
 def _efficiency(efficiency: Efficiency, folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
-    labels = {"steps": "steps", "sampled_tokens": "sampled tokens", "trained_tokens": "trained tokens", "flops": "FLOPs"}
+    labels = {
+        "steps": "steps",
+        "sampled_tokens": "sampled tokens",
+        "trained_tokens": "trained tokens",
+        "flops": "FLOPs",
+    }
     axes_known = [a for a in labels if any(a in m.axes for m in efficiency.methods)]
     methods = [m for m in efficiency.methods if efficiency.metric in m.metrics]
     if not methods:
         return []
-    chart, axes = pyplot.subplots(1, len(axes_known), figsize=(4.7 * len(axes_known), 3.7), layout="constrained", squeeze=False)
+    chart, axes = pyplot.subplots(
+        1,
+        len(axes_known),
+        figsize=(4.7 * len(axes_known), 3.7),
+        layout="constrained",
+        squeeze=False,
+    )
     for ax, axis in zip(axes.flat, axes_known, strict=True):
         for i, method in enumerate(efficiency.methods):
             if axis in method.axes and efficiency.metric in method.metrics:
                 values = smooth(method.metrics[efficiency.metric].mean)
-                ax.plot(method.axes[axis], values, color=_color(i), label=method.name.replace("$", r"\$"))
+                ax.plot(
+                    method.axes[axis],
+                    values,
+                    color=_color(i),
+                    label=plain_text(method.name),
+                )
         ax.set_xlabel(labels[axis])
         ax.set_title(f"{efficiency.metric} by {labels[axis]}")
     axes.flat[0].legend(loc="best")
@@ -195,21 +264,42 @@ def _gradient(view: GradientView, out: Path) -> Path:
     from matplotlib import pyplot
 
     terms = [t for t in view.terms if t.tokens]
-    chart, axes = pyplot.subplots(1, 3, figsize=(14, 3.9), layout="constrained")
-    titles = ("Positions touched (%)", "Vocabulary touched at a position (%)", "Vocabulary touched anywhere (%)")
-    for ax, title, name in zip(axes.flat, titles, ("positions", "vocabulary", "union"), strict=True):
+    chart: Any
+    chart, axes = pyplot.subplots(1, 3, figsize=(14, 4.1), layout="constrained")
+    chart.get_layout_engine().set(h_pad=0.1)
+    titles = (
+        "Positions touched (%)",
+        "Vocabulary touched at a position (%)",
+        "Vocabulary touched anywhere (%)",
+    )
+    for ax, title, name in zip(
+        axes.flat, titles, ("positions", "vocabulary", "union"), strict=True
+    ):
         thick = 0.8 / max(1, len(terms))
         for i, term in enumerate(terms):
             at = [x + (i - (len(terms) - 1) / 2) * thick for x in range(len(term.touched))]
-            ax.bar(at, [100 * getattr(t, name) for t in term.touched], thick * 0.9, color=_term_color(term, i), label=term.term)
+            ax.bar(
+                at,
+                [100 * getattr(t, name) for t in term.touched],
+                thick * 0.9,
+                color=_term_color(term, i),
+                label=term.term,
+            )
         if terms:
-            ax.set_xticks(range(len(terms[0].touched)), [f"> {t.threshold:g}" for t in terms[0].touched])
+            ax.set_xticks(
+                range(len(terms[0].touched)), [f"> {t.threshold:g}" for t in terms[0].touched]
+            )
         ax.set_xlabel("|gradient of one token's loss| at a logit")
         ax.grid(axis="x", visible=False)
         ax.set_title(title)
     if terms:
         axes[0].legend(loc="best")
-    chart.suptitle(f"What the terms of {view.method} touch, on {view.model}".replace("$", r"\$"), x=0.008, ha="left", weight="bold")
+    chart.suptitle(
+        plain_text(f"What the terms of {view.method} touch, on {view.model}"),
+        x=0.008,
+        ha="left",
+        weight="bold",
+    )
     return _save(chart, out)
 
 

@@ -89,13 +89,21 @@ def _read(place: str | Path, first_group: int) -> list[Response]:
     if path.is_dir() and (path / "samples.jsonl").is_file():
         path = path / "samples.jsonl"
     elif path.is_dir() and (path / "metrics.jsonl").is_file():
-        raise DataError(f"{path}: the run has saved no samples (run.samples_every is 0, or too few steps)")
+        raise DataError(
+            f"{path}: the run has saved no samples (run.samples_every is 0, or too few steps)"
+        )
     if path.is_file() and path.suffix == ".jsonl":
         rows = list(_rows(path))
         if rows and "responses" in rows[0][1] and _is_sample(rows[0][1]):
-            return [r for i, (at, row) in enumerate(rows) for r in _from_sample(row, at, first_group + i)]
+            return [
+                r
+                for i, (at, row) in enumerate(rows)
+                for r in _from_sample(row, at, first_group + i)
+            ]
         if rows and any(key in rows[0][1] for key in _RESPONSE_KEYS):
-            return [r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)]
+            return [
+                r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)
+            ]
     return _from_examples(str(place), first_group)
 
 
@@ -107,9 +115,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
+                raise DataError(
+                    f"{path}:{number}: not JSON ({error}); mend or remove the line"
+                ) from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: a row is an object of columns, not {type(row).__name__}")
+                raise DataError(
+                    f"{path}:{number}: a row is an object of columns, not {type(row).__name__}"
+                )
             yield f"{path}:{number}", row
 
 
@@ -139,7 +151,11 @@ def _from_sample(row: dict[str, Any], at: str, group: int) -> Iterator[Response]
 
 
 def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
-    key = next(key for key in _RESPONSE_KEYS if key in row) if any(k in row for k in _RESPONSE_KEYS) else None
+    key = (
+        next(key for key in _RESPONSE_KEYS if key in row)
+        if any(k in row for k in _RESPONSE_KEYS)
+        else None
+    )
     if key is None or "prompt" not in row:
         missing = "prompt" if key else "response"
         raise DataError(f"{at}: no `{missing}`; every row needs `prompt` and `response`")
@@ -164,14 +180,26 @@ def _from_examples(place: str, first_group: int) -> list[Response]:
     from srft.data.reading import load_examples
 
     return [
-        Response(example.prompt, text, "demonstration", example.source, first_group + i, 1.0, True, False, example.answer)
+        Response(
+            example.prompt,
+            text,
+            "demonstration",
+            example.source,
+            first_group + i,
+            1.0,
+            True,
+            False,
+            example.answer,
+        )
         for i, example in enumerate(load_examples(place))
         for text in example.demonstrations
     ]
 
 
 def _ids(value: Any) -> tuple[int, ...] | None:
-    return tuple(value) if isinstance(value, list) and all(isinstance(v, int) for v in value) else None
+    return (
+        tuple(value) if isinstance(value, list) and all(isinstance(v, int) for v in value) else None
+    )
 
 
 def _draw(found: list[Response], limit: int | None, seed: int) -> list[Response]:
@@ -233,7 +261,11 @@ def _from_text(
     if not rows:
         return {}
     unlimited = config.model_copy(
-        update={"max_prompt_tokens": None, "max_demonstration_tokens": None, "invalid_rows": "error"}
+        update={
+            "max_prompt_tokens": None,
+            "max_demonstration_tokens": None,
+            "invalid_rows": "error",
+        }
     )
     examples = []
     for row in rows:
@@ -246,12 +278,18 @@ def _from_text(
         r = responses[rows[item.index]]
         ids = item.demonstration_ids[0]
         # A response cut at the length limit never said that it was finished.
-        found[rows[item.index]] = TokenizedResponse(r, item.prompt_ids, ids[:-1] if r.truncated else ids)
+        found[rows[item.index]] = TokenizedResponse(
+            r, item.prompt_ids, ids[:-1] if r.truncated else ids
+        )
     return found
 
 
 def _notes(
-    given: Sequence[Response], done: Sequence[TokenizedResponse], cut: int, limit: int, tokenizer: Any
+    given: Sequence[Response],
+    done: Sequence[TokenizedResponse],
+    cut: int,
+    limit: int,
+    tokenizer: Any,
 ) -> list[str]:
     notes = []
     if cut:
@@ -267,5 +305,7 @@ def _notes(
     count = sum(t.ids.count(unknown) for t in done) if unknown is not None else 0
     if count:
         total = sum(len(t.ids) for t in done)
-        notes.append(f"{count} of {total} tokens are unknown to the tokenizer: is it the right one?")
+        notes.append(
+            f"{count} of {total} tokens are unknown to the tokenizer: is it the right one?"
+        )
     return notes

@@ -106,7 +106,9 @@ def compare(
         found[row]["position_T"] = [np.arange(len(target_T))]
         found[row]["token_T"] = [np.asarray(responses[row].ids)]
     names = found[0].keys()
-    return TokenShift(**{name: np.concatenate([a for one in found for a in one[name]]) for name in names})
+    return TokenShift(
+        **{name: np.concatenate([a for one in found for a in one[name]]) for name in names}
+    )
 
 
 def distribution_shift(before_TV: Tensor, after_TV: Tensor, target_T: Tensor) -> dict[str, Tensor]:
@@ -122,7 +124,11 @@ def distribution_shift(before_TV: Tensor, after_TV: Tensor, target_T: Tensor) ->
         "entropy_after_T": _weighted(q, -logq).sum(1),
         "kl_forward_T": _weighted(p, logp - logq).sum(1).clamp_(min=0),
         "kl_backward_T": _weighted(q, logq - logp).sum(1).clamp_(min=0),
-        "jsd_T": _to_mixture(p, logp, logq).add_(_to_mixture(q, logq, logp)).sum(1).div_(2).clamp_(min=0),
+        "jsd_T": _to_mixture(p, logp, logq)
+        .add_(_to_mixture(q, logq, logp))
+        .sum(1)
+        .div_(2)
+        .clamp_(min=0),
         "tv_T": (p - q).abs_().sum(1).div_(2),
         "rank_before_T": _rank(before_TV, target),
         "rank_after_T": _rank(after_TV, target),
@@ -193,10 +199,15 @@ def hidden_states(
             input_ids[i, : length[row]] = torch.tensor([*r.prompt_ids, *r.ids])
             mask[i, : length[row]] = 1
         device = weight.device
-        output = body(model)(input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        output = body(model)(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), use_cache=False
+        )
         for i, row in enumerate(rows):
             # The state before a token predicts it.
-            yield row, output.last_hidden_state[i, len(responses[row].prompt_ids) - 1 : length[row] - 1]
+            yield (
+                row,
+                output.last_hidden_state[i, len(responses[row].prompt_ids) - 1 : length[row] - 1],
+            )
 
 
 def logits(head: OutputHead, hidden_TD: Tensor) -> Tensor:

@@ -122,7 +122,9 @@ def summarize(
         by_entropy=_bins(shift, entropy_T, _quantile_edges(entropy_T), changed_T),
         by_position=_bins(shift, _relative_position(shift), np.linspace(0, 1, BINS + 1), changed_T),
         by_class=tuple(
-            _class_shift(shift, name, class_T == name, changed_T, draw) for name in CLASSES if name in class_T
+            _class_shift(shift, name, class_T == name, changed_T, draw)
+            for name in CLASSES
+            if name in class_T
         ),
         histogram=_histogram(size_T),
         **_most_changed(shift, texts),
@@ -169,7 +171,9 @@ def _relative_position(shift: TokenShift) -> np.ndarray:
     return (shift.position_T + 0.5) / length_S[inverse]
 
 
-def _bins(shift: TokenShift, x_T: np.ndarray, edges: np.ndarray, changed_T: np.ndarray) -> tuple[Bin, ...]:
+def _bins(
+    shift: TokenShift, x_T: np.ndarray, edges: np.ndarray, changed_T: np.ndarray
+) -> tuple[Bin, ...]:
     if len(edges) < 2:
         edges = np.array([edges[0], edges[0]])
     place_T = np.clip(np.searchsorted(edges, x_T, side="right") - 1, 0, len(edges) - 2)

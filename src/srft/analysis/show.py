@@ -29,7 +29,11 @@ def render(result: AnalysisResult) -> RenderableType:
         parts += [_gradient_table(result), Text()]
     parts += [Text(note, style="yellow") for note in result.notes]
     if result.files:
-        parts.append(Text(f"Written: {', '.join(str(p) for p in result.files[:2])} and {len(result.files) - 2} plots"))
+        parts.append(
+            Text(
+                f"Written: {', '.join(str(p) for p in result.files[:2])} and {len(result.files) - 2} plots"
+            )
+        )
     return Group(*parts)
 
 
@@ -37,19 +41,22 @@ def _table(title: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
+    )
 
 
 def _shift_table(result: AnalysisResult, kind: str) -> Table:
     shifts = [s for s in result.shifts if s.kind == kind]
     table = _table(
-        f"Token shift on {shifts[0].responses} {kind}s ({shifts[0].tokens:,} tokens), against {shifts[0].base}"
+        f"Token shift on {shifts[0].responses} {kind}s, {shifts[0].tokens:,} tokens, from {shifts[0].base}"
     )
     table.add_column("")
     for s in shifts:
         table.add_column(s.model, justify="right")
     rows = [
-        (f"changed by more than {t:g}", [_percent(s.changed[t]) for s in shifts]) for t in shifts[0].changed
+        (f"changed by more than {t:g}", [_percent(s.changed[t]) for s in shifts])
+        for t in shifts[0].changed
     ]
     rows += [
         ("mean |change of probability|", [_value(s.means["absolute_change"]) for s in shifts]),
@@ -57,12 +64,21 @@ def _shift_table(result: AnalysisResult, kind: str) -> Table:
         ("KL(model || base), nats", [_value(s.means["kl_backward"]) for s in shifts]),
         ("JSD, nats", [_value(s.means["jsd"]) for s in shifts]),
         ("most probable token is another", [_percent(s.means["top_changed"]) for s in shifts]),
-        ("response's token ranks first, before", [_percent(s.means["first_before"]) for s in shifts]),
+        (
+            "response's token ranks first, before",
+            [_percent(s.means["first_before"]) for s in shifts],
+        ),
         ("response's token ranks first, after", [_percent(s.means["first_after"]) for s in shifts]),
         ("entropy before, nats", [_value(s.means["entropy_before"]) for s in shifts]),
         ("entropy after, nats", [_value(s.means["entropy_after"]) for s in shifts]),
-        ("rank correlation of entropy and |change|", [_value(s.entropy_correlation) for s in shifts]),
-        ("share of |change| on the fifth of highest entropy", [_percent(s.top_fifth) for s in shifts]),
+        (
+            "rank correlation of entropy and |change|",
+            [_value(s.entropy_correlation) for s in shifts],
+        ),
+        (
+            "share of |change| on the fifth of highest entropy",
+            [_percent(s.top_fifth) for s in shifts],
+        ),
     ]
     for label, cells in rows:
         table.add_row(label, *cells)
@@ -71,7 +87,9 @@ def _shift_table(result: AnalysisResult, kind: str) -> Table:
 
 def _class_table(result: AnalysisResult, kind: str) -> Table:
     shifts = [s for s in result.shifts if s.kind == kind]
-    table = _table(f"Where: share of tokens changed by more than {result.threshold:g}, by kind of text")
+    table = _table(
+        f"Where: share of tokens changed by more than {result.threshold:g}, by kind of text"
+    )
     table.add_column("")
     table.add_column("of all tokens", justify="right")
     for s in shifts:
@@ -80,7 +98,7 @@ def _class_table(result: AnalysisResult, kind: str) -> Table:
         cells = []
         for s in shifts:
             found = next((c for c in s.by_class if c.name == row.name), None)
-            cells.append("–" if found is None else _percent(found.changed))
+            cells.append("-" if found is None else _percent(found.changed))
         table.add_row(row.name, f"{100 * row.share:.1f} %", *cells)
     return table
 
@@ -96,21 +114,25 @@ def _dynamics_table(result: AnalysisResult) -> Table:
     for trajectory in dynamics.trajectories:
         for point in trajectory.points:
             step = "end" if point.step is None else str(point.step)
-            table.add_row(trajectory.name, step, *(f"{point.distances[r]:.4f}" for r in dynamics.references))
+            table.add_row(
+                trajectory.name, step, *(f"{point.distances[r]:.4f}" for r in dynamics.references)
+            )
     return table
 
 
 def _efficiency_table(result: AnalysisResult) -> Table:
     efficiency = result.efficiency
     assert efficiency is not None
-    table = _table(f"Cost of reaching a level of {efficiency.metric} for the first time (smoothed mean)")
-    table.add_column("method")
+    table = _table(
+        f"Cost of reaching a level of {efficiency.metric} for the first time (smoothed mean)"
+    )
+    table.add_column("method (runs)")
     for name in ("level", "steps", "sampled tokens", "trained tokens", "FLOPs", "seconds"):
         table.add_column(name, justify="right")
     for method in efficiency.methods:
         for reached in method.reached:
-            cells = ["–" if v is None else f"{v:.3g}" for v in reached.cost.values()]
-            table.add_row(f"{method.name} ×{method.runs}", f"{reached.level:.3f}", *cells)
+            cells = ["-" if v is None else f"{v:.3g}" for v in reached.cost.values()]
+            table.add_row(f"{method.name} ({method.runs})", f"{reached.level:.3f}", *cells)
     return table
 
 
@@ -118,22 +140,37 @@ def _gradient_table(result: AnalysisResult) -> Table:
     view = result.gradient
     assert view is not None
     table = _table(
-        f"Gradient at the logits, {view.method} on {view.model}: share above 0.001 ({view.vocabulary:,} entries)"
+        f"Gradient at {view.vocabulary:,} logits, {view.method} on {view.model}: share above 0.001"
     )
     table.add_column("term")
-    names = ("tokens", "positions", "vocabulary at each", "vocabulary in all", "sum of |gradient|", "entries with 90 %")
+    names = (
+        "tokens",
+        "positions",
+        "vocabulary at each",
+        "vocabulary in all",
+        "sum of |gradient|",
+        "entries with 90 %",
+    )
     for name in names:
         table.add_column(name, justify="right")
     for term in view.terms:
         touched = next(t for t in term.touched if t.threshold == 1e-3)
-        shares = (f"{100 * v:.1f} %" for v in (touched.positions, touched.vocabulary, touched.union))
-        table.add_row(term.term, f"{term.tokens:,}", *shares, f"{term.size:.3g}", f"{term.entries_90:.3g}")
+        shares = (
+            f"{100 * v:.1f} %" for v in (touched.positions, touched.vocabulary, touched.union)
+        )
+        table.add_row(
+            term.term, f"{term.tokens:,}", *shares, f"{term.size:.3g}", f"{term.entries_90:.3g}"
+        )
     return table
 
 
 def _percent(e: Estimate) -> str:
     text = f"{100 * e.value:.1f} %"
-    return text if e.low is None or e.high is None else f"{text} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    return (
+        text
+        if e.low is None or e.high is None
+        else f"{text} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
+    )
 
 
 def _value(e: Estimate) -> str:

@@ -7,16 +7,20 @@ import re
 CLASSES = ("number", "operator", "connective", "word", "layout", "end")
 
 # Words that steer an argument: going on, turning, concluding, checking, supposing.
-CONNECTIVES = frozenset(
-    """so then thus hence therefore because since as but however although though instead otherwise
-    alternatively or and also moreover furthermore first second third next finally now let lets if when
-    where while suppose assume given wait hmm ok okay actually maybe perhaps check verify recall note
-    notice consider similarly meaning means which implies conclude answer""".split()
-)
-_OPERATORS = frozenset("+-−–*/×÷·=<>≤≥≠≈^±√∑∫%!|&~→⇒⇔")
+_WORDS = """
+    so then thus hence therefore because since as but however although though instead
+    otherwise alternatively or and also moreover furthermore first second third next finally
+    now let lets if when where while suppose assume given wait hmm ok okay actually maybe
+    perhaps check verify recall note notice consider similarly meaning means which implies
+    conclude answer
+"""
+CONNECTIVES = frozenset(_WORDS.split())
+_OPERATORS = frozenset("+-−–*/×÷·=<>≤≥≠≈^±√∑∫%!|&~→⇒⇔")  # noqa: RUF001 (look-alikes are the point)
 _NUMBER = re.compile(r"[\d.,]*\d[\d.,]*")
 # LaTeX commands that are operators; a tokenizer may split the backslash off.
-_LATEX = re.compile(r"\\?(frac|dfrac|times|cdot|div|sqrt|sum|int|pm|leq|geq|neq|le|ge|ne|approx|equiv|to)\b")
+_LATEX = re.compile(
+    r"\\?(frac|dfrac|times|cdot|div|sqrt|sum|int|pm|leq|geq|neq|le|ge|ne|approx|equiv|to)\b"
+)
 
 
 def token_class(text: str, special: bool = False) -> str:

@@ -19,12 +19,10 @@ from enum import IntEnum
 from srft.lab.tasks import (
     ANSWER_MARK,
     FAMILIES,
-    LETTERS,
     OPERATORS,
     OPTIONS,
     Problem,
     apply,
-    chain_lines,
     is_held_out,
 )
 from srft.lab.tokenizer import EOS, encode
@@ -35,7 +33,6 @@ class Mix:
     """Shares of the kinds of document, and rates of the writers' failings."""
 
     fact: float = 0.03  # one arithmetic fact
-    lookup: float = 0.15  # a shuffled list to be written out in another order
     style: float = 0.10  # a task whose first response token is learned plainly
     resume: float = 0.40  # a task at any depth with some steps given, a few more learned
     # the rest: a shallow task with its whole trace
@@ -72,9 +69,8 @@ def _task(rng: random.Random, *, shallow: bool) -> Problem:
     """A random task of the training split: at the depths that the corpus writes whole traces at,
     or at any depth."""
     families = [family for family in FAMILIES.values() if family.corpus_depths or not shallow]
-    shares = [family.corpus_share for family in families]
     while True:
-        family = rng.choices(families, shares)[0]
+        family = rng.choice(families)
         depths = family.corpus_depths if shallow else family.corpus_depths + family.depths
         problem = family.generate(rng, rng.choice(depths))
         if not is_held_out(problem.prompt):
@@ -112,35 +108,9 @@ def _dialect(rng: random.Random, problem: Problem, mix: Mix) -> tuple[str, ...]:
     return problem.terse if rng.random() < mix.terse else problem.steps
 
 
-def _fact(rng: random.Random) -> Document:
+def _fact(rng: random.Random, mix: Mix) -> Document:
     x, y, op = rng.randint(0, 9), rng.randint(0, 9), rng.choice(OPERATORS)
     return _document(f"{x} {op} {y} =", f"{apply(op, x, y)} {EOS}")
-
-
-def _lookup(rng: random.Random) -> Document:
-    """A list to be written out in another order; whatever follows from the list is learned.
-
-    Where to look in the question is what a small model learns last, and this is its densest
-    lesson: arrows found by their source, assignments put into the order they depend on each other.
-    """
-    if rng.random() < 0.5:
-        letters = rng.sample(LETTERS, 2 * rng.randint(3, 6))
-        arrows = list(zip(letters[::2], letters[1::2], strict=True))
-        given = f"{' , '.join(f'{x} > {y}' for x, y in arrows)} . list ?"
-        rng.shuffle(arrows)
-        items = [f"{x} > {y} ," for x, y in arrows]
-        ordered = False
-    else:
-        items = [f"{line} ;" for line in chain_lines(rng, rng.randint(2, 6))]
-        given = f"run {' '.join(rng.sample(items, len(items)))} list ?"
-        ordered = True
-    doc = _document(given, " ".join(items))
-    at = len(given.split())
-    for number, item in enumerate(items):
-        if number == 0 or not ordered:
-            doc.loss[at] = Loss.NONE  # nothing says which item comes here
-        at += len(item.split())
-    return doc
 
 
 def _style(rng: random.Random, mix: Mix) -> Document:
@@ -172,10 +142,6 @@ def _whole(rng: random.Random, mix: Mix) -> Document:
 
 def next_document(rng: random.Random, mix: Mix) -> Document:
     """The next document of the stream."""
-    shares = (mix.fact, mix.lookup, mix.style, mix.resume)
-    kind = rng.choices(range(5), (*shares, 1 - sum(shares)))[0]
-    if kind == 0:
-        return _fact(rng)
-    if kind == 1:
-        return _lookup(rng)
-    return (_style, _resume, _whole)[kind - 2](rng, mix)
+    shares = (mix.fact, mix.style, mix.resume)
+    kind = rng.choices((_fact, _style, _resume, _whole), (*shares, 1 - sum(shares)))[0]
+    return kind(rng, mix)

@@ -103,22 +103,10 @@ def _chain(rng: random.Random, depth: int) -> tuple[_Worked, str]:
     return work, labels[-1]
 
 
-def chain_lines(rng: random.Random, depth: int) -> list[str]:
-    """The assignments of a chain, in the order they depend on each other."""
-    return _chain(rng, depth)[0].lines
-
-
 def chain(rng: random.Random, depth: int) -> Problem:
     """Assignments in order, each using the one before."""
     work, last = _chain(rng, depth)
     return work.problem("chain", f"{' ; '.join(work.lines)} ; {last} ?")
-
-
-def program(rng: random.Random, depth: int) -> Problem:
-    """The same assignments in any order: the trace has to find each next one."""
-    work, last = _chain(rng, depth)
-    rng.shuffle(work.lines)
-    return work.problem("program", f"run {' ; '.join(work.lines)} ; {last} ?")
 
 
 def story(rng: random.Random, depth: int) -> Problem:
@@ -147,18 +135,29 @@ def dot(rng: random.Random, depth: int) -> Problem:
     return Problem("dot", prompt, tuple(steps), tuple(terse), str(total), depth)
 
 
-def pointer(rng: random.Random, depth: int) -> Problem:
-    """Follow `depth` arrows around a ring whose arrows are listed in any order.
+def poly(rng: random.Random, depth: int) -> Problem:
+    """A polynomial of degree `depth` at a digit, by Horner's scheme: two steps per degree."""
+    coefficients = [rng.randint(1, 9), *(rng.randint(0, 9) for _ in range(depth))]
+    x, value = rng.randint(2, 9), coefficients[0]
+    steps, terse = [], []
+    for coefficient in coefficients[1:]:
+        product = apply("*", value, x)
+        total = apply("+", product, coefficient)
+        steps += [f"{value} * {x} = {product}", f"{product} + {coefficient} = {total}"]
+        terse += [str(product), str(total)]
+        value = total
+    prompt = f"poly {' '.join(map(str, coefficients))} at {x} ?"
+    return Problem("poly", prompt, tuple(steps), tuple(terse), str(value), depth)
 
-    A step writes the arrow taken and how many are left, so that counting is a copy minus one.
-    """
-    ring = rng.sample(LETTERS, max(6, depth + 1))
-    arrows = [f"{x} > {y}" for x, y in zip(ring, ring[1:] + ring[:1], strict=True)]
-    rng.shuffle(arrows)
-    steps = [f"{ring[i]} > {ring[i + 1]} {depth - i - 1}" for i in range(depth)]
-    terse = [f"{ring[i + 1]} {depth - i - 1}" for i in range(depth)]
-    prompt = f"{' , '.join(arrows)} . {ring[0]} hop {depth} ?"
-    return Problem("pointer", prompt, tuple(steps), tuple(terse), ring[depth], depth)
+
+def total(rng: random.Random, depth: int) -> Problem:
+    """A sum of depth + 1 digits, from left to right."""
+    digits = [rng.randint(0, 9) for _ in range(depth + 1)]
+    running = [sum(digits[: i + 1]) % 10 for i in range(depth + 1)]
+    steps = [f"{running[i]} + {digits[i + 1]} = {running[i + 1]}" for i in range(depth)]
+    prompt = f"sum {' '.join(map(str, digits))} ?"
+    terse = tuple(map(str, running[1:]))
+    return Problem("total", prompt, tuple(steps), terse, str(running[-1]), depth)
 
 
 def machine(rng: random.Random, depth: int) -> Problem:
@@ -218,26 +217,25 @@ def choice(rng: random.Random, depth: int) -> Problem:
 @dataclass(frozen=True)
 class Family:
     """A generator `(rng, depth) -> Problem`, the depths tasks are drawn from, the depths the
-    pre-training corpus writes whole traces at, and the family's relative share of that corpus."""
+    pre-training corpus writes whole traces at."""
 
     generate: Callable[[random.Random, int], Problem]
     depths: tuple[int, ...]
     corpus_depths: tuple[int, ...]
-    corpus_share: int = 1
 
 
 FAMILIES: dict[str, Family] = {
     "chain": Family(chain, (4, 5, 6), (1, 2, 3, 4)),
-    "program": Family(program, (3, 4, 5), (1, 2, 3), corpus_share=2),
     "story": Family(story, (3, 4), (1, 2, 3)),
     "dot": Family(dot, (2, 3), (1, 2)),
-    "pointer": Family(pointer, (3, 4, 5), (1, 2, 3), corpus_share=2),
+    "poly": Family(poly, (2, 3), (1, 2)),
+    "total": Family(total, (4, 5, 6), (1, 2, 3)),
     "machine": Family(machine, (3, 4, 5), (1, 2, 3)),
     "long": Family(long, (7, 8), ()),
     "blend": Family(blend, (4, 5), (2,)),
     "choice": Family(choice, (4, 5), (2, 3)),
 }
-IN_DISTRIBUTION = ("chain", "program", "story", "dot", "pointer", "machine")
+IN_DISTRIBUTION = ("chain", "story", "dot", "poly", "total", "machine")
 OUT_OF_DISTRIBUTION = ("long", "blend", "choice")
 
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from srft.lab.tasks import ANSWER_MARK, LETTERS, NAMES, OPERATORS, OPTIONS
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-_WORDS = ("more", "less", "than", "times", "has", "is", "in", "run", "dot", "hop", "list")
-_MARKS = ("=", ";", ":", ".", ",", "?", "(", ")", ">", ANSWER_MARK)
+_WORDS = ("more", "less", "than", "times", "has", "is", "in", "dot", "poly", "at", "sum")
+_MARKS = ("=", ";", ":", ".", "?", "(", ")", ANSWER_MARK)
 VOCABULARY: tuple[str, ...] = (
     *(PAD, EOS, UNK),
     *map(str, range(10)),

@@ -187,7 +187,7 @@ def _backward(
             z = head.logits(hidden[t], weight_v, bias_v)
             grad_entropy_t = None if grad_entropy is None else grad_entropy[t]
             dz = _tile_gradient(z, saved, t, v, grad_logprob[t], grad_entropy_t, head)
-            dz_operand = head.operands(dz)
+            dz_operand = dz.to(head.operand) if head.native_half(dz) else dz
             if grad_hidden is not None:
                 _accumulate(grad_hidden[t], dz_operand, weight_v, head)
             if sum_v is not None:

@@ -37,7 +37,9 @@ FIGURES: dict[str, Figure] = {
     "train/tokens": Figure("Trained tokens", "tokens", "Prompt and response tokens per step."),
     "train/response_tokens": Figure("Trained response tokens", "tokens", "Per step."),
     "train/micro_batches": Figure("Micro-batches", "", ""),
-    "train/sequences_skipped": Figure("Sequences skipped", "share", "Their gradient is exactly zero."),
+    "train/sequences_skipped": Figure(
+        "Sequences skipped", "share", "Their gradient is exactly zero."
+    ),
     "learning_rate": Figure("Learning rate", "", ""),
     "loss/all_sft": Figure("Loss: supervised terms", "", "Their sum, weights included."),
     "loss/all_rl": Figure("Loss: reinforcement terms", "", "Their sum, weights included."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 from srft import __version__
@@ -21,7 +22,7 @@ def gather_summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Runs, their groups (same method, other seed), results, settings, notes."""
     groups = group_by_method(runs)
     place = {id(run): i for i, members in enumerate(groups.values()) for run in members}
-    keys = list(dict.fromkeys(key for run in runs for key in run.keys()))
+    keys = list(dict.fromkeys(chain.from_iterable(run.keys() for run in runs)))
     return {
         "generated": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "version": __version__,
@@ -30,7 +31,7 @@ def gather_summary(runs: Sequence[Run]) -> dict[str, Any]:
             for name, members in groups.items()
         ],
         "runs": [_run(run, place[id(run)]) for run in runs],
-        "figures": {key: _figure(key) for key in keys},
+        "figures": {key: figure_data(key) for key in keys},
         "terms": _term_colors(keys),
     }
 
@@ -54,7 +55,9 @@ def _run(run: Run, group: int) -> dict[str, Any]:
         "steps": last.get("step", 0),
         "planned": run.planned_steps,
         "totals": {k: last[k] for k in last if k.startswith("total/") and is_number(last[k])},
-        "evaluations": [{"name": n, "records": [_evaluation(e) for e in run.evaluation(n)]} for n in names],
+        "evaluations": [
+            {"name": n, "records": [_evaluation(e) for e in run.evaluation(n)]} for n in names
+        ],
         "environment": run.environment,
         "config": _flatten(run.config),
         "events": [_event(e) for e in run.events[-_MAX_EVENTS:]],
@@ -70,7 +73,9 @@ def _evaluation(record: Record) -> Record:
         "step": record["step"],
         "accuracy": _number(record.get("accuracy")),
         "n": _number(record.get("n_problems")),
-        "families": {str(k): _number(v) for k, v in families.items()} if isinstance(families, dict) else {},
+        "families": {str(k): _number(v) for k, v in families.items()}
+        if isinstance(families, dict)
+        else {},
         "interval": [_number(v) for v in interval] if isinstance(interval, (list, tuple)) else None,
         "length": _number(record.get("length_mean")),
         "truncated": _number(record.get("truncated")),
@@ -85,7 +90,8 @@ def _event(record: Record) -> Record:
     }
 
 
-def _figure(key: str) -> dict[str, str]:
+def figure_data(key: str) -> dict[str, str]:
+    """Title, unit, meaning and heading of a metric."""
     known = figure(key)
     return {"title": known.title, "unit": known.unit, "what": known.what, "group": group_title(key)}
 
@@ -100,6 +106,7 @@ def _term_colors(keys: Sequence[str]) -> dict[str, int]:
 
 def _curves(run: Run, points: int) -> dict[str, Any]:
     records = run.metrics
+    keys = run.keys()
     window = -(-len(records) // points) if records else 1
     parts = [records[i : i + window] for i in range(0, len(records), window)]
     return {
@@ -107,10 +114,10 @@ def _curves(run: Run, points: int) -> dict[str, Any]:
         "window": window,
         "stages": [
             after["step"]
-            for before, after in zip(records, records[1:], strict=False)
+            for before, after in pairwise(records)
             if before.get("stage", 0) != after.get("stage", 0)
         ],
-        "columns": {key: [_mean(part, key) for part in parts] for key in run.keys()},
+        "columns": {key: [_mean(part, key) for part in parts] for key in keys},
     }
 
 

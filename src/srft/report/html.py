@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,13 +33,15 @@ def write_report(
     Raises:
         DataError: no run directory given, or one of them is none.
     """
-    target = Path(out) if out is not None else Path(run_dirs[0] if run_dirs else ".") / "report.html"
+    target = (
+        Path(out) if out is not None else Path(run_dirs[0] if run_dirs else ".") / "report.html"
+    )
     text = render_report(run_dirs, max_samples=max_samples, max_bytes=max_bytes)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Whoever has the file open never sees half of it.
     temporary = target.with_name(f".{target.name}.writing")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
+    temporary.replace(target)
     return target
 
 
@@ -65,7 +66,11 @@ def render_report(
     # Base64 takes four characters for three bytes; the index is part of what must fit.
     room = max(0, int((max_bytes - fixed) * 0.74))
     packed = pack_samples(runs, max_samples, int(room * 0.92))
-    summary["samples"] = {"total": packed.total, "shown": packed.shown, "blocks": len(packed.blocks)}
+    summary["samples"] = {
+        "total": packed.total,
+        "shown": packed.shown,
+        "blocks": len(packed.blocks),
+    }
     blocks = {"curves": curves, "index": gzip_json(packed.index)}
     blocks |= {f"samples-{i}": block for i, block in enumerate(packed.blocks)}
     return page(f"{title[:90]} · srft", SCRIPTS, summary, blocks, live=live)

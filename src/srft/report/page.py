@@ -65,7 +65,9 @@ def script_json(value: Any) -> str:
 
 def gzip_json(value: Any) -> bytes:
     """Compressed JSON for a block."""
-    return gzip.compress(json.dumps(_finite(value), separators=(",", ":"), default=str).encode(), 6, mtime=0)
+    return gzip.compress(
+        json.dumps(_finite(value), separators=(",", ":"), default=str).encode(), 6, mtime=0
+    )
 
 
 def _finite(value: Any) -> Any:

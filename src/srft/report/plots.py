@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.report.figures import PHASES, figure
+from srft.report.figures import PHASES
 from srft.report.runs import Record, Run, is_number, read_run
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ PALETTE = {
 }
 """Blue is reinforcement and rollouts, orange is supervision and demonstrations, everywhere."""
 
-CYCLE = [PALETTE[name] for name in ("rollout", "demonstration", "second", "third", "fourth", "fifth")]
+CYCLE = [
+    PALETTE[name] for name in ("rollout", "demonstration", "second", "third", "fourth", "fifth")
+]
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -72,10 +76,9 @@ def style() -> AbstractContextManager[None]:
 
     matplotlib.use("Agg")
     # Inter or Helvetica where installed; a missing font is not worth a warning on every text.
-    import logging
-
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    return matplotlib.rc_context(_STYLE)
+    settings: Any = _STYLE
+    return matplotlib.rc_context(settings)
 
 
 def plot_run(run_dir: Path | str) -> list[Path]:
@@ -127,7 +130,7 @@ def plot_accuracy(
             widths = [v if v is not None else 0.0 for v in values]
             bars = ax.barh(at, widths, height=thick * 0.88, color=color, label=name)
             for bar, value in zip(bars, values, strict=True):
-                text = f"{100 * value:.1f}" if value is not None else "–"
+                text = f"{100 * value:.1f}" if value is not None else "-"
                 end = bar.get_width()
                 if bar is bars[0]:
                     end = max(end, _interval_mark(ax, record, at[0]))
@@ -151,7 +154,7 @@ def plot_accuracy(
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"])
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
-        heading = f"Accuracy{f' · {_plain(title)}' if title else ''}"
+        heading = f"Accuracy{f' · {plain_text(title)}' if title else ''}"
         ax.set_title(heading, pad=22 if len(records) > 1 else 9)
         if len(records) > 1:
             ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.995), ncols=2, borderaxespad=0.2)
@@ -160,7 +163,7 @@ def plot_accuracy(
 
 def _accuracy(record: Record, row: str) -> float | None:
     value = record.get("accuracy") if row == "overall" else (record.get("by_family") or {}).get(row)
-    return float(value) if is_number(value) else None
+    return float(value) if value is not None and is_number(value) else None
 
 
 def _interval_mark(ax: Axes, record: Record, y: float) -> float:
@@ -185,7 +188,15 @@ def accuracy_panel(ax: Axes, run: Run) -> bool:
     if evaluations:
         steps = [e["step"] for e in evaluations]
         values = [e["accuracy"] for e in evaluations]
-        ax.plot(steps, values, "o-", color=PALETTE["ink"], markersize=4.5, linewidth=1.2, label="evaluation")
+        ax.plot(
+            steps,
+            values,
+            "o-",
+            color=PALETTE["ink"],
+            markersize=4.5,
+            linewidth=1.2,
+            label="evaluation",
+        )
         for e in evaluations:
             interval = e.get("interval")
             if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
@@ -271,9 +282,7 @@ def time_panel(ax: Axes, run: Run) -> bool:
     phases = [p for p in PHASES if any(is_number(m.get(f"time/{p}")) for m in rows)]
     if not rows:
         return False
-    colors = dict(
-        zip(PHASES, ("#2f6fb7", "#b88a17", "#d9722e", "#3b9b74", "#c3cad3"), strict=True)
-    )
+    colors = dict(zip(PHASES, ("#2f6fb7", "#b88a17", "#d9722e", "#3b9b74", "#c3cad3"), strict=True))
     steps = [m["step"] for m in rows]
     stacks = [smooth([_number_or(m.get(f"time/{p}")) for m in rows]) for p in phases]
     if len(steps) == 1:
@@ -371,12 +380,18 @@ def _finish(ax: Axes, run: Run) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1:
         _legend_row(ax, handles, labels)
-    for before, after in zip(run.metrics, run.metrics[1:], strict=False):
+    for before, after in pairwise(run.metrics):
         if before.get("stage", 0) != after.get("stage", 0):
-            ax.axvline(after["step"] - 0.5, color=PALETTE["neutral"], linewidth=1, linestyle=(0, (3, 3)))
+            ax.axvline(
+                after["step"] - 0.5, color=PALETTE["neutral"], linewidth=1, linestyle=(0, (3, 3))
+            )
     ax.set_xlabel("step")
     if len(run.metrics) > 1:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        _whole_steps(ax)
+
+
+def _whole_steps(ax: Any) -> None:
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _legend_row(ax: Axes, handles: Sequence[Any] | None = None, labels: Sequence[str] = ()) -> None:
@@ -411,6 +426,7 @@ def _save_panel(name: str, run: Run, folder: Path) -> Path | None:
 def _save_overview(run: Run, folder: Path) -> Path:
     from matplotlib import pyplot
 
+    chart: Any
     chart, axes = pyplot.subplots(2, 4, figsize=(16, 7.2), layout="constrained")
     flat = list(axes.flat)
     used = 0
@@ -426,9 +442,13 @@ def _save_overview(run: Run, folder: Path) -> Path:
     for ax in flat[used:]:
         ax.remove()
     chart.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    steps = run.metrics[-1]["step"]
+    steps = run.metrics[-1]["step"] if run.metrics else 0
     chart.suptitle(
-        _plain(f"{run.method} · {run.name} · {steps} steps"), x=0.008, ha="left", fontsize=13, weight="bold"
+        plain_text(f"{run.method} · {run.name} · {steps} steps"),
+        x=0.008,
+        ha="left",
+        fontsize=13,
+        weight="bold",
     )
     return _save(chart, folder / "overview.png")
 
@@ -445,13 +465,20 @@ def _family_panel(ax: Axes, run: Run) -> bool:
         if points:
             color = CYCLE[i % len(CYCLE)]
             dash = "-" if i < len(CYCLE) else "--"
-            ax.plot(*zip(*points, strict=True), dash, marker="o", markersize=3, color=color, label=_plain(family))
+            ax.plot(
+                *zip(*points, strict=True),
+                dash,
+                marker="o",
+                markersize=3,
+                color=color,
+                label=plain_text(family),
+            )
             drawn = True
     if drawn:
         ax.set_title("Evaluation by family")
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         ax.set_xlabel("step")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        _whole_steps(ax)
         if len(families) <= 5:
             _legend_row(ax)
         else:
@@ -472,19 +499,6 @@ def _number_or(value: Any, default: float = 0.0) -> float:
     return float(value) if is_number(value) else default
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Dollar signs would start a formula in matplotlib."""
     return text.replace("$", r"\$")
-
-
-__all__ = [
-    "CYCLE",
-    "PALETTE",
-    "PANELS",
-    "figure",
-    "plot_accuracy",
-    "plot_run",
-    "smooth",
-    "style",
-    "term_colors",
-]

@@ -22,7 +22,15 @@ Record = dict[str, Any]
 
 # Settings that say where a run writes or how it is repeated, not what it does.
 _NOT_THE_METHOD = frozenset(
-    {"train.seed", "data.seed", "evaluation.seed", "run.dir", "run.live", "run.trackers", "train.device"}
+    {
+        "train.seed",
+        "data.seed",
+        "evaluation.seed",
+        "run.dir",
+        "run.live",
+        "run.trackers",
+        "train.device",
+    }
 )
 
 
@@ -45,7 +53,11 @@ class Run:
     def method(self) -> str:
         """``srft``; the methods of a run in stages are joined by an arrow."""
         stages = self.config.get("stages") or []
-        names = [str(stage["method"]) for stage in stages if isinstance(stage, dict) and "method" in stage]
+        names = [
+            str(stage["method"])
+            for stage in stages
+            if isinstance(stage, dict) and "method" in stage
+        ]
         if not names:
             names = list(dict.fromkeys(str(m["method"]) for m in self.metrics if m.get("method")))
         if not names:
@@ -61,8 +73,9 @@ class Run:
         """Number of training steps the recipe asks for, None where it does not say."""
         stages = self.config.get("stages") or []
         planned = [stage.get("steps") for stage in stages if isinstance(stage, dict)]
-        if planned and all(isinstance(n, int) for n in planned):
-            return sum(planned)
+        counted = [n for n in planned if isinstance(n, int)]
+        if planned and len(counted) == len(planned):
+            return sum(counted)
         steps = _nested(self.config, "train").get("steps")
         return steps if isinstance(steps, int) else None
 
@@ -104,8 +117,12 @@ def read_run(path: Path | str) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"{path}: there is no such folder; give the directory of a run (runs/<name>)")
-    if not any((path / name).exists() for name in ("metrics.jsonl", "config.yaml", "samples.jsonl")):
+        raise DataError(
+            f"{path}: there is no such folder; give the directory of a run (runs/<name>)"
+        )
+    if not any(
+        (path / name).exists() for name in ("metrics.jsonl", "config.yaml", "samples.jsonl")
+    ):
         raise DataError(
             f"{path}: not a run directory (it has no metrics.jsonl, config.yaml or samples.jsonl); "
             "give a folder that `srft train` has written"
@@ -181,7 +198,7 @@ def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for members in rivals:
             name = method if len(rivals) == 1 else f"{method} ({_difference(members, rivals)})"
             while name in named:
-                name += "′"
+                name += "'"
             named[name] = members
     return named
 
@@ -234,7 +251,11 @@ def _records(path: Path, notes: list[str], required: bool = True) -> list[Record
     parsed = [_parse(line) for line in lines if line.strip()]
     good = [record for record in parsed if isinstance(record, dict)]
     # The last line of a file that is being written to may be half a line: no cause for a note.
-    bad = len(parsed) - len(good) - (1 if lines[-1].strip() and not isinstance(parsed[-1], dict) else 0)
+    bad = (
+        len(parsed)
+        - len(good)
+        - (1 if lines[-1].strip() and not isinstance(parsed[-1], dict) else 0)
+    )
     if bad:
         notes.append(f"{path.name}: {bad} damaged line{'s' if bad > 1 else ''} left out.")
     return good

@@ -2,10 +2,11 @@
 
 A block is gzip of: 4 bytes little-endian length of a JSON header, the header, then planes of bytes.
 Header: ``{"vocabulary": [token texts], "groups": [{"prompt", "answer", "source", "columns",
-"responses": [number of tokens], "labels": [names of the responses] or absent}], "quantities": [names]}``. Planes, each over all tokens of the
-block: token index low byte, high byte; then for each quantity the high and the low byte of a
-bfloat16 (float32 cut to its upper half, so two to three significant figures; NaN where unknown).
-Bytes of one significance lie together because they compress better so.
+"responses": [number of tokens], "labels": [names of the responses] or absent}], "quantities":
+[names]}``. Planes, each over all tokens of the block: token index low byte, high byte; then for each
+quantity the high and the low byte of a bfloat16 (float32 cut to its upper half, so two to three
+significant figures; NaN where unknown). Bytes of one significance lie together because they
+compress better so.
 """
 
 from __future__ import annotations
@@ -88,9 +89,7 @@ def align_tokens(text: str, tokens: Sequence[str]) -> list[str]:
     return aligned
 
 
-def _pack(
-    streams: Sequence[Stream], counts: Sequence[int], total: int, keep: int
-) -> PackedSamples:
+def _pack(streams: Sequence[Stream], counts: Sequence[int], total: int, keep: int) -> PackedSamples:
     index: dict[str, list[Any]] = {name: [] for name in (*_GROUP_COLUMNS, *_RESPONSE_COLUMNS)}
     blocks: list[bytes] = []
     block = _Block()
@@ -223,6 +222,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple)) and all(isinstance(m, dict) and "content" in m for m in value):
+    if isinstance(value, (list, tuple)) and all(
+        isinstance(m, dict) and "content" in m for m in value
+    ):
         return "\n\n".join(f"[{m.get('role', '?')}]\n{_text(m['content'])}" for m in value)
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -11,7 +11,14 @@ from pathlib import Path
 from srft.report.html import render_report
 from srft.report.runs import read_runs
 
-_WATCHED = ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "samples.jsonl", "events.jsonl")
+_WATCHED = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "evaluation.jsonl",
+    "samples.jsonl",
+    "events.jsonl",
+)
 
 
 class ReportServer(ThreadingHTTPServer):
@@ -27,7 +34,9 @@ class ReportServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, run_dirs: Sequence[Path | str], port: int = 0, max_samples: int = 1_000) -> None:
+    def __init__(
+        self, run_dirs: Sequence[Path | str], port: int = 0, max_samples: int = 1_000
+    ) -> None:
         read_runs(run_dirs)  # a wrong path is an error now, not a broken page later
         super().__init__(("127.0.0.1", port), _Handler)
         self._run_dirs = [Path(path) for path in run_dirs]
@@ -64,7 +73,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "")
-        if host not in (f"127.0.0.1:{self.server.server_port}", f"localhost:{self.server.server_port}"):
+        if host not in (
+            f"127.0.0.1:{self.server.server_port}",
+            f"localhost:{self.server.server_port}",
+        ):
             self.send_error(403, "Only requests to 127.0.0.1 are answered")
         elif self.path == "/":
             self._answer(self.server.report(), "text/html; charset=utf-8")

@@ -140,6 +140,8 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
     Covers the verifiers that compare with an answer; rewards that do not (functions, format,
     countdown) have nothing to check here. A row without an answer is a finding.
     """
+    if not scorer.needs_answer:
+        return AnswerReport(0, ())
     failed = [
         Finding(example.source, "", None, "the row has no answer")
         for example in examples

@@ -118,6 +118,11 @@ class Scorer:
         """Names of the rewards, as in `Score.parts`."""
         return tuple(part.label for part in self._parts)
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether some reward compares with the row's answer."""
+        return any(part.verifier.needs_answer for part in self._parts if part.verifier)
+
     def score(
         self,
         examples: Sequence[Example],

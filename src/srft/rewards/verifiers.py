@@ -31,9 +31,10 @@ class Verdict:
 
     score: in [0, 1], or None where the verifier does not apply (its ground truth is unusable).
     status: "ok" it was compared; "text_only" it was compared as text, because math-verify finds no
-        meaning in the ground truth, so that only the same spelling is right; "no_answer" no answer could be read in the completion (score 0);
-        "bad_gold" the ground truth could not be read (score None); "timeout", "memory", "crash" the
-        worker was stopped or died while verifying it (score 0).
+        meaning in the ground truth, so that only the same spelling is right; "no_answer" no answer
+        could be read in the completion (score 0); "bad_gold" the ground truth could not be read
+        (score None); "timeout", "memory", "crash" the worker was stopped or died while verifying it
+        (score 0).
     """
 
     score: float | None

@@ -54,6 +54,7 @@ def check_data(config: SRFTConfig, show: int, console: Console) -> bool:
             f"rows sharing {NGRAM_WORDS} words in a row with evaluation data {name}: {len(leaked):,}"
             + (f" (such as {leaked[0]})" if leaked else ""),
             highlight=False,
+            soft_wrap=True,
         )
     for item in tokenized[:show]:
         console.print(_as_tokens(item, tokenizer))
@@ -98,6 +99,7 @@ def _truncation(
             f"demonstrations longer than rollout.max_tokens={config.rollout.max_tokens}: {longer:,} of "
             f"{len(lengths):,}",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -107,7 +107,7 @@ function buildEfficiency(view) {
   const body = el("div", { class: "grid two" });
   const metrics = [...new Set(e.methods.flatMap((m) => Object.keys(m.metrics)))];
   const fill = () => body.replaceChildren(...metrics.map((key) => card(chart({
-    title: key, unit: key.endsWith("accuracy") ? "share" : "", xTitle: titles[state.axis], height: 230, legend: true,
+    title: DATA.figures[key].title, what: key, unit: DATA.figures[key].unit, xTitle: titles[state.axis], height: 230, legend: true,
     marks: state.axis === "steps" ? [...new Set(e.methods.flatMap((m) => m.stages))] : [],
     series: e.methods.filter((m) => m.metrics[key] && m.axes[state.axis]).map((m, i) => curveOf(m, key, state, color(e.methods.indexOf(m)))),
   }))));

@@ -3,11 +3,11 @@
    rollouts on the right, every token coloured by a chosen quantity. */
 
 const QUANTITIES = {
-  entropy: { title: "entropy", unit: "nats", hue: "violet", of: (t) => t.entropy, text: "Entropy of the next-token distribution there" },
+  entropy: { title: "entropy", unit: "nats", hue: "violet", of: (t) => t.entropy, text: DATA.models ? "Entropy of the base's distribution there" : "Entropy of the next-token distribution there" },
   surprise: { title: "probability", unit: "", hue: "amber", of: (t) => (t.logprob === null ? null : -t.logprob), text: "Darker: less probable (colour by −log p, figures in p)" },
   advantage: { title: "advantage", unit: "", signed: true, of: (t) => t.advantage, text: "Advantage of the response within its group" },
   loss: { title: "loss share", unit: "", signed: true, of: (t) => t.share, text: "The token's part in its response's sum of |loss|, with its sign" },
-  base: { title: "change against the base", unit: "nats", signed: true, of: (t) => (t.base === null || t.logprob === null ? null : t.logprob - t.base), text: "log p under the policy − log p under the base model" },
+  base: { title: "change against the base", unit: "nats", signed: true, of: (t) => (t.base === null || t.logprob === null ? null : t.logprob - t.base), text: "log p under the model − log p under the base" },
   jsd: { title: "divergence", unit: "nats", hue: "violet", of: (t) => t.jsd, text: "Jensen–Shannon divergence of the two distributions there" },
   none: { title: "no colour", unit: "", of: () => null, text: "" },
 };
@@ -274,7 +274,7 @@ class SampleBrowser {
       el("header", {}, el("b", {}, label),
         right !== null && el("span", { class: right ? "right" : "wrong" }, right ? "✓ right" : "✗ wrong"),
         index.truncated[k] ? el("span", { class: "wrong" }, "truncated") : null,
-        el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
+        el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `${DATA.models ? "base's " : ""}mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
       body);
   }
 

@@ -1,5 +1,6 @@
 "use strict";
-/* Trajectories as points in two or three dimensions. The axes are distances, so both start at 0.
+/* Trajectories as points in two or three dimensions. The axes are distances. In the plane they start
+   at 0; in space each covers the range of the data, so that the trajectories fill the box.
 
    trajectories: [{name, color, points: [{label, at: {axis: value}}]}] */
 
@@ -80,14 +81,18 @@ function space(title, trajectories, axes) {
 function drawSpace(frame, trajectories, axes, view, width) {
   const height = Math.min(480, Math.round(width * 0.78));
   const all = trajectories.flatMap((t) => t.points);
-  const tops = axes.map((axis) => { const t = ticks(0, Math.max(...all.map((p) => p.at[axis] ?? 0)) || 1, 4); return t[t.length - 1]; });
-  const size = Math.min(width, height * 1.25) * 0.52;
+  const ranges = axes.map((axis) => {
+    const [low, high] = extent(all.map((p) => p.at[axis]));
+    const t = ticks(low < 0.4 * high ? 0 : low, high > 0 ? high : 1, 4);
+    return [t[0], t[t.length - 1] - t[0] || 1];
+  });
+  const size = Math.min(width, height * 1.25) * 0.48;
   const project = (a, b, c) => {
     const [x, y, z] = [a - 0.5, b - 0.5, c - 0.5];
     const cos = Math.cos(view.yaw), sin = Math.sin(view.yaw);
     const u = x * cos - y * sin, w = x * sin + y * cos;
     const cp = Math.cos(view.pitch), sp = Math.sin(view.pitch);
-    return [width / 2 + u * size, height / 2 - (z * cp - w * sp) * size, w * cp + z * sp];
+    return [width / 2 + u * size, height * 0.48 - (z * cp - w * sp) * size, w * cp + z * sp];
   };
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "trajectories" });
   const stroke = (from, to, kind) => {
@@ -102,14 +107,15 @@ function drawSpace(frame, trajectories, axes, view, width) {
   axes.forEach((axis, i) => {
     const at = (f) => ends[i].map((v) => v * f);
     stroke([0, 0, 0], ends[i], "zero");
-    for (const f of [0.5, 1]) { const [x, y] = project(...at(f)); svg.append(el("text", { x: x + 5, y: y + 13 }, number(tops[i] * f, 3))); }
-    const [x, y] = project(...at(1.1));
-    svg.append(el("text", { class: "axis", x, y: y - 5, "text-anchor": "middle" }, `to ${axis}`));
+    for (const f of [0, 0.5, 1]) { const [x, y] = project(...at(f)); svg.append(el("text", { x: x + 5, y: y + 13 }, number(ranges[i][0] + ranges[i][1] * f, 3))); }
+    const [x, y] = project(...at(1.14));
+    const kept = Math.max(60, Math.min(width - 60, x));
+    svg.append(el("text", { class: "axis", x: kept, y: Math.min(height - 6, y + (i === 2 ? -5 : 16)), "text-anchor": "middle" }, `to ${axis}`));
   });
   const marks = [];
   for (const t of trajectories) {
     const known = t.points.filter((p) => axes.every((axis) => p.at[axis] !== null && p.at[axis] !== undefined));
-    const at = known.map((p) => axes.map((axis, i) => p.at[axis] / tops[i]));
+    const at = known.map((p) => axes.map((axis, i) => (p.at[axis] - ranges[i][0]) / ranges[i][1]));
     svg.append(el("path", { class: "line", d: at.map((v, i) => { const [x, y] = project(...v); return `${i ? "L" : "M"}${x} ${y}`; }).join(""), style: { stroke: t.color } }));
     at.forEach((v, i) => {
       const [x, y, depth] = project(...v), [fx, fy] = project(v[0], v[1], 0);

@@ -1,0 +1,149 @@
+"""One optimizer step: the same however the batch is cut, and nothing at all where it is not finite."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+
+from srft.model.config import ModelConfig
+from srft.model.loading import load_model
+from srft.objective.method import Progress
+from srft.objective.methods import get_method
+from srft.trainer import update as update_module
+from srft.trainer.config import TrainConfig
+from srft.trainer.optimization import build_optimizer, learning_rate
+from srft.trainer.update import update
+from srft.types import TrainingSequence
+
+WHOLE = 1_000_000
+
+
+@pytest.fixture
+def model(tiny_model):
+    return load_model(ModelConfig(path=str(tiny_model))).double()
+
+
+@pytest.fixture
+def sequences():
+    """Five prompts: three rollouts each, demonstrations for all but one, one group all wrong and one
+    all right (whose rollouts have no advantage where there is no demonstration)."""
+    draw = random.Random(0)
+
+    def tokens(most: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(4, 40) for _ in range(draw.randint(1, most)))
+
+    found = []
+    for group in range(5):
+        prompt = tokens(9)
+        for i in range(3):
+            right = {0: False, 1: True}.get(group, i % 2 == 0)
+            found.append(
+                TrainingSequence(prompt, tokens(12), group, False, float(right), right)
+            )
+        if group != 1:
+            found.append(TrainingSequence(prompt, tokens(12), group, True, 1.0, True))
+    return found
+
+
+def gradient(model, method, sequences, budget):
+    """The gradient of one step before clipping, as one vector."""
+    model = copy.deepcopy(model)
+    config = TrainConfig(tokens_per_micro_batch=budget, max_grad_norm=1e30)
+    optimizer = build_optimizer(model, config)
+    kept = []
+    optimizer.register_step_pre_hook(
+        lambda *_: kept.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    )
+    result = update(
+        model, optimizer, method, sequences, config=config, progress=Progress(0, 1), step=0
+    )
+    return kept[0], result
+
+
+@pytest.mark.parametrize("name", ["srft", "srft-official", "srft-hpt", "grpo", "sft", "luffy", "hpt"])
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(model, sequences, name):
+    method = get_method(name)
+    whole, once = gradient(model, method, sequences, WHOLE)
+    assert whole.abs().max() > 1e-4 and once.metrics["train/micro_batches"] == 1
+    for budget, least in ((40, 2), (12, 4)):
+        cut, result = gradient(model, method, sequences, budget)
+        assert result.metrics["train/micro_batches"] >= least
+        assert torch.allclose(cut, whole, rtol=0, atol=1e-12)
+        assert result.metrics["loss"] == pytest.approx(once.metrics["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["srft", "grpo", "dr-grpo"])
+def test_leaving_out_what_has_no_gradient_changes_nothing(model, sequences, name, monkeypatch):
+    method = get_method(name)
+    short, result = gradient(model, method, sequences, WHOLE)
+    assert result.metrics["train/sequences_skipped"] > 0
+    monkeypatch.setattr(
+        update_module, "active", lambda method, table: torch.ones_like(table.is_demo_S)
+    )
+    everything, result = gradient(model, method, sequences, WHOLE)
+    assert result.metrics["train/sequences_skipped"] == 0
+    assert torch.allclose(short, everything, rtol=0, atol=1e-13)
+
+
+def test_a_batch_without_any_signal_is_no_step(model, sequences):
+    equal = [s for s in sequences if s.group == 1]
+    before = copy.deepcopy(model.state_dict())
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
+    result = update(
+        model,
+        optimizer,
+        get_method("grpo"),
+        equal,
+        config=TrainConfig(),
+        progress=Progress(0, 1),
+        step=0,
+    )
+    assert result.refused is None and result.metrics["train/tokens"] == 0
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_path, poison):
+    config = TrainConfig()
+    optimizer = build_optimizer(model, config)
+    arguments = dict(config=config, progress=Progress(0, 1), refused_dir=tmp_path)
+    update(model, optimizer, get_method("srft"), sequences, step=0, **arguments)
+    weights = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
+    hook = model.model.layers[0].register_forward_hook(lambda m, i, o: o * poison)
+    result = update(model, optimizer, get_method("srft"), sequences, step=7, **arguments)
+    hook.remove()
+    assert result.refused
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    for key, moments in optimizer.state_dict()["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, state["state"][key][name])
+    saved = torch.load(tmp_path / "step_000007.pt", weights_only=True)
+    assert [tuple(s["response_ids"]) for s in saved["sequences"]] == [
+        s.response_ids for s in sequences
+    ]
+
+
+def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequences):
+    config = TrainConfig(optimizer_steps_per_batch=2)
+    parts = list(update_module._parts(get_method("srft"), sequences, config, 0, torch.device("cpu")))
+    assert len(parts) == 2
+    groups = [
+        {g for p in part.packs for g in p.index.sequences.group_S.tolist()} for part in parts
+    ]
+    assert not groups[0] & groups[1]
+    assert groups[0] | groups[1] == set(range(5)) - {1}  # group 1 has no signal
+
+
+def test_learning_rates_by_hand():
+    constant = TrainConfig(learning_rate=1.0, warmup_steps=4)
+    assert [learning_rate(s, 10, 1.0, constant) for s in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
+    linear = TrainConfig(schedule="linear", min_learning_rate_ratio=0.2)
+    assert [learning_rate(s, 5, 1.0, linear) for s in range(5)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    cosine = TrainConfig(schedule="cosine", warmup_steps=2)
+    assert [learning_rate(s, 7, 2.0, cosine) for s in (0, 1, 2, 4, 6)] == pytest.approx(
+        [1.0, 2.0, 2.0, 1.0, 0.0]
+    )
