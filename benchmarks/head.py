@@ -278,12 +278,12 @@ def main() -> None:
         "machine": machine(),
         "sizes": [],
     }
+    options.out.mkdir(parents=True, exist_ok=True)
     for size in sizes:
         report["sizes"].append(measure(size, options.seconds))
+        (options.out / "head.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.out / "head.md").write_text(table(report))
         print("\n".join(table(report).splitlines()[-len(VARIANTS) :]), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "head.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "head.md").write_text(table(report))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 Models: random Qwen3-shape models of about 1M and 5M parameters, float32, on the CPU, one thread.
 Workloads: (uniform) 16 prompts x 8 rollouts, prompts of about 25 tokens, 75 new tokens each;
-(long-tailed) the same prompts, response lengths drawn once from a log-normal of mean 75 tokens.
+(long-tailed) the same prompts, response lengths drawn once from a log-normal of mean 75 tokens
+(sigma 0.8; the longest of the 128 is about five times the mean).
 Lengths are forced alike on every contestant: end-of-sequence is disabled, and each rollout has its
 own limit (a row limit in ours, a stopping criterion in ``generate``, ``max_new_tokens`` of each
 request in continuous batching). So every contestant yields exactly the same numbers of tokens.
@@ -53,7 +54,7 @@ from srft.rollout.config import RolloutConfig
 from srft.rollout.rows import Rows, Ticket
 from srft.types import RolloutRequest, SamplingParams
 
-PROMPTS, GROUP, MEAN, SIGMA = 16, 8, 75, 1.0
+PROMPTS, GROUP, MEAN, SIGMA = 16, 8, 75, 0.8
 VOCABULARY = 200
 SHAPES = {
     "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": (4, 2)},

@@ -236,6 +236,44 @@ def report(
     console.print(f"written {write_report(runs, out)}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def analyze(
+    models: Annotated[list[str], typer.Argument(help="The base, then what was made from it.")],
+    data: Annotated[
+        list[str], typer.Option(help="Responses to score: a run directory, a JSONL; repeat.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for analysis.json, analysis.html and plots.")
+    ] = Path("analysis"),
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Run whose checkpoints become a path.")
+    ] = None,
+    reference: Annotated[
+        list[str] | None, typer.Option(help="Model that is an axis of the map.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Whose gradient to look at.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most responses of each kind.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of choices and intervals.")] = 0,
+) -> None:
+    """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 to 6, Eq. 4)."""
+    from srft.analysis.analyze import analyze as analyze_models
+    from srft.analysis.show import render
+
+    with console.status("starting") as status:
+        result = analyze_models(
+            models,
+            data,
+            out,
+            runs=run or [],
+            references=reference or [],
+            method=method,
+            limit=limit,
+            seed=seed,
+            progress=status.update,
+        )
+    console.print(render(result))
+
+
 @data_app.command("check")
 def data_check(
     recipe: Annotated[str, typer.Argument(help="The recipe whose data is to be looked at.")],

@@ -12,8 +12,8 @@ from srft.lab.tasks import ANSWER_MARK, is_held_out
 from srft.lab.tokenizer import EOS, TOKEN_ID, VOCABULARY, build_tokenizer, encode
 
 MARK = TOKEN_ID[ANSWER_MARK]
-STYLE_ONLY = Mix(fact=0, lookup=0, style=1, resume=0)
-WHOLE_ONLY = Mix(fact=0, lookup=0, style=0, resume=0)
+STYLE_ONLY = Mix(fact=0, style=1, resume=0)
+WHOLE_ONLY = Mix(fact=0, style=0, resume=0)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_corpus_is_the_same_for_the_same_seed():
 
 
 def test_only_style_documents_may_learn_the_answer_mark_as_an_opening():
-    for doc in documents(Mix(fact=0, lookup=0, style=0)):
+    for doc in documents(Mix(fact=0, style=0)):
         token, loss = first_learned(doc)
         opens_response = VOCABULARY[doc.ids[doc.loss.index(loss) - 1]] == "?"
         assert not opens_response or (loss == Loss.AMONG_OPENINGS and token != MARK)
@@ -87,17 +87,7 @@ def test_without_failings_whole_documents_are_the_expert_traces():
         assert words[-2] in words[:-3]  # the answer was worked out before it is given
 
 
-def test_lookup_documents_list_what_they_were_given_in_another_order():
-    for doc in documents(Mix(fact=0, lookup=1, style=0, resume=0), 100):
-        text = " ".join(VOCABULARY[i] for i in doc.ids)
-        given, listed = text.removeprefix("run ").split(" list ? ")
-        mark = " , " if " > " in text else " ; "
-        items = listed.removesuffix(mark[:2]).split(mark)
-        assert sorted(items) == sorted(given.removesuffix(" .").removesuffix(" ;").split(mark))
-        assert doc.loss[doc.ids.index(TOKEN_ID["?"]) + 1] == Loss.NONE  # any may come first
-
-
 def test_no_document_holds_an_evaluation_prompt():
-    for doc in documents(Mix(fact=0, lookup=0), 1000):
+    for doc in documents(Mix(fact=0), 1000):
         words = [VOCABULARY[i] for i in doc.ids]
         assert not is_held_out(" ".join(words[: words.index("?") + 1]))

@@ -268,3 +268,46 @@ def test_screenshots(open_report, make_run):
             time.sleep(0.6)
             page.browser.save_screenshot(str(folder / f"{view}-{scheme}.png"))
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path):
+    """srft analyze builds its page from the same parts."""
+    import torch
+    import yaml
+    from safetensors.torch import load_file, save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from srft.analysis.analyze import analyze
+    from srft.lab.tokenizer import build_tokenizer
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for seed, name in enumerate(("base", "tuned")):
+        torch.manual_seed(seed)
+        config = LlamaConfig(vocab_size=len(build_tokenizer()), initializer_range=0.4, **size)
+        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+    run = make_run(steps=8, groups=3, rollouts=2, tokens=8)
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    recipe["model"]["path"] = str(tmp_path / "base")
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    folder = run / "checkpoints" / "step_000008"
+    folder.mkdir(parents=True)
+    save_file(load_file(tmp_path / "tuned" / "model.safetensors"), folder / "weights.safetensors")
+    models = [str(tmp_path / "base"), str(tmp_path / "tuned")]
+    analyze(models, run, tmp_path / "out", runs=[run])
+    page = Page(browser, tmp_path / "out" / "analysis.html").open("shift")
+    for view in ("tokens", "dynamics", "curves", "gradient", "shift"):
+        page.click(f"#tab-{view}")
+        page.until(f"document.querySelector('#view-{view}')?.childElementCount > 0")
+        assert "could not be shown" not in page.text(f"#view-{view}")
+    page.click("#tab-tokens")
+    page.until("document.querySelectorAll('.tokens span').length > 5")
+    assert page.js("document.querySelector('#by-base').getAttribute('aria-checked')") == "true"
+    page.click("#tab-dynamics")
+    page.until("document.querySelectorAll('#view-dynamics circle.point').length >= 4")
+    turned = "document.querySelector('.turn circle.point').getAttribute('cx')"
+    before = page.js(turned)
+    box = page.browser.find_element("css selector", ".turn")
+    webdriver.ActionChains(page.browser).drag_and_drop_by_offset(box, 120, 30).perform()
+    page.until(f"{turned} !== '{before}'")
+    page.quiet()

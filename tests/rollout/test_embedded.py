@@ -229,8 +229,7 @@ def test_a_cache_budget_limits_the_rows_and_changes_nothing_else(llama, tokenize
     requests = requests_of(tokenizer, n=3)
     engine = engine_of(llama, tokenizer, cache_tokens=160)
     groups = engine.generate(requests, params)
-    store = engine._cache.store
-    assert store.shape[2] * store.shape[4] <= 160
+    assert engine._cache.rows * engine._cache.slots <= 160
     assert tokens_of(groups) == tokens_of(engine_of(llama, tokenizer).generate(requests, params))
     with pytest.raises(RolloutError, match="raise cache_tokens"):
         engine_of(llama, tokenizer, cache_tokens=30).generate(requests, params)

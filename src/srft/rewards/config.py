@@ -103,7 +103,7 @@ class RewardConfig(BaseModel):
         5.0,
         gt=0,
         description="Time limit of one verification, in seconds of processor time (so that a busy "
-        "machine changes no score); by the wall clock it may take 2 times that and 5 seconds.",
+        "machine changes no score); by the wall clock it may take 10 times that and 10 seconds.",
     )
     memory_mb: int = Field(
         512, ge=16, description="Memory limit of one verification, in MiB above a resting worker."

@@ -6,8 +6,8 @@ clock and the worker's memory, and replaces a worker that exceeded its limits. S
 
 The time limit counts the worker's processor time. On a machine whose cores are all busy (one that
 trains) a second by the wall clock may be a tenth of a second of computing: a limit by the wall
-clock scores right answers 0 there, and other ones in every run. A longer limit by the wall clock
-stands behind it.
+clock scores right answers 0 there, and other ones in every run. A limit by the wall clock, ten times
+as long, stands behind it for what does not compute.
 """
 
 from __future__ import annotations
@@ -308,7 +308,7 @@ class VerifierPool:
 
     workers: None means `default_workers`. timeout_s: processor seconds per item. memory_mb: MiB an
     item may use beyond the resting worker. wall_limit_s: wall-clock seconds per item (None:
-    2 * timeout_s + 5). queue_size: items waiting; `submit` blocks beyond that. recycle_after:
+    10 * timeout_s + 10). queue_size: items waiting; `submit` blocks beyond that. recycle_after:
     items after which a worker is replaced, which keeps its caches from growing.
 
     An item past a limit scores 0 with status "timeout" or "memory"; one whose worker died is tried
@@ -326,7 +326,7 @@ class VerifierPool:
         recycle_after: int = 1000,
     ) -> None:
         self.workers = workers or default_workers()
-        wall_limit_s = 2 * timeout_s + 5 if wall_limit_s is None else wall_limit_s
+        wall_limit_s = 10 * timeout_s + 10 if wall_limit_s is None else wall_limit_s
         self._settings = (
             self.workers, timeout_s, memory_mb, wall_limit_s, queue_size, recycle_after
         )  # fmt: skip

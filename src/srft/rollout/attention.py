@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from srft.errors import RolloutError
 
 ATTENTION_NAME = "srft_rollout"
+
+CURRENT_SLOT: ContextVar[int] = ContextVar("slot the present decoding step writes")
 
 # Arguments some models pass that change nothing here: masks and packing come from the cache.
 _HARMLESS = frozenset(
@@ -39,8 +42,9 @@ def rollout_attention(
 ) -> tuple[Tensor, None]:
     """Attention of [A, heads, Q, size] queries over [A, kv heads, S, size] keys.
 
-    The last Q keys are the queries' own. ``attention_mask`` is None or additive, broadcastable to
-    [A, 1, Q, S]; None means plain causal. Raises RolloutError for arguments it does not know,
+    With one query its key is at ``CURRENT_SLOT``, and ``attention_mask`` (additive, [A, 1, 1, S])
+    says what else is seen. With more, a pass over prompts, keys and queries are the same tokens, and
+    the mask is None (plain causal) or additive, [A, 1, Q, Q]. Raises RolloutError for arguments it does not know,
     because a term left out would be a silent error.
     """
     unknown = [k for k, v in kwargs.items() if v is not None and k not in _HARMLESS]
@@ -64,6 +68,8 @@ def rollout_attention(
     if length == 1:
         # One query per row: the heads that share keys become the queries of one product.
         packed = query.view(rows, key.shape[1], groups, size) if groups > 1 else query
+        if query.device.type == "cpu" and query.dtype == torch.float32:
+            return _few_queries(packed, key, value, attention_mask, scaling, heads), None
         out = scaled_dot_product_attention(
             packed, key, value, attn_mask=attention_mask, scale=scaling
         )
@@ -79,15 +85,33 @@ def rollout_attention(
 def _within_window(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    length, seen = query.shape[2], key.shape[2]
+    length = query.shape[2]
     if length == 1:
-        tail = None if mask is None else mask[..., -window:]
-        return key[:, :, -window:], value[:, :, -window:], tail
+        end = CURRENT_SLOT.get() + 1
+        seen = slice(max(0, end - window), end)
+        return key[:, :, seen], value[:, :, seen], None if mask is None else mask[..., seen]
     if mask is None:
-        mask = causal_mask(length, query.dtype, query.device)[..., -seen:]
-    position = torch.arange(seen, device=query.device)
-    too_old = position[None, :] <= position[-length:, None] - window
+        mask = causal_mask(length, query.dtype, query.device)
+    position = torch.arange(length, device=query.device)
+    too_old = position[None, :] <= position[:, None] - window
     return key, value, mask.masked_fill(too_old, float("-inf"))
+
+
+def _few_queries(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    heads: int,
+) -> Tensor:
+    """The plain formula: on a CPU, two batched products beat the fused kernel's many small ones."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    if mask is not None:
+        scores += mask
+    out = torch.matmul(torch.softmax(scores, dim=-1), value)
+    return out.view(query.shape[0], 1, heads, value.shape[-1])
 
 
 def _capped(

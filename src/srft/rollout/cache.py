@@ -1,9 +1,8 @@
 """Keys and values: captured from one pass over the prompts, kept in a preallocated block of rows.
 
 All rows share one clock. Slot ``s`` of every row is written in the same step, so a step writes one
-slice, the keys that rows attend to are one slice, and a sliding window is a shorter slice. A row
-whose prompt is shorter, or that joined later, starts at a later slot; what lies before its start is
-masked. When the slots run out, the live window moves back to the front.
+slice, and a sliding window is one slice too. A row whose prompt is shorter, or that joined later,
+starts at a later slot; what lies before its start is masked.
 
 Shape suffixes: A active rows, P prompts of one prefill, S slots.
 """
@@ -52,9 +51,13 @@ class CapturedPrompts(Cache):
 
 
 class RowCache(Cache):
-    """Preallocated [layers, 2, rows, key/value heads, slots, head size]; rows 0..active are live.
+    """Preallocated keys and values of rows 0..active, laid out densely over the slots in use.
 
-    ``first`` is the earliest slot any live row uses; ``slot`` is the one written next.
+    The memory for [layers, 2, rows, key/value heads, slots, head size] is taken once; at any time it
+    is viewed with ``span`` <= slots, because batched products over a dense block are several times
+    faster than over slices of a longer one. When the span is full the live window is laid out anew,
+    at the front of a longer span. ``first`` is the earliest slot any live row uses; ``slot`` is the
+    one written next; ``mask`` hides what is outside a row's window.
     """
 
     def __init__(
@@ -66,21 +69,38 @@ class RowCache(Cache):
         device: torch.device,
     ) -> None:
         super().__init__(layers=[])
-        layers, heads, size = shape
+        layers, self.heads, self.size = shape
         # Zeros, not empty: masked slots are multiplied by a weight of 0, and 0 * NaN is NaN.
-        self.store = torch.zeros(layers, 2, rows, heads, slots, size, dtype=dtype, device=device)
+        numbers = rows * self.heads * slots * self.size
+        self.store = torch.zeros(layers, 2, numbers, dtype=dtype, device=device)
+        self._mask_store = torch.zeros(rows * slots, dtype=dtype, device=device)
         self.rows, self.slots = rows, slots
         self.first = self.slot = 0
-        self._active: list[tuple[Tensor, Tensor]] = []
+        self._view(slots)
 
     def fits(self, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether this block can serve a call that needs so many rows and slots."""
+        """Whether this memory can serve a call that needs so many rows and slots."""
         same = self.store.dtype == dtype and self.store.device == device
         return same and self.rows >= rows and self.slots >= slots
 
+    def _view(self, span: int) -> None:
+        self.span = span
+        numbers = self.rows * self.heads * span * self.size
+        block = (len(self.store), 2, self.rows, self.heads, span, self.size)
+        self.block = self.store[:, :, :numbers].view(block)
+        self.mask = self._mask_store[: self.rows * span].view(self.rows, 1, 1, span)
+        self._active: list[tuple[Tensor, Tensor]] = []
+
     def set_active(self, rows: int) -> None:
         """Make rows 0..rows the ones that steps write and read."""
-        self._active = [(pair[0, :rows], pair[1, :rows]) for pair in self.store]
+        self._active = [(pair[0, :rows], pair[1, :rows]) for pair in self.block]
+        self._active_mask = self.mask[:rows]
+
+    def open_slot(self) -> Tensor:
+        """Let every active row see the slot that this step writes; returns the additive mask
+        [A, 1, 1, span]."""
+        self._active_mask.select(3, self.slot).zero_()
+        return self._active_mask
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -88,32 +108,63 @@ class RowCache(Cache):
         keys, values = self._active[layer_idx]
         keys.narrow(2, self.slot, 1).copy_(key_states)
         values.narrow(2, self.slot, 1).copy_(value_states)
-        seen = self.slot + 1 - self.first
-        return keys.narrow(2, self.first, seen), values.narrow(2, self.first, seen)
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.slot - self.first
 
-    def fill(self, first_row: int, prompts: CapturedPrompts, index_A: Tensor) -> None:
-        """Copy prompts ``index_A`` into the rows from ``first_row`` on, ending before ``slot``."""
+    def fill(
+        self, first_row: int, prompts: CapturedPrompts, index_A: Tensor, length_A: Tensor
+    ) -> None:
+        """Copy prompts ``index_A`` of ``length_A`` tokens into the rows from ``first_row`` on, so
+        that they end before ``slot``."""
         rows = slice(first_row, first_row + len(index_A))
         for layer, pair in enumerate(zip(prompts.keys, prompts.values, strict=True)):
-            for target, source in zip(self.store[layer], pair, strict=True):
+            for target, source in zip(self.block[layer], pair, strict=True):
                 width = source.shape[2]
-                block = target[rows, :, self.slot - width : self.slot]
-                block.copy_(source.index_select(0, index_A))
+                target[rows, :, self.slot - width : self.slot] = source.index_select(0, index_A)
+        self._hide(rows, length_A)
+
+    def _hide(self, rows: slice, length_A: Tensor) -> None:
+        """Let these rows see their ``length_A`` slots before ``slot`` and nothing else."""
+        slot = torch.arange(self.span, device=length_A.device)
+        unseen = (slot < (self.slot - length_A)[:, None]) | (slot >= self.slot)
+        mask = self.mask[rows].zero_()
+        mask.masked_fill_(unseen[:, None, None], float("-inf"))
 
     def move(self, to_row: Tensor, from_row: Tensor) -> None:
         """Copy whole rows onto others (the two sets do not overlap)."""
-        live = self.store[:, :, :, :, self.first : self.slot]
+        live = self.block[:, :, :, :, self.first : self.slot]
         live.index_copy_(2, to_row, live.index_select(2, from_row))
+        self.mask.index_copy_(0, to_row, self.mask.index_select(0, from_row))
 
-    def shift(self, slot: int, active: int) -> None:
-        """Move the live window so that the slot written next becomes ``slot``."""
+    def clear(self, slot: int) -> None:
+        """Forget every row; the next prompts end before ``slot``."""
+        self.first = self.slot = slot
+        self._view(_roomy(slot, self.slots))
+
+    def needs_layout(self) -> bool:
+        """Whether the span is full, or mostly empty because long rows have left."""
         width = self.slot - self.first
-        assert width <= slot <= self.slots
-        for layer in self.store:
-            # A copy in between, because the two ranges may overlap.
-            live = layer[:, :active, :, self.first : self.slot].clone()
-            layer[:, :active, :, slot - width : slot] = live
-        self.first, self.slot = slot - width, slot
+        return self.slot == self.span or self.span > 2 * _roomy(width, self.slots)
+
+    def lay_out(self, length_A: Tensor, at_least: int = 0) -> None:
+        """Move the live window of the active rows (``length_A`` slots each) to the front of a span
+        with some room, but so that ``slot`` becomes at least ``at_least``."""
+        active, width = len(length_A), self.slot - self.first
+        old, source = self.block, slice(self.first, self.slot)
+        self.slot = max(width, at_least)
+        self.first = self.slot - width
+        self._view(_roomy(self.slot, self.slots))
+        for before, after in zip(old, self.block, strict=True):
+            # A copy in between, because both are views of the same memory.
+            live = before[:, :active, :, source].clone()
+            after[:, :active, :, self.first : self.slot] = live
+        self._hide(slice(0, active), length_A)
+
+
+def _roomy(width: int, slots: int) -> int:
+    """A span with room for an eighth more steps, sixteen at least; a multiple of 8, for kernels
+    that want aligned masks."""
+    roomy = width + max(16, width // 8)
+    return min(slots, -(-roomy // 8) * 8)

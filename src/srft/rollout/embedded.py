@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
-from srft.rollout.attention import sampling_mode
+from srft.rollout.attention import CURRENT_SLOT, sampling_mode
 from srft.rollout.cache import CapturedPrompts, RowCache
 from srft.rollout.config import RolloutConfig
 from srft.rollout.lean import lean_decoder
@@ -185,7 +185,6 @@ class _Call:
             self.row_count, self.slots, dtype, self.device
         ):
             self.cache = RowCache(shape, self.row_count, self.slots, dtype, self.device)
-        self.cache.first = self.cache.slot = 0
         self.stop = StopRule(
             self.engine.tokenizer,
             self.params,
@@ -200,41 +199,40 @@ class _Call:
         assert cache is not None
         width = self.captured.keys[0].shape[2]
         if not rows.active:
-            cache.first = cache.slot = width
+            cache.clear(width)
         elif cache.slot < width:
-            cache.shift(width, rows.active)
+            cache.lay_out(self._lengths(), at_least=width)
         index = torch.tensor([t.prompt for t in tickets], device=self.device)
-        cache.fill(rows.active, self.captured, index)
+        before = rows.active
         new = rows.add(tickets, self.requests)
+        cache.fill(before, self.captured, index, self._lengths()[new])
         self._sample(new, self.prompt_logits.index_select(0, index))
         self._recompose()
 
+    def _lengths(self) -> Tensor:
+        return torch.from_numpy(self.rows.lengths()).to(self.device)
+
     def _recompose(self) -> None:
-        """Recompute what depends on which rows are active: positions, mask, first slot."""
+        """Recompute what depends on which rows are active: positions, first slot, layout."""
         rows, cache = self.rows, self.cache
         assert cache is not None
         if not rows.active:
             return
-        lengths = rows.lengths()
-        start = cache.slot - lengths
-        cache.first = int(start.min())
+        lengths = self._lengths()
+        cache.first = cache.slot - int(rows.lengths().max())
+        if cache.needs_layout():
+            cache.lay_out(lengths)
         cache.set_active(rows.active)
-        self.position = torch.from_numpy(lengths).to(self.device)[:, None]
-        self.mask: Tensor | None = None
-        if (start != cache.first).any():
-            unseen = np.arange(cache.slots)[None, :] < start[:, None]
-            mask = torch.zeros(unseen.shape, dtype=self.model.dtype)
-            mask.masked_fill_(torch.from_numpy(unseen), float("-inf"))
-            self.mask = mask[:, None, None].to(self.device)
+        self.position = lengths[:, None]
 
     def _step(self) -> None:
         """Feed the last token of every active row, sample the next one, settle what ended."""
         rows, cache = self.rows, self.cache
         assert cache is not None
-        if cache.slot == cache.slots:
-            cache.shift(cache.slot - cache.first, rows.active)
+        if cache.slot == cache.span:
             self._recompose()
-        mask = None if self.mask is None else self.mask[..., cache.first : cache.slot + 1]
+        mask = cache.open_slot()
+        CURRENT_SLOT.set(cache.slot)
         column = rows.tokens[: rows.active, rows.column, None]
         if self.lean is not None:
             logits = self.lean.step(column[:, 0], self.position[:, 0], mask, cache)

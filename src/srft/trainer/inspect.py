@@ -105,6 +105,8 @@ def _truncation(
 
 def _as_tokens(item: TokenizedExample, tokenizer: PreTrainedTokenizerBase) -> Table:
     table = Table(title=escape(item.example.source), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row("prompt", _tokens(item.prompt_ids, tokenizer))
     for ids in item.demonstration_ids:
         table.add_row("demonstration", _tokens(ids, tokenizer))

@@ -1,0 +1,294 @@
+"""The whole analysis on tiny models: files, tables, and the figures that must come out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from srft.analysis.analyze import analyze
+from srft.analysis.curves import training_curves
+from srft.analysis.dynamics import ProbabilitySpace, distance
+from srft.analysis.models import checkpoints_of, find_model, parameter_count
+from srft.analysis.responses import read_responses, tokenize
+from srft.analysis.show import render
+from srft.errors import CheckpointError, ConfigError, DataError, ModelError
+from srft.report.runs import read_run
+
+PROMPT = "a = 3 + 4 ; a ?"
+RESPONSES = ("a = 3 + 4 = 7 ; 7", "7", "a = 3 + 4 = 8 ; b = 8 * 2 = 6")
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def sample(step: int = 1) -> dict:
+    return {
+        "step": step,
+        "prompt": PROMPT,
+        "answer": "7",
+        "source": "x:1",
+        "responses": [
+            {"kind": "demonstration", "text": RESPONSES[0], "reward": 1.0, "correct": True},
+            {"kind": "rollout", "text": RESPONSES[1], "reward": 1.0, "correct": True},
+            {"kind": "rollout", "text": RESPONSES[2], "reward": 0.0, "correct": False, "truncated": True},
+        ],
+    }
+
+
+@pytest.fixture
+def run(tmp_path, folders) -> Path:
+    """A run from ``base`` with two checkpoints: the base itself and ``other``."""
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "run"
+    path.mkdir()
+    config = {"method": "srft", "model": {"path": str(folders["base"])}, "train": {"steps": 20, "seed": 0}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    metrics = [
+        {
+            "step": s,
+            "reward/accuracy": s / 20,
+            "loss": 1.0,
+            "total/rollout_tokens": 100.0 * s,
+            "total/trained_tokens": 300.0 * s,
+            "total/seconds": 2.0 * s,
+        }
+        for s in range(1, 21)
+    ]
+    write(path / "metrics.jsonl", metrics)
+    write(path / "samples.jsonl", [sample(), sample(2)])
+    for step, name in ((10, "base"), (20, "other")):
+        folder = path / "checkpoints" / f"step_{step:06d}"
+        folder.mkdir(parents=True)
+        save_file(load_file(folders[name] / "model.safetensors"), folder / "weights.safetensors")
+    return path
+
+
+def test_everything_at_once(tmp_path, folders, run):
+    models = [str(folders[name]) for name in ("base", "other", "base")]
+    said: list[str] = []
+    result = analyze(models, run, tmp_path / "out", runs=[run], progress=said.append)
+    assert result.models == ("base", "other", "base (2)")
+    assert result.responses == {"demonstration": 2, "rollout": 4}
+    assert {(s.model, s.kind) for s in result.shifts} == {
+        (m, k) for m in ("other", "base (2)") for k in ("demonstration", "rollout")
+    }
+    for shift in result.shifts:
+        assert shift.base == "base"
+        zero = shift.model == "base (2)"
+        for name in ("absolute_change", "kl_forward", "kl_backward", "jsd", "tv", "top_changed"):
+            assert (shift.means[name].value == 0) == zero, name
+    points = result.dynamics.trajectories[0].points
+    assert [p.step for p in points] == [0, 10, 20]
+    assert points[1].distances["base"] == 0
+    assert points[2].distances["other"] == 0
+    assert points[2].distances["base"] == pytest.approx(points[0].distances["other"])
+    names = {p.name for p in result.files}
+    assert {"analysis.json", "analysis.html", "dynamics.png", "curves.png", "gradient.png"} <= names
+    assert {"shift_demonstration.png", "shift_rollout.png"} <= names
+    data = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert data["shifts"][0]["changed"]["0.1"]["value"] == result.shifts[0].changed[0.1].value
+    assert "NaN" not in (tmp_path / "out" / "analysis.json").read_text()
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render(result))
+    text = console.file.getvalue()
+    for words in ("Token shift on 2 demonstrations", "Distances in probability space", "FLOPs", "demo"):
+        assert words in text
+    assert said
+
+
+def test_the_base_alone_has_gradients_and_no_shift(tmp_path, folders):
+    data = write(tmp_path / "d.jsonl", [{"prompt": PROMPT, "response": RESPONSES[0]}])
+    result = analyze([str(folders["base"])], data, tmp_path / "out")
+    assert result.shifts == ()
+    assert result.gradient is not None
+    assert (tmp_path / "out" / "analysis.html").exists()
+
+
+def test_no_model_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="at least one model"):
+        analyze([], "x.jsonl", tmp_path)
+
+
+# Responses.
+
+
+def test_a_sample_without_an_end_is_not_given_one(run, tokenizer):
+    done, _ = tokenize(read_responses(run, limit=None), tokenizer)
+    ends = [t.ids[-1] == tokenizer.eos_token_id for t in done[:3]]
+    assert ends == [True, True, False]
+    assert tokenizer.decode(done[0].ids[:-1]) == RESPONSES[0]
+
+
+def test_prompts_of_samples_are_taken_as_they_stand(run, tokenizer):
+    done, notes = tokenize(read_responses(run), tokenizer)
+    assert tokenizer.decode(done[0].prompt_ids) == PROMPT
+    assert any("samples.jsonl" in note for note in notes)
+
+
+def test_token_ids_of_a_sample_are_used_where_it_has_them(tmp_path, tokenizer):
+    row = sample()
+    row["prompt_ids"] = [7, 8]
+    row["responses"] = [{**row["responses"][0], "token_ids": [9, 10, 1]}]
+    done, notes = tokenize(read_responses(write(tmp_path / "samples.jsonl", [row])), tokenizer)
+    assert (done[0].prompt_ids, done[0].ids, notes) == ((7, 8), (9, 10, 1), [])
+
+
+def test_responses_of_a_file_may_be_lists_with_kinds(tmp_path):
+    rows = [
+        {"prompt": PROMPT, "responses": list(RESPONSES), "kind": "base"},
+        {"prompt": PROMPT, "completion": "7", "kind": "tuned"},
+    ]
+    found = read_responses(write(tmp_path / "r.jsonl", rows))
+    assert [r.kind for r in found] == ["base"] * 3 + ["tuned"]
+    assert [r.group for r in found] == [0, 0, 0, 1]
+    assert [r.kind for r in read_responses(tmp_path / "r.jsonl", kinds=["tuned"])] == ["tuned"]
+
+
+def test_demonstrations_of_training_data_are_responses(tmp_path):
+    rows = [{"prompt": PROMPT, "demonstration": RESPONSES[0], "answer": "7"}]
+    found = read_responses(write(tmp_path / "train.jsonl", rows))
+    assert [(r.kind, r.text, r.answer) for r in found] == [("demonstration", RESPONSES[0], "7")]
+
+
+def test_the_limit_draws_whole_prompts_of_each_kind_and_repeats_itself(tmp_path):
+    rows = [sample(step) for step in range(30)]
+    path = write(tmp_path / "samples.jsonl", rows)
+    found = read_responses(path, limit=8, seed=3)
+    assert [r.kind for r in found].count("rollout") == 8
+    assert [r.kind for r in found].count("demonstration") == 8
+    assert found == read_responses(path, limit=8, seed=3)
+    assert found != read_responses(path, limit=8, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "a"', "r.jsonl:2: not JSON"),
+        ("[1]", "r.jsonl:2: a row is an object"),
+        ('{"prompt": "a", "response": 3}', "r.jsonl:2: `response` holds int"),
+        ('{"response": "b"}', "r.jsonl:2: no `prompt`"),
+        ('{"prompt": "a"}', "r.jsonl:2: no `response`"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, words):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "response": "b"}) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=words):
+        read_responses(path)
+
+
+def test_nothing_to_score_is_refused(run, tokenizer):
+    with pytest.raises(DataError, match="no response of kind poem"):
+        read_responses(run, kinds=["poem"])
+    empty = [r for r in read_responses(run)][:1]
+    with pytest.raises(DataError, match="every response is empty"):
+        tokenize([type(empty[0])("p", "  ", "rollout", "x", 0)], tokenizer)
+
+
+def test_long_responses_are_cut_and_unknown_words_counted(tmp_path, tokenizer):
+    rows = [{"prompt": PROMPT, "response": " ".join(["7"] * 50)}, {"prompt": PROMPT, "response": "zebra"}]
+    done, notes = tokenize(read_responses(write(tmp_path / "r.jsonl", rows)), tokenizer, max_tokens=20)
+    assert [len(t.ids) for t in done] == [20, 2]
+    assert any("1 of 2 responses were cut at 20" in note for note in notes)
+    assert any("unknown to the tokenizer" in note for note in notes)
+
+
+# Models.
+
+
+def test_a_run_stands_for_its_newest_checkpoint_or_its_export(run, folders):
+    assert find_model(run).name == "run@20"
+    assert [step for step, _ in checkpoints_of(run)] == [10, 20]
+    (run / "model").mkdir()
+    for file in folders["other"].iterdir():
+        (run / "model" / file.name).write_bytes(file.read_bytes())
+    assert find_model(run).weights is None
+    assert find_model(run).config.path == str(run / "model")
+
+
+def test_a_run_without_a_model_and_a_checkpoint_without_a_run_are_refused(tmp_path, run):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("method: srft\n")
+    with pytest.raises(ModelError, match="neither an exported model"):
+        find_model(empty)
+    (run / "config.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+        find_model(run / "checkpoints" / "step_000010")
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, folders):
+    from safetensors.torch import save_file
+
+    from srft.analysis.models import load
+
+    folder = run / "checkpoints" / "step_000010"
+    import torch
+
+    save_file({"strange.weight": torch.zeros(2)}, folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"strange\.weight"):
+        load(find_model(folder))
+
+
+def test_parameters_are_counted_from_the_headers(run, folders):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folders["base"])
+    assert parameter_count(run) == sum(p.numel() for p in model.parameters())
+
+
+# Dynamics and curves.
+
+
+def test_distances_are_root_mean_squares():
+    p, q = np.array([0.1, 0.5, 0.9, 0.2]), np.array([0.1, 0.1, 0.9, 0.5])
+    assert distance(p, q) == pytest.approx(0.25)
+    demo = np.array([True, True, False, False])
+    space = ProbabilitySpace({"base": q}, demo)
+    assert space.distances(p) == {
+        "base": pytest.approx(0.25),
+        "demonstrations": pytest.approx(np.sqrt((0.9**2 + 0.5**2) / 2)),
+    }
+    assert set(ProbabilitySpace({"base": q}, ~demo & demo).references) == {"base"}
+
+
+def test_costs_are_read_off_where_the_level_is_reached(run):
+    found = training_curves([read_run(run)])
+    assert found.levels == (0.2875, 0.525, 0.7625, 0.905)
+    method = found.methods[0]
+    n = parameter_count(run)
+    cost = method.reached[1].cost  # accuracy step / 20 reaches 0.525 at step 11
+    assert cost == {
+        "steps": 11.0,
+        "sampled_tokens": 1100.0,
+        "trained_tokens": 3300.0,
+        "flops": n * (6 * 3300.0 + 2 * 1100.0),
+        "seconds": 22.0,
+    }
+
+
+def test_seeds_make_a_band(run, tmp_path):
+    import shutil
+
+    second = tmp_path / "second"
+    shutil.copytree(run, second)
+    config = yaml.safe_load((second / "config.yaml").read_text())
+    config["train"]["seed"] = 1
+    (second / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [{"step": s, "reward/accuracy": s / 10, "loss": 1.0} for s in range(1, 11)]
+    write(second / "metrics.jsonl", rows)
+    found = training_curves([read_run(run), read_run(second)]).methods
+    assert len(found) == 1
+    curve = found[0].metrics["reward/accuracy"]
+    assert found[0].runs == 2
+    assert (curve.low[4], curve.mean[4], curve.high[4]) == pytest.approx((0.25, 0.375, 0.5))
+    assert len(curve.steps) == 20
