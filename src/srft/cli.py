@@ -326,9 +326,9 @@ def lab_pretrain(
     seed: Annotated[int, typer.Option(help="Seed of corpus and weights.")] = 0,
 ) -> None:
     """Train the lab's base model again from random weights, by the recipe of the shipped one."""
-    from srft.lab.pretrain import pretrain
+    from srft.lab.pretrain import Recipe, pretrain
 
-    pretrain(out, seed=seed)
+    pretrain(out, Recipe(seed=seed), console=console)
 
 
 @lab_app.command("data")
@@ -344,6 +344,49 @@ def lab_data(
     write_jsonl(lab_train(n, seed), out / "train.jsonl")
     write_jsonl(lab_eval(per_family, seed), out / "eval.jsonl")
     console.print(f"wrote {out / 'train.jsonl'} and {out / 'eval.jsonl'}")
+
+
+_LAB_EXPERIMENTS = {
+    "table1": "Orders of stages: SFT, RL, SFT then RL, RL then SFT, SRFT.",
+    "table2": "SRFT against SFT, RL and the methods that use both.",
+    "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
+    "methods": "Every method of the table, once over.",
+    "defaults": "The choices on which the paper is silent.",
+    "figures": "Training curves with evaluations along the way.",
+    "questions": "What the paper's reviewers asked, question by question.",
+}
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace those of the experiment's recipe, such as train.steps=60.",
+    ),
+]
+
+
+def _add_lab_experiment(name: str, text: str) -> None:
+    @lab_app.command(name, help=text)
+    def command(
+        overrides: Arguments = None,
+        out: Annotated[
+            Path, typer.Option(help="Folder of runs and results; started again, it goes on.")
+        ] = Path("lab"),
+        seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
+        jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one core each.")] = 1,
+        only: Annotated[
+            list[int] | None, typer.Option(help="questions: numbers, such as --only 1.")
+        ] = None,
+    ) -> None:
+        from srft.experiments.command import run_experiments
+
+        stopped = run_experiments(name, out, seeds, jobs, overrides or [], only or [], console)
+        if stopped:
+            raise typer.Exit(STOPPED_EXIT_CODES[stopped])
+
+
+for _name, _text in _LAB_EXPERIMENTS.items():
+    _add_lab_experiment(_name, _text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -38,7 +38,13 @@ def sample(step: int = 1) -> dict:
         "responses": [
             {"kind": "demonstration", "text": RESPONSES[0], "reward": 1.0, "correct": True},
             {"kind": "rollout", "text": RESPONSES[1], "reward": 1.0, "correct": True},
-            {"kind": "rollout", "text": RESPONSES[2], "reward": 0.0, "correct": False, "truncated": True},
+            {
+                "kind": "rollout",
+                "text": RESPONSES[2],
+                "reward": 0.0,
+                "correct": False,
+                "truncated": True,
+            },
         ],
     }
 
@@ -50,7 +56,11 @@ def run(tmp_path, folders) -> Path:
 
     path = tmp_path / "run"
     path.mkdir()
-    config = {"method": "srft", "model": {"path": str(folders["base"])}, "train": {"steps": 20, "seed": 0}}
+    config = {
+        "method": "srft",
+        "model": {"path": str(folders["base"])},
+        "train": {"steps": 20, "seed": 0},
+    }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     metrics = [
         {
@@ -100,7 +110,12 @@ def test_everything_at_once(tmp_path, folders, run):
     console = Console(file=io.StringIO(), width=200)
     console.print(render(result))
     text = console.file.getvalue()
-    for words in ("Token shift on 2 demonstrations", "Distances in probability space", "FLOPs", "demo"):
+    for words in (
+        "Token shift on 2 demonstrations",
+        "Distances in probability space",
+        "FLOPs",
+        "demo",
+    ):
         assert words in text
     assert said
 
@@ -131,7 +146,7 @@ def test_a_sample_without_an_end_is_not_given_one(run, tokenizer):
 def test_prompts_of_samples_are_taken_as_they_stand(run, tokenizer):
     done, notes = tokenize(read_responses(run), tokenizer)
     assert tokenizer.decode(done[0].prompt_ids) == PROMPT
-    assert any("samples.jsonl" in note for note in notes)
+    assert notes == []
 
 
 def test_token_ids_of_a_sample_are_used_where_it_has_them(tmp_path, tokenizer):
@@ -195,8 +210,13 @@ def test_nothing_to_score_is_refused(run, tokenizer):
 
 
 def test_long_responses_are_cut_and_unknown_words_counted(tmp_path, tokenizer):
-    rows = [{"prompt": PROMPT, "response": " ".join(["7"] * 50)}, {"prompt": PROMPT, "response": "zebra"}]
-    done, notes = tokenize(read_responses(write(tmp_path / "r.jsonl", rows)), tokenizer, max_tokens=20)
+    rows = [
+        {"prompt": PROMPT, "response": " ".join(["7"] * 50)},
+        {"prompt": PROMPT, "response": "zebra"},
+    ]
+    done, notes = tokenize(
+        read_responses(write(tmp_path / "r.jsonl", rows)), tokenizer, max_tokens=20
+    )
     assert [len(t.ids) for t in done] == [20, 2]
     assert any("1 of 2 responses were cut at 20" in note for note in notes)
     assert any("unknown to the tokenizer" in note for note in notes)
@@ -292,3 +312,16 @@ def test_seeds_make_a_band(run, tmp_path):
     assert found[0].runs == 2
     assert (curve.low[4], curve.mean[4], curve.high[4]) == pytest.approx((0.25, 0.375, 0.5))
     assert len(curve.steps) == 20
+
+
+def test_without_rollouts_costs_are_compared_by_evaluation(run):
+    metrics = [{"step": s, "loss": 1.0, "total/trained_tokens": 10.0 * s} for s in range(1, 21)]
+    write(run / "metrics.jsonl", metrics)
+    rows = [{"step": s, "name": "eval", "accuracy": a} for s, a in ((0, 0.0), (10, 0.6), (20, 1.0))]
+    write(run / "evaluation.jsonl", rows)
+    found = training_curves([read_run(run)])
+    assert found.metric == "eval/accuracy"
+    assert found.levels == (0.25, 0.5, 0.75, 0.9)
+    costs = [r.cost["trained_tokens"] for r in found.methods[0].reached]
+    assert costs == [100.0, 100.0, 200.0, 200.0]
+    assert found.methods[0].axes["trained_tokens"][0] == 0.0

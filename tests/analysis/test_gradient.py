@@ -15,7 +15,10 @@ def test_log_probability_and_entropy_gradients_are_those_of_autograd():
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(6, 9, generator=draw, dtype=torch.float64, requires_grad=True)
     target = torch.randint(9, (6,), generator=draw)
-    g, h = torch.randn(6, generator=draw, dtype=torch.float64), torch.randn(6, generator=draw, dtype=torch.float64)
+    g, h = (
+        torch.randn(6, generator=draw, dtype=torch.float64),
+        torch.randn(6, generator=draw, dtype=torch.float64),
+    )
     logp = z.log_softmax(1)
     entropy = -(logp.exp() * logp).sum(1)
     (g * logp.gather(1, target[:, None])[:, 0] + h * entropy).sum().backward()
@@ -26,7 +29,9 @@ def test_sft_by_hand_on_four_tokens():
     """-log p(y): the gradient is p minus one-hot (Eq. 4)."""
     p = torch.tensor([[0.5, 0.25, 0.125, 0.125]], dtype=torch.float64)
     found = logit_gradient(p.log(), torch.tensor([1]), torch.tensor([-1.0]), torch.tensor([0.0]))
-    torch.testing.assert_close(found, torch.tensor([[0.5, -0.75, 0.125, 0.125]], dtype=torch.float64))
+    torch.testing.assert_close(
+        found, torch.tensor([[0.5, -0.75, 0.125, 0.125]], dtype=torch.float64)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,9 @@ def model(folders):
 def group(prompt: int, *members: tuple[str, float]) -> list[TokenizedResponse]:
     return [
         TokenizedResponse(
-            Response("", "", kind, "here", prompt, reward, reward > 0.5), (5 + prompt, 9), (11, 12 + i, 13)
+            Response("", "", kind, "here", prompt, reward, reward > 0.5),
+            (5 + prompt, 9),
+            (11, 12 + i, 13),
         )
         for i, (kind, reward) in enumerate(members)
     ]

@@ -14,8 +14,12 @@ from srft.errors import ModelError
 from srft.model.output_head import output_head
 
 
-def tokenized(prompt: tuple[int, ...], ids: tuple[int, ...], kind: str = "rollout", **more) -> TokenizedResponse:
-    return TokenizedResponse(Response("", "", kind, "here", more.pop("group", 0), **more), prompt, ids)
+def tokenized(
+    prompt: tuple[int, ...], ids: tuple[int, ...], kind: str = "rollout", **more
+) -> TokenizedResponse:
+    return TokenizedResponse(
+        Response("", "", kind, "here", more.pop("group", 0), **more), prompt, ids
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,11 @@ def test_figures_agree_with_a_naive_computation(models, batch, pair):
         ids = torch.tensor([[*response.prompt_ids, *response.ids]])
         with torch.no_grad():
             p, q = (
-                m(input_ids=ids).logits[0, len(response.prompt_ids) - 1 : -1].double().softmax(1).numpy()
+                m(input_ids=ids)
+                .logits[0, len(response.prompt_ids) - 1 : -1]
+                .double()
+                .softmax(1)
+                .numpy()
                 for m in (before, after)
             )
         n = len(response.ids)
@@ -144,16 +152,20 @@ def test_tiles_of_one_token_give_the_same_figures(models, batch, monkeypatch):
 
 def test_token_logprobs_are_those_of_the_comparison(models, batch):
     shift = compare(models["base"], models["other"], batch)
-    np.testing.assert_allclose(token_logprobs(models["other"], batch), shift.logprob_after_T, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        token_logprobs(models["other"], batch), shift.logprob_after_T, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_the_head_gives_the_models_own_logits(models, batch):
     for model in models.values():
-        row, hidden = next(iter(hidden_states(model, batch[:1])))
+        _, hidden = next(iter(hidden_states(model, batch[:1])))
         ids = torch.tensor([[*batch[0].prompt_ids, *batch[0].ids]])
         with torch.no_grad():
             own = model(input_ids=ids).logits[0, len(batch[0].prompt_ids) - 1 : -1]
-        torch.testing.assert_close(logits(output_head(model), hidden).float(), own, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            logits(output_head(model), hidden).float(), own, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_tokens_of_another_vocabulary_are_refused(models):

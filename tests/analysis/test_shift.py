@@ -11,11 +11,12 @@ from srft.analysis.statistics import Resampler
 from srft.analysis.words import token_class
 
 
-def shift_of(before: list[float], after: list[float], entropy: list[float], sequence: list[int]) -> TokenShift:
+def shift_of(
+    before: list[float], after: list[float], entropy: list[float], sequence: list[int]
+) -> TokenShift:
     n = len(before)
     p, q = np.array(before), np.array(after)
     zero = np.zeros(n)
-    _, inverse = np.unique(sequence, return_inverse=True)
     position = [int((np.array(sequence[:i]) == s).sum()) for i, s in enumerate(sequence)]
     return TokenShift(
         sequence_T=np.array(sequence),
@@ -38,7 +39,13 @@ def shift_of(before: list[float], after: list[float], entropy: list[float], sequ
 def test_shares_changed_are_counts_over_tokens():
     shift = shift_of([0.5] * 4, [0.5, 0.53, 0.65, 0.95], [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1])
     found = summarize(shift, ["word"] * 4, ["x"] * 4, model="m", base="b", kind="rollout")
-    assert {t: e.value for t, e in found.changed.items()} == {0.01: 0.75, 0.05: 0.5, 0.1: 0.5, 0.2: 0.25, 0.5: 0.0}
+    assert {t: e.value for t, e in found.changed.items()} == {
+        0.01: 0.75,
+        0.05: 0.5,
+        0.1: 0.5,
+        0.2: 0.25,
+        0.5: 0.0,
+    }
     assert found.means["absolute_change"].value == pytest.approx((0.03 + 0.15 + 0.45) / 4)
     assert found.means["first_before"].value == 1.0
     assert found.means["first_after"].value == 0.0
@@ -56,7 +63,8 @@ def test_entropy_and_change_in_the_same_order_correlate_fully():
 
 def test_classes_add_up_to_the_whole():
     shift = shift_of([0.5] * 4, [0.5, 0.9, 0.7, 0.5], [0.0] * 4, [0, 0, 1, 1])
-    found = summarize(shift, ["number", "operator", "number", "end"], list("3+4x"), model="m", base="b", kind="k")
+    classes = ["number", "operator", "number", "end"]
+    found = summarize(shift, classes, list("3+4x"), model="m", base="b", kind="k")
     by = {c.name: c for c in found.by_class}
     assert {name: c.tokens for name, c in by.items()} == {"number": 2, "operator": 1, "end": 1}
     assert by["operator"].share_of_change == pytest.approx(0.4 / 0.6)
@@ -89,7 +97,9 @@ def test_a_single_response_has_no_interval():
 
 def test_the_tokens_that_changed_most_are_those_taken_often():
     shift = shift_of([0.2] * 9, [0.8, 0.1, 0.2] * 3, [0.0] * 9, [0] * 9)
-    found = summarize(shift, ["word"] * 9, ["up", "down", "same"] * 3, model="m", base="b", kind="k")
+    found = summarize(
+        shift, ["word"] * 9, ["up", "down", "same"] * 3, model="m", base="b", kind="k"
+    )
     assert [(t.text, t.count) for t in found.raised] == [("up", 3)]
     assert [t.text for t in found.lowered] == ["down"]
     assert found.raised[0].after == pytest.approx(0.8)

@@ -18,10 +18,14 @@ import pytest
 from srft.report.html import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+CHROMIUM = next(
+    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
+)
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="no chromium with chromedriver on the PATH"),
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="no chromium with chromedriver on the PATH"
+    ),
     pytest.mark.timeout(300),
 ]
 
@@ -32,7 +36,13 @@ def browser() -> Iterator[Any]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1440,950"):
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "window-size=1440,950",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
@@ -52,7 +62,9 @@ class Page:
     def open(self, view: str = "") -> Page:
         self.browser.get("about:blank")
         self.browser.get(f"{self.path.resolve().as_uri()}#{view}")
-        self.until(f"document.querySelector('.view:not([hidden])')?.id === 'view-{view or 'summary'}'")
+        self.until(
+            f"document.querySelector('.view:not([hidden])')?.id === 'view-{view or 'summary'}'"
+        )
         return self
 
     def js(self, expression: str) -> Any:
@@ -61,7 +73,9 @@ class Page:
     def until(self, condition: str, seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not self.js(f"Boolean({condition})"):
-            assert time.monotonic() < end, f"never came true: {condition}; console: {self.browser.get_log('browser')}"
+            assert time.monotonic() < end, (
+                f"never came true: {condition}; console: {self.browser.get_log('browser')}"
+            )
             time.sleep(0.05)
 
     def click(self, selector: str) -> None:
@@ -77,7 +91,9 @@ class Page:
         return self.js(f"document.querySelector({selector!r})?.textContent ?? ''")
 
     def quiet(self) -> None:
-        messages = [m for m in self.browser.get_log("browser") if m["level"] in ("SEVERE", "WARNING")]
+        messages = [
+            m for m in self.browser.get_log("browser") if m["level"] in ("SEVERE", "WARNING")
+        ]
         assert messages == []
         assert self.js("typeof window.pwned") == "undefined"
 
@@ -91,7 +107,11 @@ def open_report(browser, tmp_path) -> Callable[..., Page]:
 
 
 def test_every_view_opens_without_a_word_in_the_console(open_report, make_run):
-    runs = [make_run(f"{m}-{s}", method=m, seed=s, steps=12, groups=4) for m in ("srft", "grpo") for s in (0, 1)]
+    runs = [
+        make_run(f"{m}-{s}", method=m, seed=s, steps=12, groups=4)
+        for m in ("srft", "grpo")
+        for s in (0, 1)
+    ]
     page = open_report(runs)
     for view in ("summary", "curves", "terms", "compare", "samples", "settings"):
         page.click(f"#tab-{view}")
@@ -114,7 +134,9 @@ def test_hovering_a_curve_shows_its_figures(open_report, make_run):
 
 def test_a_curve_is_hidden_and_found_again(open_report, make_run):
     page = open_report([make_run(steps=20)], "terms")
-    count = "document.querySelectorAll('#view-terms figure svg')[0].querySelectorAll('.line').length"
+    count = (
+        "document.querySelectorAll('#view-terms figure svg')[0].querySelectorAll('.line').length"
+    )
     page.until(f"document.querySelector('#view-terms svg') && {count} === 4")
     page.click("#view-terms button.key")
     page.until(f"{count} === 3")
@@ -136,9 +158,15 @@ def test_filters_narrow_the_list_and_dim_what_does_not_match(open_report, make_r
     page.click("#reset")
     page.until("document.querySelector('#sample-count').textContent === '40 of 40 prompts'")
     page.fill("#rewardFrom", "0.5")
-    page.js("document.querySelector('#kind').value = '0', document.querySelector('#kind').dispatchEvent(new Event('change'))")
+    page.js(
+        "document.querySelector('#kind').value = '0',"
+        "document.querySelector('#kind').dispatchEvent(new Event('change'))"
+    )
     page.until("document.querySelectorAll('.response.dim').length > 0")
-    assert page.js("[...document.querySelectorAll('.response:not(.dim)')].every((r) => r.textContent.includes('✓ right'))")
+    assert page.js(
+        "[...document.querySelectorAll('.response:not(.dim)')]"
+        ".every((r) => r.textContent.includes('✓ right'))"
+    )
     page.quiet()
 
 
@@ -158,7 +186,9 @@ def test_tokens_are_coloured_by_what_is_chosen_and_say_their_figures(open_report
     assert page.js(coloured) > 50
     for quantity in ("surprise", "advantage", "loss", "entropy"):
         page.click(f"#by-{quantity}")
-        page.until(f"document.querySelector('#by-{quantity}').getAttribute('aria-checked') === 'true'")
+        page.until(
+            f"document.querySelector('#by-{quantity}').getAttribute('aria-checked') === 'true'"
+        )
         assert page.js(coloured) > 20
     token = page.browser.find_element("css selector", ".tokens span")
     webdriver.ActionChains(page.browser).move_to_element(token).perform()
@@ -189,7 +219,9 @@ def test_the_theme_follows_the_system_until_it_is_chosen(open_report, make_run):
     for scheme in ("light", "dark"):
         feature = [{"name": "prefers-color-scheme", "value": scheme}]
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
-        page.until(f"{paper} === '{'rgb(246, 247, 249)' if scheme == 'light' else 'rgb(18, 21, 26)'}'")
+        page.until(
+            f"{paper} === '{'rgb(246, 247, 249)' if scheme == 'light' else 'rgb(18, 21, 26)'}'"
+        )
     page.click("#theme")
     page.until(f"{paper} === 'rgb(246, 247, 249)'")
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -197,7 +229,10 @@ def test_the_theme_follows_the_system_until_it_is_chosen(open_report, make_run):
     page.quiet()
 
 
-@pytest.mark.parametrize("left", [["config.yaml"], ["metrics.jsonl"], ["samples.jsonl"], ["metrics.jsonl", "config.yaml"]])
+@pytest.mark.parametrize(
+    "left",
+    [["config.yaml"], ["metrics.jsonl"], ["samples.jsonl"], ["metrics.jsonl", "config.yaml"]],
+)
 def test_a_run_that_has_hardly_begun_is_shown(open_report, make_run, left):
     path = make_run(steps=2, groups=2)
     for file in path.iterdir():
@@ -245,7 +280,9 @@ def test_the_live_page_reloads_itself_and_keeps_its_place(browser, make_run):
         browser.execute_script("window.before = 1")
         with (path / "metrics.jsonl").open("a") as file:
             file.write('{"step": 6, "loss": 0.1}\n')
-        page.until("window.before === undefined && document.querySelector('#view-curves svg .line')")
+        page.until(
+            "window.before === undefined && document.querySelector('#view-curves svg .line')"
+        )
         assert "loss" in page.text("#view-curves").lower()
         page.quiet()
     finally:
@@ -255,7 +292,9 @@ def test_the_live_page_reloads_itself_and_keeps_its_place(browser, make_run):
         thread.join()
 
 
-@pytest.mark.skipif("SRFT_SCREENSHOTS" not in os.environ, reason="set SRFT_SCREENSHOTS to a folder to take pictures")
+@pytest.mark.skipif(
+    "SRFT_SCREENSHOTS" not in os.environ, reason="set SRFT_SCREENSHOTS to a folder to take pictures"
+)
 def test_screenshots(open_report, make_run):
     folder = Path(os.environ["SRFT_SCREENSHOTS"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +319,12 @@ def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path
     from srft.analysis.analyze import analyze
     from srft.lab.tokenizer import build_tokenizer
 
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     for seed, name in enumerate(("base", "tuned")):
         torch.manual_seed(seed)
         config = LlamaConfig(vocab_size=len(build_tokenizer()), initializer_range=0.4, **size)

@@ -26,7 +26,14 @@ def test_a_full_run_gives_every_plot(make_run):
     [
         {"step": 1},
         {"step": 1, "loss": None, "reward/accuracy": None},
-        {"step": 1, "loss": 0.5, "time/train": 1.0, "weight/rl": 0.1, "weight/rl/max": 9e3, "weight/rl/min": 0.1},
+        {
+            "step": 1,
+            "loss": 0.5,
+            "time/train": 1.0,
+            "weight/rl": 0.1,
+            "weight/rl/max": 9e3,
+            "weight/rl/min": 0.1,
+        },
         {"step": 1, "reward/mean": -0.5, "train/gradient_norm": 0.0},
     ],
 )

@@ -22,7 +22,7 @@ def test_a_finished_run_is_read_without_notes(make_run):
 def test_null_metrics_are_no_figures(make_run):
     run = read_run(make_run())
     assert run.series("mismatch/abs") == ([], [])
-    assert "mismatch/abs" not in run.keys()
+    assert "mismatch/abs" not in set(run.keys())
 
 
 def test_half_a_line_at_the_end_is_passed_over_in_silence(make_run):
@@ -74,7 +74,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, what):
     path = tmp_path / "x"
     if what == "empty":
         path.mkdir()
-    with pytest.raises(DataError, match="no such folder" if what == "absent" else "not a run directory"):
+    with pytest.raises(
+        DataError, match="no such folder" if what == "absent" else "not a run directory"
+    ):
         read_run(path)
 
 
@@ -84,7 +86,9 @@ def test_no_run_at_all_is_refused():
 
 
 def test_seeds_of_one_method_make_one_group(make_run):
-    paths = [make_run(f"{m}-{s}", method=m, seed=s, steps=3) for m in ("srft", "grpo") for s in (0, 1)]
+    paths = [
+        make_run(f"{m}-{s}", method=m, seed=s, steps=3) for m in ("srft", "grpo") for s in (0, 1)
+    ]
     groups = group_by_method(read_runs(paths))
     assert {name: len(members) for name, members in groups.items()} == {"srft": 2, "grpo": 2}
 
@@ -111,7 +115,9 @@ def test_stages_are_named_in_order(make_run):
 
 
 def test_runs_of_one_folder_name_carry_their_parents(make_run):
-    names = [run.name for run in read_runs([make_run("a/run", steps=2), make_run("b/run", steps=2)])]
+    names = [
+        run.name for run in read_runs([make_run("a/run", steps=2), make_run("b/run", steps=2)])
+    ]
     assert names == ["a/run", "b/run"]
 
 

@@ -20,7 +20,9 @@ def unpack(block: bytes) -> tuple[dict, np.ndarray, dict[str, np.ndarray]]:
     planes = np.frombuffer(raw[4 + size :], dtype=np.uint8).astype(np.uint32)
     planes = planes.reshape(2 + 2 * len(header["quantities"]), -1)
     values = {
-        name: ((planes[2 + 2 * q] << 24) | (planes[3 + 2 * q] << 16)).astype(np.uint32).view(np.float32)
+        name: ((planes[2 + 2 * q] << 24) | (planes[3 + 2 * q] << 16))
+        .astype(np.uint32)
+        .view(np.float32)
         for q, name in enumerate(header["quantities"])
     }
     return header, planes[0] + 256 * planes[1], values
@@ -74,12 +76,18 @@ def test_missing_and_infinite_figures_become_unknown():
         "step": 1,
         "prompt": "p",
         "responses": [
-            {"kind": "rollout", "text": "ab", "tokens": ["a", "b"], "logprob": [None, -math.inf], "entropy": [0.5]},
+            {
+                "kind": "rollout",
+                "text": "ab",
+                "tokens": ["a", "b"],
+                "logprob": [None, -math.inf],
+                "entropy": [0.5],
+            },
             {"kind": "rollout", "text": "no tokens"},
         ],
     }
     packed = pack_streams([lambda: iter([record])], 10, 10_000)
-    header, tokens, values = unpack(packed.blocks[0])
+    header, tokens, _ = unpack(packed.blocks[0])
     assert header["quantities"] == []
     assert [header["vocabulary"][i] for i in tokens] == ["a", "b", "no tokens"]
     assert packed.index["reward"] == [None, None]

@@ -18,6 +18,8 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -58,6 +60,7 @@ def tiny_model(kind: str, vocabulary: int, **changes: Any) -> Any:
     }
     kinds: dict[str, tuple[type, type, dict[str, Any]]] = {
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"tie_word_embeddings": True}),
         "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
         "gemma2": (
@@ -89,11 +92,30 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()
 
 
-@pytest.fixture(params=["llama", "qwen3", "gemma2", "mistral", "gpt2"])
+def hooked(model: Any) -> Any:
+    """The model with a hook that does nothing: its own forward must be used for every step."""
+    model.model.norm.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.fixture(params=["llama", "qwen3", "gemma2", "mistral", "gpt2", "qwen3-own", "mistral-own"])
 def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> Any:
-    return tiny_model(request.param, len(tokenizer))
+    kind, _, own = request.param.partition("-")
+    built = tiny_model(kind, len(tokenizer))
+    return hooked(built) if own else built
 
 
 @pytest.fixture
 def llama(tokenizer: PreTrainedTokenizerFast) -> Any:
     return tiny_model("llama", len(tokenizer))
+
+
+@pytest.fixture
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """``build_model(kind, **config changes)``."""
+    return lambda kind, **changes: tiny_model(kind, len(tokenizer), **changes)
+
+
+@pytest.fixture
+def add_hook() -> Any:
+    return hooked

@@ -124,6 +124,33 @@ def test_the_same_call_twice_is_bit_identical(llama, tokenizer):
     )
 
 
+def test_what_was_called_before_changes_nothing_to_the_bit(llama, tokenizer):
+    used = engine_of(llama, tokenizer, max_rows=40)
+    used.generate(requests_of(tokenizer, n=6, lengths=(30, 17)), SamplingParams(max_tokens=33))
+    fresh = engine_of(llama, tokenizer, max_rows=40)
+    params = SamplingParams(max_tokens=21)
+    requests = requests_of(tokenizer, n=5, lengths=(7, 4, 11))
+    assert used.generate(requests, params) == fresh.generate(requests, params)
+
+
+def test_an_adapter_is_sampled_with_its_model(llama, tokenizer):
+    peft = pytest.importorskip("peft")
+    params = SamplingParams(max_tokens=12)
+    plain = engine_of(llama, tokenizer).generate(requests_of(tokenizer), params)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(llama, config)
+    groups = engine_of(adapted, tokenizer).generate(requests_of(tokenizer), params)
+    assert groups != plain
+    for request, group in zip(requests_of(tokenizer), groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
+            with torch.no_grad():
+                logits = adapted.eval()(input_ids=ids).logits[0]
+            length = len(completion.token_ids)
+            expected = logits[-length - 1 : -1].log_softmax(-1).gather(-1, ids[0, -length:, None])
+            assert torch.allclose(torch.tensor(completion.logprobs), expected[:, 0], atol=1e-5)
+
+
 def test_samples_follow_the_models_distribution(tokenizer, llama):
     from scipy import stats
 

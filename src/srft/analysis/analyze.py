@@ -95,7 +95,7 @@ def analyze(
     runs: run directories whose checkpoints become trajectories and whose logs become curves.
     references: models whose distances are the axes of the trajectories beside the base; without
         them the demonstrations themselves (probability 1), and the first of ``models`` after the base.
-    method: whose gradient to look at ("srft" unless set; with ``runs``, the first run's own).
+    method: whose gradient to look at; unset, that of the run with the most terms, else "srft".
     threshold: change of probability from which a token counts as changed.
     progress: is told what is being done.
 
@@ -261,16 +261,16 @@ def _gradient(
 
 
 def _method(name: str | None, runs: Sequence[Run]) -> Method:
+    """The one asked for; else, among those of the runs, the one with the most terms; else SRFT."""
     from srft.objective.methods import get_method
 
-    if (
-        name is None
-        and runs
-        and isinstance(runs[0].config.get("method"), str)
-        and not runs[0].config.get("stages")
-    ):
-        return get_method(runs[0].config["method"], runs[0].config.get("objective") or None)
-    return get_method(name or "srft")
+    if name is not None:
+        return get_method(name)
+    settings = [run.config for run in runs if isinstance(run.config.get("method"), str)]
+    found = [
+        get_method(c["method"], c.get("objective") or None) for c in settings if not c.get("stages")
+    ]
+    return max(found, key=lambda method: len(method.terms), default=None) or get_method("srft")
 
 
 def _records(

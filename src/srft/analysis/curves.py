@@ -15,10 +15,13 @@ import numpy as np
 
 from srft.analysis.models import parameter_count
 from srft.report.plots import smooth
-from srft.report.runs import Run, group_by_method
+from srft.report.runs import Run, group_by_method, is_number
+
+EVALUATION = "eval/accuracy"
+"""Accuracy of the run's (first) evaluation set, which methods without rollouts have as well."""
 
 METRICS = (
-    "reward/accuracy", "reward/mean", "rollout/entropy", "entropy/rollouts", "entropy/demos",
+    EVALUATION, "reward/accuracy", "reward/mean", "rollout/entropy", "entropy/rollouts", "entropy/demos",
     "rollout/length_mean", "loss",
 )  # fmt: skip
 
@@ -46,7 +49,8 @@ class Reached:
 
 @dataclass(frozen=True)
 class MethodCurves:
-    """Runs of one method. ``axes``: axis -> its value at each of ``steps`` (mean over seeds)."""
+    """Runs of one method. ``axes``: axis -> its value at each of ``steps`` (mean over seeds), which
+    are those of the log and 0."""
 
     name: str
     runs: int
@@ -67,13 +71,19 @@ class Efficiency:
     methods: tuple[MethodCurves, ...]
 
 
-def training_curves(runs: Sequence[Run], metric: str = "reward/accuracy") -> Efficiency:
+def training_curves(runs: Sequence[Run], metric: str | None = None) -> Efficiency:
     """Curves and sample efficiency of ``runs``, seeds of one method taken together.
 
-    Levels lie at 25, 50, 75 and 90 % of the way from the lowest start to the highest end among the
-    methods' smoothed mean curves.
+    metric: what costs are compared by; unset, the rollouts' accuracy if every method has it, else
+    that of evaluation. Levels lie at 25, 50, 75 and 90 % of the way from the lowest start to the
+    highest point among the methods' smoothed mean curves.
     """
     groups = group_by_method(runs)
+    if metric is None:
+        rollouts = all(
+            _curve(members, "reward/accuracy") is not None for members in groups.values()
+        )
+        metric = "reward/accuracy" if rollouts else EVALUATION
     curves = {name: _curve(members, metric) for name, members in groups.items()}
     levels = _levels([c for c in curves.values() if c is not None])
     return Efficiency(
@@ -86,21 +96,33 @@ def training_curves(runs: Sequence[Run], metric: str = "reward/accuracy") -> Eff
 def _method(name: str, runs: Sequence[Run], metric: str, levels: Sequence[float]) -> MethodCurves:
     parameters = next((n for run in runs if (n := parameter_count(run.path)) is not None), None)
     main = _curve(runs, metric)
-    steps = main.steps if main is not None else tuple(runs[0].series("loss")[0])
+    steps = (0, *sorted({m["step"] for run in runs for m in run.metrics} - {0}))
     axes = _axes(runs, steps, parameters)
     found = {key: curve for key in METRICS if (curve := _curve(runs, key)) is not None}
     records = runs[0].metrics
     stages = tuple(
         b["step"] for a, b in pairwise(records) if a.get("stage", 0) != b.get("stage", 0)
     )
-    reached = tuple(_reached(level, main, axes) for level in levels) if main is not None else ()
+    reached = (
+        tuple(_reached(level, main, steps, axes) for level in levels) if main is not None else ()
+    )
     return MethodCurves(name, len(runs), steps, axes, found, stages, reached, parameters)
+
+
+def _points(run: Run, key: str) -> list[tuple[int, float]]:
+    if key == EVALUATION:
+        return [
+            (e["step"], float(e["accuracy"]))
+            for e in run.evaluation()
+            if is_number(e.get("accuracy"))
+        ]
+    return list(zip(*run.series(key), strict=True))
 
 
 def _curve(runs: Sequence[Run], key: str) -> Curve | None:
     at: dict[int, list[float]] = {}
     for run in runs:
-        for step, value in zip(*run.series(key), strict=True):
+        for step, value in _points(run, key):
             at.setdefault(step, []).append(value)
     if not at:
         return None
@@ -125,7 +147,7 @@ def _axes(
     for axis, key in keys.items():
         curve = _curve(runs, key)
         if curve is not None:
-            known = dict(zip(curve.steps, curve.mean, strict=True))
+            known = {0: 0.0, **dict(zip(curve.steps, curve.mean, strict=True))}
             if all(step in known for step in steps):
                 axes[axis] = tuple(known[step] for step in steps)
     if parameters is not None and "trained_tokens" in axes:
@@ -147,13 +169,12 @@ def _levels(curves: Sequence[Curve]) -> tuple[float, ...]:
     return tuple(round(start + share * (end - start), 4) for share in (0.25, 0.5, 0.75, 0.9))
 
 
-def _reached(level: float, curve: Curve, axes: dict[str, tuple[float, ...]]) -> Reached:
-    values = smooth(curve.mean)
-    first = next((i for i, value in enumerate(values) if value >= level), None)
-    cost = {
-        axis: axes[axis][first]
-        if first is not None and axis in axes and first < len(axes[axis])
-        else None
-        for axis in AXES
-    }
-    return Reached(level, cost)
+def _reached(
+    level: float, curve: Curve, steps: Sequence[int], axes: dict[str, tuple[float, ...]]
+) -> Reached:
+    smoothed = zip(curve.steps, smooth(curve.mean), strict=True)
+    first = next((step for step, value in smoothed if value >= level), None)
+    at = steps.index(first) if first in steps else None
+    return Reached(
+        level, {axis: axes[axis][at] if at is not None and axis in axes else None for axis in AXES}
+    )

@@ -11,7 +11,7 @@ from srft.report.plots import CYCLE, PALETTE, plain_text, smooth, style
 
 if TYPE_CHECKING:
     from srft.analysis.analyze import AnalysisResult
-    from srft.analysis.curves import Efficiency
+    from srft.analysis.curves import Efficiency, MethodCurves
     from srft.analysis.dynamics import Dynamics
     from srft.analysis.gradient import GradientView
 
@@ -180,83 +180,84 @@ def _dynamics(dynamics: Dynamics, out: Path) -> Path:
 
 _PANELS = {
     "reward/accuracy": "Accuracy of rollouts",
+    "eval/accuracy": "Accuracy in evaluation",
     "rollout/entropy": "Entropy of rollouts (nats)",
     "rollout/length_mean": "Response length (tokens)",
     "loss": "Loss",
 }
 
+_AXES = {
+    "steps": "steps",
+    "sampled_tokens": "sampled tokens",
+    "trained_tokens": "trained tokens",
+    "flops": "FLOPs",
+}
+
 
 def _curves(efficiency: Efficiency, folder: Path) -> list[Path]:
-    from matplotlib import pyplot
-
+    """Metrics over steps, and the metric that costs are compared by over each kind of cost."""
     shown = [k for k in _PANELS if any(k in m.metrics for m in efficiency.methods)]
-    if not shown:
-        return []
-    chart, axes = pyplot.subplots(
-        1, len(shown), figsize=(4.7 * len(shown), 3.7), layout="constrained", squeeze=False
-    )
-    for ax, key in zip(axes.flat, shown, strict=True):
-        for i, method in enumerate(efficiency.methods):
-            if key in method.metrics:
-                c = method.metrics[key]
-                ax.plot(
-                    c.steps,
-                    smooth(c.mean),
-                    color=_color(i),
-                    label=plain_text(f"{method.name}, {method.runs} runs"),
-                )
-                if method.runs > 1:
-                    ax.fill_between(
-                        c.steps,
-                        smooth(c.low),
-                        smooth(c.high),
-                        color=_color(i),
-                        alpha=0.15,
-                        linewidth=0,
-                    )
+    written = []
+    if shown:
+        chart, axes = _row(len(shown))
+        for ax, key in zip(axes, shown, strict=True):
+            for i, method in enumerate(efficiency.methods):
+                _curve(ax, method, key, "steps", i)
                 for step in method.stages:
                     ax.axvline(step - 0.5, color=_color(i), linewidth=1, linestyle=(0, (3, 3)))
-        ax.set_title(_PANELS[key])
-        ax.set_xlabel("step")
-    axes.flat[0].legend(loc="best")
-    written = [_save(chart, folder / "curves.png")]
-    return [*written, *_efficiency(efficiency, folder)]
+            ax.set_title(_PANELS[key])
+            ax.set_xlabel("step")
+        written.append(_save(_with_legend(chart, efficiency), folder / "curves.png"))
+    known = [a for a in _AXES if any(a in m.axes for m in efficiency.methods)]
+    if any(efficiency.metric in m.metrics for m in efficiency.methods):
+        chart, axes = _row(len(known))
+        for ax, axis in zip(axes, known, strict=True):
+            for i, method in enumerate(efficiency.methods):
+                _curve(ax, method, efficiency.metric, axis, i)
+            ax.set_title(f"{_PANELS.get(efficiency.metric, efficiency.metric)} by {_AXES[axis]}")
+            ax.set_xlabel(_AXES[axis])
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
+        written.append(_save(_with_legend(chart, efficiency), folder / "efficiency.png"))
+    return written
 
 
-def _efficiency(efficiency: Efficiency, folder: Path) -> list[Path]:
+def _row(count: int) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
-    labels = {
-        "steps": "steps",
-        "sampled_tokens": "sampled tokens",
-        "trained_tokens": "trained tokens",
-        "flops": "FLOPs",
-    }
-    axes_known = [a for a in labels if any(a in m.axes for m in efficiency.methods)]
-    methods = [m for m in efficiency.methods if efficiency.metric in m.metrics]
-    if not methods:
-        return []
     chart, axes = pyplot.subplots(
-        1,
-        len(axes_known),
-        figsize=(4.7 * len(axes_known), 3.7),
-        layout="constrained",
-        squeeze=False,
+        1, count, figsize=(4.5 * count, 3.9), layout="constrained", squeeze=False
     )
-    for ax, axis in zip(axes.flat, axes_known, strict=True):
-        for i, method in enumerate(efficiency.methods):
-            if axis in method.axes and efficiency.metric in method.metrics:
-                values = smooth(method.metrics[efficiency.metric].mean)
-                ax.plot(
-                    method.axes[axis],
-                    values,
-                    color=_color(i),
-                    label=plain_text(method.name),
-                )
-        ax.set_xlabel(labels[axis])
-        ax.set_title(f"{efficiency.metric} by {labels[axis]}")
-    axes.flat[0].legend(loc="best")
-    return [_save(chart, folder / "efficiency.png")]
+    return chart, axes.flat
+
+
+def _curve(ax: Any, method: MethodCurves, key: str, axis: str, place: int) -> None:
+    curve, values = method.metrics.get(key), method.axes.get(axis)
+    if curve is None or values is None:
+        return
+    at = dict(zip(method.steps, values, strict=True))
+    keep = [i for i, step in enumerate(curve.steps) if step in at]
+    xs = [at[curve.steps[i]] for i in keep]
+
+    def pick(numbers: Sequence[float]) -> list[float]:
+        return smooth([numbers[i] for i in keep])
+
+    dots = "o-" if len(keep) <= 12 else "-"
+    ax.plot(xs, pick(curve.mean), dots, markersize=3.5, color=_color(place))
+    if method.runs > 1:
+        ax.fill_between(
+            xs, pick(curve.low), pick(curve.high), color=_color(place), alpha=0.15, linewidth=0
+        )
+
+
+def _with_legend(chart: Any, efficiency: Efficiency) -> Any:
+    from matplotlib.lines import Line2D
+
+    names = [
+        plain_text(m.name + (f", {m.runs} runs" if m.runs > 1 else "")) for m in efficiency.methods
+    ]
+    lines = [Line2D([], [], color=_color(i)) for i in range(len(names))]
+    chart.legend(lines, names, loc="outside upper left", ncols=len(names))
+    return chart
 
 
 def _gradient(view: GradientView, out: Path) -> Path:

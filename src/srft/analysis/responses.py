@@ -296,7 +296,8 @@ def _notes(
         notes.append(f"{cut} of {len(done)} responses were cut at {limit} tokens.")
     if len(done) < len(given):
         notes.append(f"{len(given) - len(done)} empty responses were left out.")
-    if any(t.response.rendered and t.response.prompt_ids is None for t in done):
+    from_text = any(t.response.rendered and t.response.prompt_ids is None for t in done)
+    if from_text and getattr(tokenizer, "chat_template", None):
         notes.append(
             "Prompts of samples.jsonl were tokenized from their text; special tokens of a chat "
             "template, which the text leaves out, are missing."

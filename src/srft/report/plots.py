@@ -67,6 +67,8 @@ _STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
 }
 
+_TITLE_PAD = 21  # points between a title and its axes: room for one line of legend
+
 Panel = Callable[["Axes", Run], bool]
 
 
@@ -380,6 +382,8 @@ def _finish(ax: Axes, run: Run) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1:
         _legend_row(ax, handles, labels)
+    else:
+        ax.set_title(ax.get_title(loc="left"), pad=_TITLE_PAD)
     for before, after in pairwise(run.metrics):
         if before.get("stage", 0) != after.get("stage", 0):
             ax.axvline(
@@ -398,7 +402,7 @@ def _legend_row(ax: Axes, handles: Sequence[Any] | None = None, labels: Sequence
     """Legend in one line between title and axes, where it covers nothing."""
     if handles is None:
         handles, labels = ax.get_legend_handles_labels()
-    ax.set_title(ax.get_title(loc="left"), pad=21)
+    ax.set_title(ax.get_title(loc="left"), pad=_TITLE_PAD)
     ax.legend(
         handles,
         labels,
@@ -475,7 +479,7 @@ def _family_panel(ax: Axes, run: Run) -> bool:
             )
             drawn = True
     if drawn:
-        ax.set_title("Evaluation by family")
+        ax.set_title("Evaluation by family", pad=_TITLE_PAD)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         ax.set_xlabel("step")
         _whole_steps(ax)

@@ -75,13 +75,19 @@ class RowCache(Cache):
         self.store = torch.zeros(layers, 2, numbers, dtype=dtype, device=device)
         self._mask_store = torch.zeros(rows * slots, dtype=dtype, device=device)
         self.rows, self.slots = rows, slots
+        self._rows_held, self._slots_held = rows, slots
         self.first = self.slot = 0
         self._view(slots)
 
-    def fits(self, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether this memory can serve a call that needs so many rows and slots."""
+    def resize(self, rows: int, slots: int, dtype: torch.dtype, device: torch.device) -> bool:
+        """Serve a call that needs so many rows and slots, from the memory held; False if it does
+        not suffice. What lies beyond is not used, so that a call computes the same, to the bit,
+        whatever was called before it."""
         same = self.store.dtype == dtype and self.store.device == device
-        return same and self.rows >= rows and self.slots >= slots
+        if not (same and self._rows_held >= rows and self._slots_held >= slots):
+            return False
+        self.rows, self.slots = rows, slots
+        return True
 
     def _view(self, span: int) -> None:
         self.span = span

@@ -28,7 +28,7 @@ from srft.rollout.lean import lean_decoder
 from srft.rollout.requests import check_finite, check_requests
 from srft.rollout.rows import Rows, Ticket
 from srft.rollout.sampling import draw
-from srft.rollout.stopping import STOP_TOKEN, StopRule, end_token_ids
+from srft.rollout.stopping import STOP_TOKEN, StopRule, StopRules
 from srft.types import Completion, FinishReason, RolloutRequest, SamplingParams
 
 OnCompletion = Callable[[int, int, Completion], None]
@@ -48,6 +48,7 @@ class EmbeddedEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or RolloutConfig()
+        self.stop_rules = StopRules(tokenizer)
         self._cache: RowCache | None = None
         # The start-up check turns it off should it ever disagree with the model's own forward.
         self.use_lean = True
@@ -181,17 +182,10 @@ class _Call:
     def _allocate(self) -> None:
         dtype, vocabulary = self.captured.keys[0].dtype, self.prompt_logits.shape[-1]
         shape = self.captured.shape()
-        if self.cache is None or not self.cache.fits(
-            self.row_count, self.slots, dtype, self.device
-        ):
-            self.cache = RowCache(shape, self.row_count, self.slots, dtype, self.device)
-        self.stop = StopRule(
-            self.engine.tokenizer,
-            self.params,
-            end_token_ids(self.model, self.engine.tokenizer),
-            vocabulary,
-            self.device,
-        )
+        needed = (self.row_count, self.slots, dtype, self.device)
+        if self.cache is None or not self.cache.resize(*needed):
+            self.cache = RowCache(shape, *needed)
+        self.stop = self.engine.stop_rules.get(self.model, self.params, vocabulary, self.device)
 
     def _start(self, tickets: list[Ticket]) -> None:
         """Copy the prompts' keys and values to new rows and sample their first tokens."""

@@ -25,7 +25,7 @@ from srft.rollout.attention import sampling_mode
 from srft.rollout.config import RolloutConfig
 from srft.rollout.requests import check_finite, check_requests
 from srft.rollout.sampling import draw, uniforms
-from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule, end_token_ids
+from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 
@@ -39,6 +39,7 @@ class GenerateEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or RolloutConfig()
+        self.stop_rules = StopRules(tokenizer)
 
     def generate(
         self,
@@ -82,8 +83,7 @@ class GenerateEngine:
         ]
         mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        ends = end_token_ids(self.model, self.tokenizer)
-        stop = StopRule(self.tokenizer, params, ends, vocabulary, device)
+        stop = self.stop_rules.get(self.model, params, vocabulary, device)
         seeds = [request.seed + i for request, (_, i) in zip(requests, pairs, strict=True)]
         sampler = _Sampler(params, seeds, width, device)
         criterion = _Criterion(stop, width)
@@ -95,7 +95,7 @@ class GenerateEngine:
             max_new_tokens=params.max_tokens,
             # Never met: the stop rule ends rows, so every row keeps producing real tokens.
             eos_token_id=None,
-            pad_token_id=next(iter(ends), 0),
+            pad_token_id=0,
             logits_processor=LogitsProcessorList([sampler]),
             stopping_criteria=StoppingCriteriaList([criterion]),
         )

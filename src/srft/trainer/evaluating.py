@@ -109,5 +109,15 @@ def record(result: EvaluationResult, step: int, confidence: float) -> dict[str, 
         "length_mean": result.mean_tokens,
         "truncated": result.truncated_share,
         "by_family": {name: part.accuracy for name, part in result.by_family().items()},
+        "correct": _correct(result),
         "seconds": result.seconds,
     }
+
+
+def _correct(result: EvaluationResult) -> dict[str, list[int]]:
+    """Right samples of each problem, in the order of the data, by family ("" where there is none):
+    what it takes to compare two runs problem by problem."""
+    found: dict[str, list[int]] = {}
+    for problem in result.problems:
+        found.setdefault(problem.family or "", []).append(problem.c)
+    return found

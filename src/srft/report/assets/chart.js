@@ -59,7 +59,8 @@ function drawChart(frame, options, width) {
     svg.append(el("line", { class: v === 0 ? "zero" : "grid", x1: box.left, x2: box.right, y1: Y(v), y2: Y(v) }));
     svg.append(el("text", { x: box.left - 6, y: Y(v) + 3.5, "text-anchor": "end" }, label(v)));
   }
-  for (const v of ticks(x0, x1, Math.max(2, Math.round(width / 90))).filter((v) => v >= x0 && v <= x1))
+  const whole = xs.every(Number.isInteger);  // steps have no halves
+  for (const v of ticks(x0, x1, Math.max(2, Math.round(width / 90))).filter((v) => v >= x0 && v <= x1 && (!whole || Number.isInteger(v))))
     svg.append(el("text", { x: X(v), y: height - 8, "text-anchor": "middle" },
       Math.abs(v) >= 10000 ? big(v) : number(v)));
   for (const v of options.marks || [])

@@ -202,7 +202,7 @@ function buildCurves(view) {
   const fill = () => {
     const wanted = keys.filter((key) => (key + " " + figureOf(key).title).toLowerCase().includes(state.find.toLowerCase()));
     const headings = [...new Set(wanted.map((key) => figureOf(key).group))];
-    headings.sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b) || 0);
+    headings.sort((a, b) => rank(a) - rank(b));
     body.replaceChildren(...headings.map((heading) => section(heading,
       el("div", { class: "grid three" }, wanted.filter((key) => figureOf(key).group === heading).map((key) => card(metricChart(key, state)))))));
     if (!wanted.length) body.append(el("p", { class: "quiet" }, keys.length ? "No metric of that name." : "No training step has been recorded yet."));
@@ -213,6 +213,8 @@ function buildCurves(view) {
 const ORDER = [
   "Reward", "Evaluation", "Rollouts", "Entropy", "Entropy weights", "Loss", "Prompt groups", "Demonstrations", "Log-probability", "Ratio", "Optimisation", "Engine against trainer", "Other", "Time", "Totals",
 ];
+/* Headings not known here come before the last four. */
+const rank = (heading) => (ORDER.includes(heading) ? ORDER.indexOf(heading) : ORDER.length - 4.5);
 
 /* Loss terms of one run: their course, their shares, and what weighs them. */
 function buildTerms(view) {

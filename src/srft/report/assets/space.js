@@ -107,7 +107,7 @@ function drawSpace(frame, trajectories, axes, view, width) {
   axes.forEach((axis, i) => {
     const at = (f) => ends[i].map((v) => v * f);
     stroke([0, 0, 0], ends[i], "zero");
-    for (const f of [0, 0.5, 1]) { const [x, y] = project(...at(f)); svg.append(el("text", { x: x + 5, y: y + 13 }, number(ranges[i][0] + ranges[i][1] * f, 3))); }
+    for (const f of ranges[i][0] === 0 ? [0.5, 1] : [0, 0.5, 1]) { const [x, y] = project(...at(f)); svg.append(el("text", { x: x + 5, y: y + 13 }, number(ranges[i][0] + ranges[i][1] * f, 3))); }
     const [x, y] = project(...at(1.14));
     const kept = Math.max(60, Math.min(width - 60, x));
     svg.append(el("text", { class: "axis", x: kept, y: Math.min(height - 6, y + (i === 2 ? -5 : 16)), "text-anchor": "middle" }, `to ${axis}`));

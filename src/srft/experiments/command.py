@@ -1,0 +1,57 @@
+"""``srft lab table1 | table2 | table3 | methods | defaults | figures | questions``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from srft.errors import ConfigError
+from srft.experiments.catalog import EXPERIMENTS, QUESTIONS
+from srft.experiments.runner import run_experiment
+from srft.experiments.tables import render
+
+
+def run_experiments(
+    name: str,
+    out: Path,
+    seeds: int,
+    jobs: int,
+    overrides: Sequence[str],
+    only: Sequence[int],
+    console: Console,
+) -> str | None:
+    """Runs one experiment, or the ``only`` ones of the questions, and prints each one's table.
+    Returns the signal that ended the work early, or None.
+
+    Raises:
+        ConfigError: an unknown question or a wrong setting.
+    """
+    names = _questions(only) if name == "questions" else [name]
+    if only and name != "questions":
+        raise ConfigError(f"--only chooses among questions; {name} is one experiment")
+    for chosen in names:
+        result = run_experiment(EXPERIMENTS[chosen], out, seeds, jobs, overrides, console)
+        console.print(render(result))
+        for run, error in result.failed.items():
+            console.print(f"[red]failed[/] {run}: {error}", highlight=False, soft_wrap=True)
+        console.print(
+            f"written to {out / chosen}: tables.md, results.json, accuracy.png, curves.png",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if result.stopped_by:
+            left = len(result.missing)
+            console.print(f"stopped by {result.stopped_by}; {left} runs left, same command goes on")
+            return result.stopped_by
+    return None
+
+
+def _questions(only: Sequence[int]) -> list[str]:
+    names = [f"question{number}" for number in only]
+    unknown = [name for name in names if name not in QUESTIONS]
+    if unknown:
+        numbers = ", ".join(name.removeprefix("question") for name in QUESTIONS)
+        raise ConfigError(f"no {unknown[0]}; there are {numbers}")
+    return names or list(QUESTIONS)

@@ -1,0 +1,105 @@
+"""Demonstrations that the base model made itself: its own rollouts, verified, generated offline.
+
+With them in place of an expert's, whatever a method gains cannot come from the expert.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from srft.config import SRFTConfig
+from srft.data.reading import load_splits
+from srft.errors import ConfigError
+from srft.evaluation.evaluate import evaluate
+from srft.evaluation.loading import find_model, load, weights_digest
+from srft.rewards.scorer import Scorer
+from srft.types import Example, SamplingParams
+
+SAMPLES = 8
+"""Rollouts of each training prompt; the first right one becomes its demonstration."""
+
+FILES = {"self-made": "self_made.jsonl", "expert-same": "expert_same.jsonl"}
+
+
+def make_demonstrations(
+    base: SRFTConfig, folder: Path, console: Console, samples: int = SAMPLES
+) -> Mapping[str, str]:
+    """Writes both training files, where they are not there yet, and returns kind -> path.
+
+    ``self-made``: every training prompt; its demonstration is the base model's first verified rollout,
+    and prompts that have none train without. ``expert-same``: the same rows with the expert's
+    demonstration on exactly the prompts that have a self-made one.
+
+    Raises:
+        ConfigError: ``folder`` was made from another base model, or no rollout was right.
+    """
+    paths = {kind: folder / name for kind, name in FILES.items()}
+    path = find_model(base.model.path or "")
+    origin = {"weights": weights_digest(path), "data": base.data.model_dump(mode="json")}
+    about = folder / "about.json"
+    if about.is_file():
+        if json.loads(about.read_text())["origin"] != origin:
+            raise ConfigError(
+                f"{folder}: made from another base model or other data; remove it, or choose another --out"
+            )
+        return {kind: str(p) for kind, p in paths.items()}
+    examples = load_splits(base.data, seed=base.data.seed).train
+    console.print(f"{samples} rollouts of each of {len(examples)} prompts by the base model")
+    right = _right_rollouts(base, examples, path, folder, samples)
+    if not any(right):
+        raise ConfigError(f"{path}: none of its rollouts on the training prompts was right")
+    kinds: dict[str, list[tuple[str, ...]]] = {
+        "self-made": [(text,) if text else () for text in right],
+        "expert-same": [
+            e.demonstrations if text else () for e, text in zip(examples, right, strict=True)
+        ],
+    }
+    for kind, demonstrations in kinds.items():
+        _write(paths[kind], examples, demonstrations)
+    count = sum(text is not None for text in right)
+    about.write_text(json.dumps({"origin": origin, "prompts": len(right), "covered": count}))
+    console.print(f"{count} of {len(right)} prompts have a self-made demonstration")
+    return {kind: str(p) for kind, p in paths.items()}
+
+
+def _right_rollouts(
+    base: SRFTConfig, examples: list[Example], path: str, folder: Path, samples: int
+) -> list[str | None]:
+    """The first right rollout of each prompt, sampled as in training; resumable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = base.model.model_copy(update={"path": path})
+    with load(model, base.data, base.rollout, "cpu") as loaded, Scorer(base.reward) as scorer:
+        result = evaluate(
+            loaded.engine,
+            loaded.tokenizer,
+            examples,
+            scorer,
+            SamplingParams(
+                temperature=base.rollout.temperature,
+                max_tokens=base.rollout.max_tokens,
+                stop_token_ids=loaded.stop_token_ids,
+            ),
+            n=samples,
+            out_path=folder / "rollouts.jsonl",
+            identity={"weights": weights_digest(path)},
+            data=base.data,
+        )
+    return [
+        next((sample.text for sample in problem.samples if sample.correct), None)
+        for problem in result.problems
+    ]
+
+
+def _write(path: Path, examples: list[Example], demonstrations: list[tuple[str, ...]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for example, texts in zip(examples, demonstrations, strict=True):
+            row = {
+                "prompt": example.prompt,
+                "demonstration": texts[0] if texts else None,
+                "answer": example.answer,
+            }
+            file.write(json.dumps({**example.columns, **row}, ensure_ascii=False) + "\n")

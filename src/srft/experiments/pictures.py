@@ -1,0 +1,135 @@
+"""Pictures of an experiment: accuracy of the arms with intervals, and curves with bands over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from srft.experiments.results import ArmFigures, ExperimentResult, RunFigures
+from srft.report.plots import CYCLE, PALETTE, plain_text, smooth, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_CURVES = (
+    ("reward/accuracy", "Accuracy of rollouts"),
+    ("rollout/entropy", "Entropy of rollouts (nats)"),
+    ("rollout/length_mean", "Response length (tokens)"),
+)
+_PARTS = {"in": ("in distribution", PALETTE["rollout"]), "out": ("out of it", PALETTE["second"])}
+
+
+def draw(result: ExperimentResult, folder: Path) -> list[Path]:
+    """accuracy.png and curves.png in ``folder``; nothing where no run has finished."""
+    if not result.arms:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    with style():
+        written = [_draw_accuracy(result, folder / "accuracy.png")]
+        curves = _draw_curves(result, folder / "curves.png")
+    return [*written, *([curves] if curves else [])]
+
+
+def _draw_accuracy(result: ExperimentResult, out: Path) -> Path:
+    """A point and a 95 % interval over seeds (over problems with one seed) per arm, best first."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    parts = [part for part in _PARTS if part in result.arms[0].accuracy]
+    arms = sorted(result.arms, key=lambda arm: arm.accuracy[parts[0]].mean)
+    figure, axes = pyplot.subplots(
+        1,
+        len(parts),
+        figsize=(4.6 * len(parts) + 1.2, 1.1 + 0.27 * len(arms)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax, part in zip(axes[0], parts, strict=True):
+        title, color = _PARTS[part]
+        for y, arm in enumerate(arms):
+            value = arm.accuracy[part]
+            own = PALETTE["demonstration"] if arm.name == result.experiment.reference else color
+            interval = value.seeds or value.problems
+            if interval is not None:
+                ax.plot(interval, [y, y], color=own, linewidth=1.6, alpha=0.55)
+            ax.plot([value.mean], [y], "o", color=own, markersize=5)
+        ax.set_title(f"Accuracy {title}")
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        ax.set_yticks(range(len(arms)), [plain_text(arm.name) for arm in arms])
+    return _save(figure, out)
+
+
+def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
+    """Mean over seeds with the range between the lowest and the highest seed."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    arms = [arm for arm in result.arms if arm.name in result.experiment.drawn]
+    panels = [*_CURVES, ("evaluation", "Accuracy, all problems")]
+    figure, axes = pyplot.subplots(2, 2, figsize=(10.5, 6.6), layout="constrained")
+    percent = PercentFormatter(1.0, decimals=0, symbol=" %")
+    any_drawn = False
+    for ax, (key, title) in zip(axes.flat, panels, strict=True):
+        ax.set_title(title)
+        drawn = [_band(ax, result.runs, arm, key, i) for i, arm in enumerate(arms)]
+        any_drawn |= any(drawn)
+        ax.set_xlabel("step")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if title.startswith("Accuracy"):
+            ax.yaxis.set_major_formatter(percent)
+        else:
+            ax.set_ylim(bottom=0)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    more = [ax.get_legend_handles_labels() for ax in axes.flat]
+    for extra_handles, extra_labels in more:
+        for handle, label in zip(extra_handles, extra_labels, strict=True):
+            if label not in labels:
+                handles, labels = [*handles, handle], [*labels, label]
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+    if any_drawn:
+        return _save(figure, out)
+    pyplot.close(figure)
+    return None
+
+
+def _band(ax: Axes, runs: Sequence[RunFigures], arm: ArmFigures, key: str, number: int) -> bool:
+    series = [_series(Path(run.folder), key) for run in runs if run.arm == arm.name]
+    series = [points for points in series if points]
+    if not series:
+        return False
+    steps = sorted(set.intersection(*(set(points) for points in series)))
+    if not steps:
+        return False
+    values = np.array([[points[step] for step in steps] for points in series])
+    smoothed = [smooth(list(row)) if key != "evaluation" else list(row) for row in values]
+    color = CYCLE[number % len(CYCLE)]
+    marker = "o" if len(steps) <= 20 else None
+    mean = np.mean(smoothed, axis=0)
+    ax.plot(steps, mean, color=color, label=plain_text(arm.name), marker=marker, markersize=3.5)
+    low, high = np.min(smoothed, axis=0), np.max(smoothed, axis=0)
+    if len(steps) == 1:
+        ax.plot([steps[0]] * 2, [low[0], high[0]], color=color, alpha=0.4)
+    else:
+        ax.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+    return True
+
+
+def _series(folder: Path, key: str) -> dict[int, float]:
+    """Step -> value of one metric, or of the accuracy of evaluations."""
+    name, field = ("evaluation", "accuracy") if key == "evaluation" else ("metrics", key)
+    path = folder / f"{name}.jsonl"
+    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["step"]: row[field] for row in rows if isinstance(row.get(field), int | float)}
+
+
+def _save(figure: Any, out: Path) -> Path:
+    from matplotlib import pyplot
+
+    figure.savefig(out, dpi=150)
+    pyplot.close(figure)
+    return out

@@ -1,0 +1,180 @@
+"""One run in a process of its own, and the process that makes one run after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+
+from srft.config import SRFTConfig, parse_config
+from srft.evaluation.loading import find_model, weights_digest
+
+FINISHED = "finished.json"
+LOG = "log.txt"
+HEAVY = ("checkpoints", "model", "best", "refused")
+"""What is not copied with a run's records."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm under one seed. ``digest`` stands for all that its outcome depends on."""
+
+    arm: str
+    seed: int
+    config: SRFTConfig
+    folder: Path
+    digest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; ``error`` is one sentence where it failed."""
+
+    status: Literal["finished", "failed", "stopped"]
+    error: str | None = None
+
+
+class Runner(Protocol):
+    """Whatever makes runs, one at a time."""
+
+    def run(self, job: Job) -> Outcome: ...
+
+    def interrupt(self) -> bool:
+        """Ask the run in hand to stop where it can be resumed; False where there is none yet."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def recipe_digest(config: SRFTConfig) -> str:
+    """Sixteen hexadecimal digits of the recipe without its run section, the base model's weights and
+    the training file: two runs with the same digest have the same outcome."""
+    values = yaml.safe_load(config.to_yaml())
+    values.pop("run")
+    values["weights"] = weights_digest(find_model(config.model.path or ""), config.model.revision)
+    train = config.data.train
+    if isinstance(train, str) and Path(train).is_file():
+        values["data"]["train"] = hashlib.sha256(Path(train).read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def finished_digest(folder: Path) -> str | None:
+    """The digest of the finished run in ``folder``; None where there is none."""
+    path = folder / FINISHED
+    return json.loads(path.read_text())["digest"] if path.is_file() else None
+
+
+def train_one(recipe: str, digest: str) -> str | None:
+    """Trains by a recipe (YAML) in its run.dir, resumed where it has a checkpoint, and marks the run
+    as finished. Returns the name of the signal that stopped it, or None.
+
+    What it would have printed goes to log.txt in the run directory.
+    """
+    from rich.console import Console
+
+    from srft.trainer.trainer import SRFTTrainer
+
+    config = parse_config(yaml.safe_load(recipe), "experiment")
+    assert config.run.dir is not None
+    folder = Path(config.run.dir)
+    resume = any(folder.glob("checkpoints/step_*"))
+    if not resume and folder.exists():
+        shutil.rmtree(folder)  # it was killed before its first checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open("a", encoding="utf-8") as log:
+        try:
+            trainer = SRFTTrainer(args=config, console=Console(file=log, width=120))
+            result = trainer.train(resume=resume)
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+    if result.stopped_by:
+        return result.stopped_by
+    _mark_finished(folder, digest, trainer.model)
+    return None
+
+
+def _mark_finished(folder: Path, digest: str, model: Any) -> None:
+    refused = len(list((folder / "refused").glob("*.pt")))
+    figures = {"digest": digest, "parameters": compute_parameters(model), "refused": refused}
+    temporary = folder / f"{FINISHED}.tmp"
+    temporary.write_text(json.dumps(figures))
+    temporary.replace(folder / FINISHED)
+
+
+def compute_parameters(model: Any) -> int:
+    """Parameters that take part in a matrix product for each token: all but the input embedding,
+    with the output head, also where the two are tied."""
+    total = sum(p.numel() for p in model.parameters())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    return total if tied else total - embedding.weight.numel()
+
+
+def slim(folder: Path) -> None:
+    """Removes what is large from a finished run; an exported model stays where it was asked for."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+
+
+class ProcessRunner:
+    """Runs jobs in one spawned process that keeps its imports from run to run. If it dies, the job in
+    hand has failed and the next one gets a new process."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._pid: int | None = None
+
+    def run(self, job: Job) -> Outcome:
+        try:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(
+                    1, mp_context=get_context("spawn"), initializer=_one_thread
+                )
+                self._pid = self._pool.submit(os.getpid).result()
+            stopped = self._pool.submit(train_one, job.config.to_yaml(), job.digest).result()
+        except BrokenProcessPool:
+            self.close()
+            return Outcome("failed", "its process died (out of memory, or killed from outside)")
+        # Whatever went wrong in one run must not take the others with it; the log has the traceback.
+        except Exception as error:  # noqa: BLE001
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+        if stopped:
+            return Outcome("stopped")
+        slim(job.folder)
+        return Outcome("finished")
+
+    def interrupt(self) -> bool:
+        if self._pid is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
+        return True
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self._pool = self._pid = None
+
+
+def _one_thread() -> None:
+    """Runs side by side are faster on one thread each, and a thread count is part of the rounding."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,321 @@
+"""From run directories to figures: accuracy, differences to the reference, and what each arm cost.
+
+Two kinds of uncertainty, kept apart because they answer different questions:
+
+over seeds      Student's t over the seeds' means, problems fixed: would training again say the same?
+over problems   bootstrap over problems, each problem's score averaged over seeds
+                (``evaluation.statistics``): would other problems say the same?
+
+An arm is called ahead or behind only where both intervals of the difference leave out zero.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srft.evaluation.statistics import Interval, interval_over_problems, paired_difference
+from srft.experiments.plan import Experiment
+from srft.experiments.process import FINISHED, Job
+from srft.experiments.runner import Ledger
+from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
+PARTS = ("in", "out")
+"""In and out of distribution. Problems without a lab family all count as in."""
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """One finished run. ``scores``: share of right samples of each problem at the last step (the
+    first where the arm is the base model), by family. FLOPs: 6 N a trained token and 2 N a sampled
+    one, N ``parameters`` (all but the input embedding); attention over the context, passes without
+    gradient and evaluation are left out. ``last``: means over the last tenth of the steps.
+    ``broken``: steps whose loss is not finite."""
+
+    arm: str
+    seed: int
+    folder: str
+    scores: Mapping[str, Sequence[float]] = field(repr=False)
+    steps: int
+    refused: int
+    broken: int
+    parameters: int
+    sampled_tokens: float
+    trained_tokens: float
+    flops: float
+    seconds: float
+    last: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and problems with its intervals; None where there are too few seeds."""
+
+    mean: float
+    seeds: tuple[float, float] | None
+    problems: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus reference on the same seeds and problems. ``p_value``: two-sided sign-flip test over
+    problems; ``ahead``: of ``of`` seeds, in how many the arm has the higher accuracy."""
+
+    estimate: Estimate
+    p_value: float
+    wins: int
+    losses: int
+    ahead: int
+    of: int
+
+    @property
+    def verdict(self) -> str:
+        """``ahead``, ``behind`` or ``open``."""
+        intervals = [i for i in (self.estimate.seeds, self.estimate.problems) if i is not None]
+        if len(intervals) == 2 and all(low > 0 for low, _ in intervals):
+            return "ahead"
+        if len(intervals) == 2 and all(high < 0 for _, high in intervals):
+            return "behind"
+        return "open"
+
+
+@dataclass(frozen=True)
+class ArmFigures:
+    """All seeds of one arm. Costs are means over its runs."""
+
+    name: str
+    seeds: int
+    accuracy: Mapping[str, Estimate]
+    families: Mapping[str, float]
+    difference: Mapping[str, Difference]
+    sampled_tokens: float
+    trained_tokens: float
+    flops: float
+    seconds: float
+    refused: int
+    broken: int
+    last: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What came out. ``failed``: run -> reason; ``missing``: runs that have not been made yet."""
+
+    experiment: Experiment
+    arms: Sequence[ArmFigures]
+    runs: Sequence[RunFigures]
+    failed: Mapping[str, str]
+    missing: Sequence[str]
+    setting: Mapping[str, Any]
+    stopped_by: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the scores of single problems, which are in the runs' evaluation.jsonl."""
+        return {
+            "experiment": self.experiment.name,
+            "title": self.experiment.title,
+            "reference": self.experiment.reference,
+            "setting": dict(self.setting),
+            "arms": [asdict(arm) for arm in self.arms],
+            "runs": [{k: v for k, v in asdict(r).items() if k != "scores"} for r in self.runs],
+            "failed": dict(self.failed),
+            "missing": list(self.missing),
+        }
+
+
+def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> ExperimentResult:
+    """Reads the finished runs and computes every figure."""
+    runs = [
+        read_figures(job, first=_arm(experiment, job.arm).untrained)
+        for job in plan
+        if ledger.outcomes[job.name].status == "finished"
+    ]
+    by_arm: dict[str, list[RunFigures]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    reference = by_arm.get(experiment.reference, [])
+    arms = [
+        summarize(by_arm[arm.name], reference, arm.name == experiment.reference)
+        for arm in experiment.arms
+        if arm.name in by_arm
+    ]
+    outcomes = ledger.outcomes
+    return ExperimentResult(
+        experiment,
+        arms,
+        runs,
+        {n: o.error or "" for n, o in outcomes.items() if o.status == "failed"},
+        [n for n, o in outcomes.items() if o.status == "stopped"],
+        _setting(plan),
+        ledger.stopped_by,
+    )
+
+
+def _arm(experiment: Experiment, name: str) -> Any:
+    return next(arm for arm in experiment.arms if arm.name == name)
+
+
+def _setting(plan: Sequence[Job]) -> dict[str, Any]:
+    """What all arms have in common, for the line above the table."""
+    config = plan[0].config
+    return {
+        "seeds": 1 + max(job.seed for job in plan),
+        "steps": max(job.config.total_steps for job in plan),
+        "prompts_per_step": config.train.prompts_per_step,
+        "group_size": config.rollout.group_size,
+        "learning_rate": config.train.learning_rate,
+        "max_tokens": config.rollout.max_tokens,
+        "temperature": config.evaluation.temperature,
+        "samples_per_problem": config.evaluation.n or 1,
+        "base": config.model.path,
+    }
+
+
+def read_figures(job: Job, first: bool = False) -> RunFigures:
+    """The figures of a finished run; ``first`` reads its first evaluation and no costs."""
+    marks = json.loads((job.folder / FINISHED).read_text())
+    metrics = _lines(job.folder / "metrics.jsonl")
+    evaluations = _lines(job.folder / "evaluation.jsonl")
+    step = min(e["step"] for e in evaluations) if first else max(e["step"] for e in evaluations)
+    scores: dict[str, list[float]] = {}
+    for record in evaluations:
+        if record["step"] == step:
+            for family, counts in record["correct"].items():
+                scores.setdefault(family, []).extend(c / record["n"] for c in counts)
+    end = {} if first else metrics[-1]
+    sampled = float(end.get("total/rollout_tokens", 0.0))
+    trained = float(end.get("total/trained_tokens", 0.0))
+    tail = metrics[-max(1, len(metrics) // 10) :]
+    return RunFigures(
+        job.arm,
+        job.seed,
+        str(job.folder),
+        scores,
+        0 if first else len(metrics),
+        0 if first else marks["refused"],
+        0 if first else sum(row.get("loss", 0.0) is None for row in metrics),
+        marks["parameters"],
+        sampled,
+        trained,
+        marks["parameters"] * (6 * trained + 2 * sampled),
+        float(end.get("total/seconds", 0.0)),
+        {key: None if first else _mean(tail, name) for key, name in _LAST.items()},
+    )
+
+
+_LAST = {
+    "reward": "reward/accuracy",
+    "entropy": "rollout/entropy",
+    "length": "rollout/length_mean",
+}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if isinstance(row.get(key), int | float)]
+    return sum(values) / len(values) if values else None
+
+
+def summarize(
+    runs: Sequence[RunFigures], reference: Sequence[RunFigures], is_reference: bool
+) -> ArmFigures:
+    """Means, intervals and the paired difference to the reference's runs."""
+    accuracy, difference = {}, {}
+    for part in PARTS:
+        scores_SP = _stack(runs, part)
+        if scores_SP.size == 0:
+            continue
+        accuracy[part] = estimate(scores_SP)
+        if reference and not is_reference:
+            ours, theirs = _pair(runs, reference, part)
+            difference[part] = compare(ours, theirs)
+    families = list(dict.fromkeys(f for run in runs for f in run.scores))
+    return ArmFigures(
+        runs[0].arm,
+        len(runs),
+        accuracy,
+        {f: float(np.mean([np.mean(run.scores[f]) for run in runs])) for f in families},
+        difference,
+        *(
+            float(np.mean([getattr(run, name) for run in runs]))
+            for name in ("sampled_tokens", "trained_tokens", "flops", "seconds")
+        ),
+        sum(run.refused for run in runs),
+        sum(run.broken for run in runs),
+        {key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
+    )
+
+
+def _families(run: RunFigures, part: str) -> list[str]:
+    inside = [f for f in run.scores if f in IN_DISTRIBUTION]
+    outside = [f for f in run.scores if f in OUT_OF_DISTRIBUTION]
+    if not inside and not outside:
+        inside = list(run.scores)
+    return inside if part == "in" else outside
+
+
+def _scores(run: RunFigures, part: str) -> list[float]:
+    return [score for family in _families(run, part) for score in run.scores[family]]
+
+
+def _stack(runs: Sequence[RunFigures], part: str) -> np.ndarray:
+    return np.array([_scores(run, part) for run in runs], dtype=np.float64)
+
+
+def _pair(
+    runs: Sequence[RunFigures], reference: Sequence[RunFigures], part: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores on the seeds that both have; the base model, which has no seed, stands for each."""
+    if all(run.steps == 0 for run in runs):
+        runs = [runs[0]] * len(reference)
+        pairs = list(zip(runs, reference, strict=True))
+    else:
+        by_seed = {run.seed: run for run in reference}
+        pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+    return _stack([a for a, _ in pairs], part), _stack([b for _, b in pairs], part)
+
+
+def estimate(scores_SP: np.ndarray) -> Estimate:
+    """Mean of scores_SP with both intervals."""
+    over = interval_over_problems(scores_SP.mean(axis=0))
+    return Estimate(float(scores_SP.mean()), t_interval(scores_SP.mean(axis=1)), _ends(over))
+
+
+def compare(ours_SP: np.ndarray, theirs_SP: np.ndarray) -> Difference:
+    """Paired by seed and problem."""
+    if ours_SP.size == 0:
+        return Difference(Estimate(math.nan, None, None), math.nan, 0, 0, 0, 0)
+    seeds_S = ours_SP.mean(axis=1) - theirs_SP.mean(axis=1)
+    paired = paired_difference(ours_SP.mean(axis=0), theirs_SP.mean(axis=0))
+    return Difference(
+        Estimate(float(seeds_S.mean()), t_interval(seeds_S), _ends(paired.interval)),
+        paired.p_value,
+        paired.wins,
+        paired.losses,
+        int((seeds_S > 0).sum()),
+        len(seeds_S),
+    )
+
+
+def t_interval(values_S: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of the mean of at least two values, None below that."""
+    from scipy.stats import t
+
+    count = len(values_S)
+    if count < 2:
+        return None
+    half = float(t.ppf((1 + confidence) / 2, count - 1) * values_S.std(ddof=1) / math.sqrt(count))
+    return float(values_S.mean()) - half, float(values_S.mean()) + half
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    return interval.low, interval.high

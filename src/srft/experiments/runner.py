@@ -1,0 +1,304 @@
+"""Makes the runs of an experiment: several at once, none twice, and one that fails stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from srft.config import SRFTConfig
+from srft.errors import ConfigError
+from srft.experiments.plan import Experiment, arm_recipe, base_recipe
+from srft.experiments.process import (
+    HEAVY,
+    Job,
+    Outcome,
+    ProcessRunner,
+    Runner,
+    finished_digest,
+    recipe_digest,
+)
+from srft.trainer.setup import build_methods
+from srft.trainer.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from srft.experiments.results import ExperimentResult
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of each job, in the order of the plan, and the signal that ended the work early."""
+
+    outcomes: Mapping[str, Outcome]
+    stopped_by: str | None = None
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    seeds: int = 3,
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    make_runner: Callable[[], Runner] = ProcessRunner,
+) -> ExperimentResult:
+    """Trains every arm under seeds 0 .. seeds - 1, each run in ``out/<experiment>/<arm>/seed<k>``,
+    and writes results.json, tables.md and pictures beside them.
+
+    Finished runs are not made again, also where another experiment under ``out`` has made the same
+    one; interrupted ones are resumed. A run that fails is reported and left out of the figures. After
+    SIGINT or SIGTERM the runs in hand write a checkpoint and what is finished is evaluated.
+
+    Raises:
+        ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
+    """
+    from srft.experiments.pictures import draw
+    from srft.experiments.results import gather
+    from srft.experiments.tables import write_tables
+
+    console = console or Console()
+    base = base_recipe(experiment, overrides)
+    check_arms(experiment, base, out)
+    data = _demonstrations(experiment, base, out, console)
+    plan = plan_jobs(experiment, base, out, seeds, data)
+    check_unmixed(plan)
+    ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
+    result = gather(experiment, plan, ledger)
+    write_tables(result, out / experiment.name)
+    draw(result, out / experiment.name)
+    return result
+
+
+def check_arms(experiment: Experiment, base: SRFTConfig, out: Path) -> None:
+    """Every arm's recipe and method, before the first is trained.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    for arm in experiment.arms:
+        build_methods(arm_recipe(arm, base, seed=0, folder=out))
+
+
+def _demonstrations(
+    experiment: Experiment, base: SRFTConfig, out: Path, console: Console
+) -> Mapping[str, str]:
+    """Training files of the arms that do not learn from the expert, made where they are missing."""
+    if all(arm.demonstrations == "expert" for arm in experiment.arms):
+        return {}
+    from srft.experiments.demonstrations import make_demonstrations
+
+    return make_demonstrations(base, out / "demonstrations", console)
+
+
+def plan_jobs(
+    experiment: Experiment, base: SRFTConfig, out: Path, seeds: int, data: Mapping[str, str]
+) -> list[Job]:
+    """One job per arm and seed, seed by seed, so that early on there is something of every arm."""
+    planned = []
+    for seed in range(seeds):
+        for arm in experiment.arms:
+            if arm.untrained and seed:
+                continue
+            folder = out / experiment.name / arm.folder / f"seed{seed}"
+            config = arm_recipe(
+                arm,
+                base,
+                seed=seed,
+                folder=folder,
+                keep_model=experiment.keep_models,
+                data=data.get(arm.demonstrations),
+            )
+            planned.append(Job(arm.name, seed, config, folder, recipe_digest(config)))
+    return planned
+
+
+def check_unmixed(plan: Sequence[Job]) -> None:
+    """Raises:
+    ConfigError: a folder of the plan holds a run of another recipe.
+    """
+    for job in plan:
+        path = job.folder / "config.yaml"
+        if not path.is_file():
+            continue
+        from srft.trainer.run_dir import RunDir, check_same_recipe
+
+        other = finished_digest(job.folder)
+        changed = [c for c in check_same_recipe(RunDir(job.folder), job.config) if c[:4] != "run."]
+        if changed or (other is not None and other != job.digest):
+            what = "; ".join(changed[:5]) or "the base model's weights or the training file"
+            raise ConfigError(
+                f"{job.folder}: holds a run with other settings ({what}). Choose another --out, or "
+                "remove that folder"
+            )
+
+
+def make_runs(
+    plan: Sequence[Job],
+    out: Path,
+    jobs: int,
+    console: Console,
+    make_runner: Callable[[], Runner],
+    title: str,
+) -> Ledger:
+    """Works the plan off with ``jobs`` runners side by side."""
+    outcomes: dict[str, Outcome] = {}
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    shared = threading.Lock()
+    for job in plan:
+        if finished_digest(job.folder) == job.digest:
+            outcomes[job.name] = Outcome("finished")
+        else:
+            waiting.put(job)
+    with _environment(), StopRequest() as stop, _progress(console) as bar:
+        task = bar.add_task(title, total=sum(job.config.total_steps for job in plan))
+        lanes = [
+            _Lane(make_runner(), waiting, outcomes, stop, out, shared)
+            for _ in range(max(1, min(jobs, waiting.qsize())))
+        ]
+        for lane in lanes:
+            lane.start()
+        told: set[str] = set(outcomes)
+        unasked = list(lanes)
+        while any(lane.is_alive() for lane in lanes):
+            time.sleep(_POLL_SECONDS)
+            if stop.requested == "SIGTERM":  # a Ctrl-C reaches the children by itself
+                unasked = [lane for lane in unasked if not lane.runner.interrupt()]
+            done, steps = _advance(plan, outcomes)
+            bar.update(task, completed=steps, description=f"{title}, {done}/{len(plan)} runs")
+            _tell(plan, outcomes, told, console)
+        for lane in lanes:
+            lane.runner.close()
+        _tell(plan, outcomes, told, console)
+        bar.update(task, completed=_advance(plan, outcomes)[1])
+    return Ledger({j.name: outcomes.get(j.name, Outcome("stopped")) for j in plan}, stop.requested)
+
+
+class _Lane(threading.Thread):
+    """Takes jobs until there are none or somebody wants to stop."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        waiting: queue.SimpleQueue[Job],
+        outcomes: dict[str, Outcome],
+        stop: StopRequest,
+        out: Path,
+        shared: threading.Lock,
+    ) -> None:
+        super().__init__(name="srft-lane", daemon=True)
+        self.runner = runner
+        self._waiting, self._outcomes, self._stop_request = waiting, outcomes, stop
+        self._out, self._shared = out, shared
+
+    def run(self) -> None:
+        while not self._stop_request.requested:
+            try:
+                job = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            with self._shared:
+                copied = copy_same_run(job, self._out)
+            outcome = Outcome("finished") if copied else self.runner.run(job)
+            if outcome.status == "failed" and self._stop_request.requested:
+                outcome = Outcome("stopped")  # the signal reached it before it could listen
+            self._outcomes[job.name] = outcome
+
+
+def copy_same_run(job: Job, out: Path) -> bool:
+    """Copies the records of a run of the very same recipe from elsewhere under ``out``."""
+    if job.config.run.export:
+        return False
+    for found in sorted(out.glob("*/*/seed*")):
+        if found != job.folder and finished_digest(found) == job.digest:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            shutil.copytree(found, job.folder, ignore=shutil.ignore_patterns(*HEAVY, "config.yaml"))
+            (job.folder / "config.yaml").write_text(job.config.to_yaml(), encoding="utf-8")
+            return True
+    return False
+
+
+def _advance(plan: Sequence[Job], outcomes: Mapping[str, Outcome]) -> tuple[int, int]:
+    """Runs that have ended, and steps made in all."""
+    done = steps = 0
+    for job in plan:
+        if job.name in outcomes:
+            done += 1
+            steps += job.config.total_steps
+        elif (log := job.folder / "metrics.jsonl").is_file():
+            steps += log.read_bytes().count(b"\n")
+    return done, steps
+
+
+def _tell(
+    plan: Sequence[Job], outcomes: Mapping[str, Outcome], told: set[str], console: Console
+) -> None:
+    """A line for each run that ended since the last look."""
+    for job in plan:
+        outcome = outcomes.get(job.name)
+        if outcome is None or job.name in told:
+            continue
+        told.add(job.name)
+        colour = {"finished": "green", "failed": "red", "stopped": "yellow"}[outcome.status]
+        accuracy = _last_accuracy(job.folder) if outcome.status == "finished" else None
+        rest = f" {accuracy:.1%}" if accuracy is not None else f" {outcome.error or ''}"
+        console.print(
+            f"[{colour}]{outcome.status}[/] {job.name}{rest}", highlight=False, soft_wrap=True
+        )
+
+
+def _last_accuracy(folder: Path) -> float | None:
+    path = folder / "evaluation.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["accuracy"] if lines else None
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Child processes are to use one thread each from their first import on."""
+    wanted = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

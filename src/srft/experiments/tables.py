@@ -1,0 +1,155 @@
+"""An experiment's result as Markdown, as JSON and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from srft.experiments.results import ArmFigures, Difference, Estimate, ExperimentResult
+from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
+_PARTS = {"in": "in distribution", "out": "out of distribution"}
+_MARKS = {"ahead": "▲", "behind": "▼", "open": ""}
+
+READING = (
+    "Accuracy in %: mean over seeds and problems, with a 95 % t interval over seeds. Difference: arm "
+    "minus {reference} in points, paired by seed and problem; [t interval over seeds] {{bootstrap "
+    "interval over problems}}, p of a two-sided sign-flip test over problems, and in how many seeds "
+    "the arm is ahead. ▲ ahead, ▼ behind: both intervals leave out zero."
+)
+COSTS = (
+    "Tokens, FLOPs and seconds are per run. FLOPs = 6 N trained + 2 N sampled tokens, N = parameters "
+    "but the input embedding; trained tokens count prompts. Seconds are those of training, one "
+    "thread each. Refused: steps of all seeds whose loss or gradient was not finite. Reward, entropy "
+    "(nats) and length (tokens): rollouts of the last tenth of the steps."
+)
+
+
+def write_tables(result: ExperimentResult, folder: Path) -> None:
+    """results.json and tables.md in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.as_json(), indent=1, ensure_ascii=False, default=str)
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    (folder / "tables.md").write_text(markdown(result), encoding="utf-8")
+
+
+def markdown(result: ExperimentResult) -> str:
+    """Accuracy and differences, families, costs; then what failed or is missing."""
+    setting = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in result.setting.items())
+    blocks = [f"### {result.experiment.title}", f"{setting}."]
+    if result.arms:
+        blocks += [
+            _grid(*accuracy_rows(result)),
+            READING.format(reference=result.experiment.reference),
+        ]
+        blocks += [_grid(*family_rows(result.arms)), _grid(*cost_rows(result.arms)), COSTS]
+    if result.failed:
+        blocks.append(
+            "Failed:\n" + "\n".join(f"- {n}: {e.splitlines()[0]}" for n, e in result.failed.items())
+        )
+    if result.missing:
+        blocks.append(f"Not finished: {', '.join(result.missing)}.")
+    if result.experiment.then:
+        blocks.append(result.experiment.then)
+    return "\n\n".join(blocks) + "\n"
+
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def accuracy_rows(result: ExperimentResult) -> Rows:
+    """Heading and rows: accuracy and difference to the reference, in and out of distribution."""
+    parts = [p for p in _PARTS if any(p in arm.accuracy for arm in result.arms)]
+    head = ["arm", "seeds"]
+    for part in parts:
+        head += [_PARTS[part], f"minus {result.experiment.reference}"]
+    rows = []
+    for arm in result.arms:
+        row = [arm.name, str(arm.seeds)]
+        for part in parts:
+            row.append(_accuracy(arm.accuracy[part]))
+            row.append(_difference(arm.difference.get(part)))
+        rows.append(row)
+    return head, rows
+
+
+def _accuracy(value: Estimate) -> str:
+    half = "" if value.seeds is None else f" ± {100 * (value.seeds[1] - value.mean):.1f}"
+    return f"{100 * value.mean:.1f}{half}"
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None or value.of == 0:
+        return ""
+    parts = [f"{100 * value.estimate.mean:+.1f}"]
+    if value.estimate.seeds is not None:
+        parts.append("[{:+.1f}, {:+.1f}]".format(*(100 * x for x in value.estimate.seeds)))
+    if value.estimate.problems is not None:
+        parts.append("{{{:+.1f}, {:+.1f}}}".format(*(100 * x for x in value.estimate.problems)))
+    parts.append(f"p {value.p_value:.2g}" if value.p_value >= 0.001 else "p < 0.001")
+    parts.append(f"{value.ahead}/{value.of}")
+    return " ".join([*parts, _MARKS[value.verdict]]).strip()
+
+
+def family_rows(arms: Sequence[ArmFigures]) -> Rows:
+    """Accuracy of every family, mean over seeds, with the averages of the two kinds."""
+    known = [f for f in (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION) if f in arms[0].families]
+    other = [f for f in arms[0].families if f not in known]
+    inside = [f for f in known if f in IN_DISTRIBUTION] + other
+    outside = [f for f in known if f in OUT_OF_DISTRIBUTION]
+    head = ["arm", *(f or "all" for f in inside), "avg", *outside, *(["avg"] if outside else [])]
+    rows = []
+    for arm in arms:
+        row = [arm.name]
+        for families in (inside, outside):
+            values = [arm.families.get(f, float("nan")) for f in families]
+            row += [f"{100 * v:.1f}" for v in values]
+            row += [f"**{100 * sum(values) / len(values):.1f}**"] if values else []
+        rows.append(row)
+    return head, rows
+
+
+def cost_rows(arms: Sequence[ArmFigures]) -> Rows:
+    """What each arm cost and how its training ended."""
+    head = ["arm", "sampled tokens", "trained tokens", "TFLOP", "seconds", "refused steps"]
+    head += ["reward", "entropy", "length"]
+    rows = []
+    for arm in arms:
+        rows.append(
+            [
+                arm.name,
+                f"{arm.sampled_tokens:,.0f}",
+                f"{arm.trained_tokens:,.0f}",
+                f"{arm.flops / 1e12:.2f}",
+                f"{arm.seconds:.0f}",
+                str(arm.refused + arm.broken),
+                _figure(arm.last["reward"], "{:.3f}"),
+                _figure(arm.last["entropy"], "{:.3f}"),
+                _figure(arm.last["length"], "{:.1f}"),
+            ]
+        )
+    return head, rows
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
+
+
+def render(result: ExperimentResult) -> Table:
+    """Accuracy and differences as a table for the terminal."""
+    head, rows = accuracy_rows(result) if result.arms else (["arm"], [])
+    table = Table(title=result.experiment.title, title_justify="left")
+    for i, name in enumerate([*head, *(["sampled", "trained", "TFLOP", "s"] if rows else [])]):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row, cost in zip(rows, cost_rows(result.arms)[1], strict=True) if rows else ():
+        style = "bold" if row[0] == result.experiment.reference else None
+        table.add_row(*(cell.replace("[", r"\[") for cell in row), *cost[1:5], style=style)
+    return table

@@ -1,0 +1,44 @@
+"""A small experiment, and settings that make its runs short."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from srft.experiments.plan import Arm, Experiment
+
+# The helper beside the tests, importable under a name of its own.
+_spec = importlib.util.spec_from_file_location(
+    "experiments_fakes", Path(__file__).with_name("fakes.py")
+)
+assert _spec is not None and _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = _module
+_spec.loader.exec_module(_module)
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return Experiment(
+        "small",
+        "A small one",
+        (Arm("base", untrained=True), Arm("srft", "srft"), Arm("grpo", "grpo")),
+    )
+
+
+@pytest.fixture
+def settings(tiny_model: Path) -> list[str]:
+    """Overrides that make a run of the tiny model short."""
+    return [
+        f"model.path={tiny_model}",
+        "train.steps=2",
+        "train.prompts_per_step=2",
+        "rollout.group_size=2",
+        "rollout.max_tokens=8",
+        "data.limit=20",
+        "data.eval_limit=9",
+        "reward.failed_demonstrations=keep",
+    ]

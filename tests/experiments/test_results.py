@@ -1,0 +1,76 @@
+"""Figures, intervals and tables, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from experiments_fakes import write_run
+from rich.console import Console
+
+from srft.experiments.pictures import draw
+from srft.experiments.plan import base_recipe
+from srft.experiments.process import Outcome
+from srft.experiments.results import compare, estimate, gather, t_interval
+from srft.experiments.runner import Ledger, plan_jobs
+from srft.experiments.tables import markdown, render
+
+ACCURACY = {"srft/seed0": 0.8, "srft/seed1": 0.9, "grpo/seed0": 0.5, "grpo/seed1": 0.5}
+
+
+@pytest.fixture
+def result(experiment, tmp_path, settings):
+    plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 2, {})
+    for job in plan:
+        write_run(job, ACCURACY.get(job.name, 0.3))
+    return gather(experiment, plan, Ledger({job.name: Outcome("finished") for job in plan}))
+
+
+def test_the_t_interval_is_students():
+    # Mean 0.5, deviation sqrt(0.02), 0.1 over sqrt(2) twice; t of one degree of freedom is 12.706.
+    low, high = t_interval(np.array([0.4, 0.6]))
+    assert high - 0.5 == pytest.approx(0.5 - low) == pytest.approx(12.7062 * 0.1, rel=1e-4)
+    assert t_interval(np.array([0.4])) is None
+
+
+def test_accuracy_is_the_mean_over_seeds_and_problems(result):
+    arms = {arm.name: arm for arm in result.arms}
+    assert arms["srft"].accuracy["in"].mean == pytest.approx(0.85)
+    assert arms["srft"].families == pytest.approx({"chain": 0.85, "long": 0.85})
+    assert arms["base"].accuracy["out"].mean == 0.0  # its first evaluation, not its last
+
+
+def test_differences_are_paired_by_seed_and_problem(result):
+    grpo = next(arm for arm in result.arms if arm.name == "grpo").difference["in"]
+    # Seeds: -0.3 and -0.4. Problems 10 to 15 differ in both seeds, 16 and 17 in one.
+    assert grpo.estimate.mean == pytest.approx(-0.35)
+    assert (grpo.wins, grpo.losses, grpo.ahead, grpo.of) == (0, 8, 0, 2)
+    assert grpo.estimate.problems[1] < 0 and grpo.estimate.seeds[1] > 0
+    assert grpo.verdict == "open"  # two seeds are too few for the t interval
+    base = next(arm for arm in result.arms if arm.name == "base").difference["in"]
+    assert base.of == 2 and base.estimate.mean == pytest.approx(-0.85)
+
+
+def test_ahead_and_behind_need_both_intervals():
+    rng = np.random.default_rng(0)
+    low = (rng.random((5, 200)) < 0.3).astype(float)
+    high = (rng.random((5, 200)) < 0.7).astype(float)
+    assert compare(high, low).verdict == "ahead" and compare(low, high).verdict == "behind"
+    assert compare(low[:1], high[:1]).verdict == "open"
+    assert compare(low, low).verdict == "open"
+    assert estimate(high).seeds[0] < high.mean() < estimate(high).seeds[1]
+
+
+def test_costs_count_both_kinds_of_tokens(result):
+    grpo = next(arm for arm in result.arms if arm.name == "grpo")
+    assert (grpo.sampled_tokens, grpo.trained_tokens) == (20, 60)
+    assert grpo.flops == 1000 * (6 * 60 + 2 * 20)
+
+
+def test_tables_say_everything_there_is(result, tmp_path):
+    text = markdown(result)
+    assert "| srft | 2 | 85.0 ± 63.5 |  | 85.0 ± 63.5 |  |" in text
+    assert "-35.0 [-98.5, +28.5]" in text and "| base | 0 | 0 |" in text
+    console = Console(width=200, record=True, quiet=False, file=(tmp_path / "t").open("w"))
+    console.print(render(result))
+    assert "-35.0 [-98.5, +28.5]" in console.export_text()
+    assert [path.name for path in draw(result, tmp_path)] == ["accuracy.png", "curves.png"]

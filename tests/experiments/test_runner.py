@@ -1,0 +1,130 @@
+"""Runs are made once, resumed, shared, and fail alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from experiments_fakes import FakeRunner, write_run
+from rich.console import Console
+
+from srft.errors import ConfigError
+from srft.experiments.plan import Arm, Experiment, base_recipe
+from srft.experiments.process import Outcome
+from srft.experiments.runner import plan_jobs, run_experiment
+
+QUIET = Console(quiet=True)
+
+
+def accuracy(job):
+    return {"base": 0.2, "srft": 0.8, "grpo": 0.5}[job.arm] + 0.05 * job.seed
+
+
+def run(experiment, out, settings, rule=accuracy, seeds=2, jobs=1):
+    made: list[str] = []
+    result = run_experiment(
+        experiment, out, seeds, jobs, settings, QUIET, lambda: FakeRunner(rule, made)
+    )
+    return result, made
+
+
+def test_what_is_finished_is_not_made_again(experiment, tmp_path, settings):
+    _, made = run(experiment, tmp_path, settings)
+    assert made == ["base/seed0", "srft/seed0", "grpo/seed0", "srft/seed1", "grpo/seed1"]
+    result, made = run(experiment, tmp_path, settings, seeds=3)
+    assert made == ["srft/seed2", "grpo/seed2"]
+    assert [arm.seeds for arm in result.arms] == [1, 3, 3]
+
+
+def test_a_failed_run_is_reported_and_stops_no_other(experiment, tmp_path, settings):
+    def rule(job):
+        return Outcome("failed", "no luck") if job.name == "grpo/seed0" else accuracy(job)
+
+    result, made = run(experiment, tmp_path, settings, rule)
+    assert len(made) == 5 and result.failed == {"grpo/seed0": "no luck"}
+    assert {arm.name: arm.seeds for arm in result.arms} == {"base": 1, "srft": 2, "grpo": 1}
+    assert "no luck" in (tmp_path / "small/tables.md").read_text()
+    _, made = run(experiment, tmp_path, settings)
+    assert made == ["grpo/seed0"]
+
+
+def test_the_same_run_of_another_experiment_is_copied(experiment, tmp_path, settings):
+    run(experiment, tmp_path, settings)
+    other = Experiment("other", "O", (Arm("srft", "srft"), Arm("sft", "sft")))
+    result, made = run(other, tmp_path, settings, lambda job: 0.1)
+    assert made == ["sft/seed0", "sft/seed1"]
+    assert result.arms[0].accuracy["in"].mean == pytest.approx(0.825)
+
+
+def test_runs_with_other_settings_are_not_mixed_in(experiment, tmp_path, settings):
+    run(experiment, tmp_path, settings)
+    with pytest.raises(ConfigError, match=r"train\.learning_rate"):
+        run(experiment, tmp_path, [*settings, "train.learning_rate=0.5"])
+
+
+def test_several_runners_work_side_by_side(experiment, tmp_path, settings):
+    together = threading.Barrier(2, timeout=10)
+
+    def rule(job):
+        if job.arm != "base":
+            together.wait()  # passes only while two runs are in hand
+        return accuracy(job)
+
+    result, made = run(experiment, tmp_path, settings, rule, jobs=2)
+    assert len(made) == 5 and not result.failed
+
+
+def test_a_signal_ends_the_work_and_the_same_command_goes_on(experiment, tmp_path, settings):
+    def rule(job):
+        if job.name == "grpo/seed0":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            return Outcome("stopped")
+        return accuracy(job)
+
+    result, made = run(experiment, tmp_path, settings, rule)
+    assert result.stopped_by == "SIGTERM" and made[-1] == "grpo/seed0"
+    assert result.missing == ["grpo/seed0", "srft/seed1", "grpo/seed1"]
+    result, made = run(experiment, tmp_path, settings)
+    assert made == ["grpo/seed0", "srft/seed1", "grpo/seed1"] and not result.missing
+
+
+def test_a_finished_run_of_older_weights_is_refused(experiment, tmp_path, settings):
+    run(experiment, tmp_path, settings, seeds=1)
+    path = tmp_path / "small/srft/seed0/finished.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "0" * 16}))
+    with pytest.raises(ConfigError, match="base model's weights"):
+        run(experiment, tmp_path, settings, seeds=1)
+
+
+def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):
+    plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 2, {})
+    assert len({job.digest for job in plan}) == len(plan) == 5
+    write_run(plan[0], 0.5)
+
+
+@pytest.mark.slow
+def test_real_runs_train_finish_and_leave_no_checkpoints(experiment, tmp_path, settings):
+    experiment = Experiment("real", "Real", (Arm("srft", "srft"), Arm("sft->rl", "grpo")))
+    result = run_experiment(experiment, tmp_path, 1, 1, settings, QUIET)
+    assert not result.failed and [arm.seeds for arm in result.arms] == [1, 1]
+    folder = tmp_path / "real/srft/seed0"
+    assert not (folder / "checkpoints").exists() and not (folder / "model").exists()
+    assert (folder / "finished.json").is_file() and (folder / "log.txt").is_file()
+    assert result.arms[0].sampled_tokens > 0 and result.arms[0].flops > 0
+    assert (tmp_path / "real/accuracy.png").stat().st_size > 10_000
+    assert (tmp_path / "real/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_an_error_in_a_real_run_names_its_reason(tmp_path, settings):
+    experiment = Experiment(
+        "bad", "Bad", (Arm("srft", "srft", recipe={"data": {"max_prompt_tokens": 1}}),)
+    )
+    result = run_experiment(experiment, tmp_path, 1, 1, settings, QUIET)
+    assert "DataError" in result.failed["srft/seed0"]
+    assert "Traceback" in (tmp_path / "bad/srft/seed0/log.txt").read_text()
