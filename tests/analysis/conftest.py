@@ -10,9 +10,6 @@ import torch
 
 from srft.lab.tokenizer import build_tokenizer
 
-PROMPT = "a = 3 + 4 ; a ?"
-RESPONSES = ("a = 3 + 4 = 7 ; 7", "7", "a = 3 + 4 = 8 ; b = 8 * 2 = 6")
-
 
 def tiny_model(seed: int, tie: bool = True) -> Any:
     """Two layers of width 16 over the lab's vocabulary, random weights large enough to matter."""

@@ -24,6 +24,13 @@ def accuracy(job):
     return {"base": 0.2, "srft": 0.8, "grpo": 0.5}[job.arm] + 0.05 * job.seed
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Drawing takes longer than everything else here."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr("srft.experiments.pictures.draw", lambda result, folder: [])
+
+
 def run(experiment, out, settings, rule=accuracy, seeds=2, jobs=1):
     made: list[str] = []
     result = run_experiment(

@@ -76,7 +76,7 @@ def metric(step: int, total: int, rng: random.Random, seed: int, method: str) ->
 
 def response(rng: random.Random, kind: str, words: list[str], correct: bool) -> dict[str, Any]:
     n = len(words)
-    logprob = [-(abs(rng.gauss(0, 0.6)) ** 2) for _ in range(n)]
+    logprob = [-round(rng.random() ** 3, 5) for _ in range(n)]
     return {
         "kind": kind,
         "text": "".join(words),
@@ -86,8 +86,8 @@ def response(rng: random.Random, kind: str, words: list[str], correct: bool) -> 
         "advantage": rng.gauss(0, 1),
         "tokens": words,
         "logprob": logprob,
-        "entropy": [abs(rng.gauss(0.3, 0.4)) for _ in range(n)],
-        "loss": [rng.gauss(0, 0.01) for _ in range(n)],
+        "entropy": [round(2 * rng.random() ** 2, 5) for _ in range(n)],
+        "loss": [round(0.02 * rng.random() - 0.01, 5) for _ in range(n)],
     }
 
 

@@ -247,6 +247,7 @@ def test_a_run_that_has_hardly_begun_is_shown(open_report, make_run, left):
     page.quiet()
 
 
+@pytest.mark.slow
 def test_five_thousand_prompts_open_and_scroll(open_report, make_run, record_property):
     page = open_report([make_run(groups=5000, rollouts=3, tokens=30)])
     start = time.monotonic()
@@ -309,6 +310,7 @@ def test_screenshots(open_report, make_run):
     page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+@pytest.mark.slow
 def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path):
     """srft analyze builds its page from the same parts."""
     import torch

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.analysis.shift import Shift
-from srft.report.plots import CYCLE, PALETTE, plain_text, smooth, style
+from srft.report.plots import plain_text, smooth
+from srft.report.style import CYCLE, PALETTE, style
 
 if TYPE_CHECKING:
     from srft.analysis.analyze import AnalysisResult

@@ -36,7 +36,7 @@ class RunFigures:
     first where the arm is the base model), by family. FLOPs: 6 N a trained token and 2 N a sampled
     one, N ``parameters`` (all but the input embedding); attention over the context, passes without
     gradient and evaluation are left out. ``last``: means over the last tenth of the steps.
-    ``broken``: steps whose loss is not finite."""
+    ``refused``: steps whose loss or gradient was not finite."""
 
     arm: str
     seed: int
@@ -44,7 +44,6 @@ class RunFigures:
     scores: Mapping[str, Sequence[float]] = field(repr=False)
     steps: int
     refused: int
-    broken: int
     parameters: int
     sampled_tokens: float
     trained_tokens: float
@@ -99,7 +98,6 @@ class ArmFigures:
     flops: float
     seconds: float
     refused: int
-    broken: int
     last: Mapping[str, float | None]
 
 
@@ -193,19 +191,18 @@ def read_figures(job: Job, first: bool = False) -> RunFigures:
     trained = float(end.get("total/trained_tokens", 0.0))
     tail = metrics[-max(1, len(metrics) // 10) :]
     return RunFigures(
-        job.arm,
-        job.seed,
-        str(job.folder),
-        scores,
-        0 if first else len(metrics),
-        0 if first else marks["refused"],
-        0 if first else sum(row.get("loss", 0.0) is None for row in metrics),
-        marks["parameters"],
-        sampled,
-        trained,
-        marks["parameters"] * (6 * trained + 2 * sampled),
-        float(end.get("total/seconds", 0.0)),
-        {key: None if first else _mean(tail, name) for key, name in _LAST.items()},
+        arm=job.arm,
+        seed=job.seed,
+        folder=str(job.folder),
+        scores=scores,
+        steps=0 if first else len(metrics),
+        refused=0 if first else marks["refused"],
+        parameters=marks["parameters"],
+        sampled_tokens=sampled,
+        trained_tokens=trained,
+        flops=marks["parameters"] * (6 * trained + 2 * sampled),
+        seconds=float(end.get("total/seconds", 0.0)),
+        last={key: None if first else _mean(tail, name) for key, name in _LAST.items()},
     )
 
 
@@ -239,19 +236,22 @@ def summarize(
             ours, theirs = _pair(runs, reference, part)
             difference[part] = compare(ours, theirs)
     families = list(dict.fromkeys(f for run in runs for f in run.scores))
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(run, name) for run in runs]))
+
     return ArmFigures(
-        runs[0].arm,
-        len(runs),
-        accuracy,
-        {f: float(np.mean([np.mean(run.scores[f]) for run in runs])) for f in families},
-        difference,
-        *(
-            float(np.mean([getattr(run, name) for run in runs]))
-            for name in ("sampled_tokens", "trained_tokens", "flops", "seconds")
-        ),
-        sum(run.refused for run in runs),
-        sum(run.broken for run in runs),
-        {key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
+        name=runs[0].arm,
+        seeds=len(runs),
+        accuracy=accuracy,
+        families={f: float(np.mean([np.mean(run.scores[f]) for run in runs])) for f in families},
+        difference=difference,
+        sampled_tokens=mean("sampled_tokens"),
+        trained_tokens=mean("trained_tokens"),
+        flops=mean("flops"),
+        seconds=mean("seconds"),
+        refused=sum(run.refused for run in runs),
+        last={key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
     )
 
 

@@ -125,7 +125,7 @@ def cost_rows(arms: Sequence[ArmFigures]) -> Rows:
                 f"{arm.trained_tokens:,.0f}",
                 f"{arm.flops / 1e12:.2f}",
                 f"{arm.seconds:.0f}",
-                str(arm.refused + arm.broken),
+                str(arm.refused),
                 _figure(arm.last["reward"], "{:.3f}"),
                 _figure(arm.last["entropy"], "{:.3f}"),
                 _figure(arm.last["length"], "{:.1f}"),

@@ -2,8 +2,8 @@
 
     python -m srft.lab.pretrain --out my_base
 
-Plain PyTorch in float32 on purpose: for a model this small neither bfloat16 nor compilation is
-faster on a CPU. Batches are small and many (about 1,500 tokens an update), because what takes long
+Plain PyTorch in float32 on purpose: for a model this small bfloat16 and compilation gain little
+on a CPU. Batches are small and many (about 1,500 tokens an update), because what takes long
 to learn is where in the question to look, and that takes updates rather than tokens.
 """
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from srft import __version__
 from srft.report.figures import figure, group_title
-from srft.report.plots import CYCLE, term_colors
+from srft.report.plots import term_colors
 from srft.report.runs import Record, Run, group_by_method, is_number
+from srft.report.style import CYCLE
 
 _MAX_FIGURES = 400_000
 """Numbers in all curves together; longer runs are thinned to means over windows of steps."""
