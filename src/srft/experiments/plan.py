@@ -18,7 +18,7 @@ from srft.trainer.main import QUICKSTART
 
 SMALL = (
     "train.steps=100",
-    "train.prompts_per_step=6",
+    "train.prompts_per_step=4",
     "evaluation.at_start=false",
     "evaluation.every_steps=0",
     "evaluation.best_metric=null",
