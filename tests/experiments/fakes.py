@@ -31,6 +31,7 @@ def write_run(job: Job, accuracy: float) -> None:
     right = [int(i < round(accuracy * PROBLEMS)) for i in range(PROBLEMS)]
     evaluation = {
         "step": steps,
+        "name": "eval",
         "accuracy": accuracy,
         "n": 1,
         "correct": {family: right for family in FAMILIES},

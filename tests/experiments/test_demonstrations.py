@@ -11,6 +11,8 @@ from rich.console import Console
 from srft.errors import ConfigError
 from srft.experiments.demonstrations import make_demonstrations
 from srft.experiments.plan import base_recipe
+from srft.rewards.scorer import Scorer
+from srft.types import Example
 
 QUIET = Console(quiet=True)
 
@@ -32,8 +34,10 @@ def test_self_made_ones_are_verified_rollouts_and_the_experts_cover_the_same_pro
     for ours, theirs in zip(own, expert, strict=True):
         assert ours["prompt"] == theirs["prompt"]
         assert bool(ours["demonstration"]) == bool(theirs["demonstration"])
-        if ours["demonstration"]:
-            assert ours["demonstration"].split()[-1] == ours["answer"]
+    with Scorer(base.reward) as scorer:
+        examples = [Example(row["prompt"], answer=row["answer"]) for row in covered]
+        scores = scorer.score(examples, [row["demonstration"] for row in covered])
+    assert all(score.correct for score in scores)
     before = (tmp_path / "self_made.jsonl").read_bytes()
     assert make_demonstrations(base, tmp_path, QUIET, samples=4) == paths
     assert (tmp_path / "self_made.jsonl").read_bytes() == before

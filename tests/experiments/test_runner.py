@@ -14,7 +14,8 @@ from rich.console import Console
 
 from srft.errors import ConfigError
 from srft.experiments.plan import Arm, Experiment, base_recipe
-from srft.experiments.process import Outcome
+from srft.experiments.process import Outcome, train_one
+from srft.experiments.results import read_figures
 from srft.experiments.runner import plan_jobs, run_experiment
 
 QUIET = Console(quiet=True)
@@ -125,6 +126,20 @@ def test_real_runs_train_finish_and_leave_no_checkpoints(experiment, tmp_path, s
     assert result.arms[0].sampled_tokens > 0 and result.arms[0].flops > 0
     assert (tmp_path / "real/accuracy.png").stat().st_size > 10_000
     assert (tmp_path / "real/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_run_stopped_before_its_end_goes_on_from_its_checkpoint(experiment, tmp_path, settings):
+    plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 1, {})
+    job = next(job for job in plan if job.arm == "srft")
+    assert train_one(job.config.to_yaml(), job.digest) is None
+    whole = (job.folder / "metrics.jsonl").read_bytes()
+    first = read_figures(job)
+    (job.folder / "finished.json").unlink()
+    assert train_one(job.config.to_yaml(), job.digest) is None
+    assert (job.folder / "metrics.jsonl").read_bytes() == whole
+    assert read_figures(job) == first
+    assert "resumed after step 2" in (job.folder / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -33,11 +33,12 @@ def run_experiments(
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     for chosen in names:
         result = run_experiment(EXPERIMENTS[chosen], out, seeds, jobs, overrides, console)
-        console.print(render(result))
+        if result.arms:
+            console.print(render(result))
         for run, error in result.failed.items():
             console.print(f"[red]failed[/] {run}: {error}", highlight=False, soft_wrap=True)
         console.print(
-            f"written to {out / chosen}: tables.md, results.json, accuracy.png, curves.png",
+            f"tables and pictures: {out / chosen}",
             highlight=False,
             soft_wrap=True,
         )

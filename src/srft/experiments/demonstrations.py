@@ -20,7 +20,7 @@ from srft.rewards.scorer import Scorer
 from srft.types import Example, SamplingParams
 
 SAMPLES = 8
-"""Rollouts of each training prompt; the first right one becomes its demonstration."""
+"""Rollouts of each training prompt; the first right one that is whole becomes its demonstration."""
 
 FILES = {"self-made": "self_made.jsonl", "expert-same": "expert_same.jsonl"}
 
@@ -89,7 +89,7 @@ def _right_rollouts(
             data=base.data,
         )
     return [
-        next((sample.text for sample in problem.samples if sample.correct), None)
+        next((s.text for s in problem.samples if s.correct and s.finish_reason == "stop"), None)
         for problem in result.problems
     ]
 

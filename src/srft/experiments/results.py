@@ -181,11 +181,12 @@ def read_figures(job: Job, first: bool = False) -> RunFigures:
     metrics = _lines(job.folder / "metrics.jsonl")
     evaluations = _lines(job.folder / "evaluation.jsonl")
     step = min(e["step"] for e in evaluations) if first else max(e["step"] for e in evaluations)
+    # A run stopped after its last evaluation evaluates again when it goes on: the later one counts.
+    at_step = {record["name"]: record for record in evaluations if record["step"] == step}
     scores: dict[str, list[float]] = {}
-    for record in evaluations:
-        if record["step"] == step:
-            for family, counts in record["correct"].items():
-                scores.setdefault(family, []).extend(c / record["n"] for c in counts)
+    for record in at_step.values():
+        for family, counts in record["correct"].items():
+            scores.setdefault(family, []).extend(c / record["n"] for c in counts)
     end = {} if first else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
