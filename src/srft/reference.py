@@ -29,7 +29,9 @@ def reference() -> str:
         name, model = todo.pop(0)
         title = f"`{name}`" if name else "Top level"
         about = " ".join((model.__doc__ or "").split())
-        parts.append(f"## {title}\n\n{about}\n\n| key | type | default | what it is |\n|---|---|---|---|")
+        parts.append(
+            f"## {title}\n\n{about}\n\n| key | type | default | what it is |\n|---|---|---|---|"
+        )
         for key, field in model.model_fields.items():
             parts.append(_row(key, field))
             nested = _nested(field.annotation)

@@ -131,3 +131,39 @@ def test_empty_parts_are_refused(prompt, response, part) -> None:
 def test_a_wrong_number_of_sampler_logprobs_is_refused() -> None:
     with pytest.raises(DataError, match="2 tokens but 1 log-prob"):
         pack([sequence([1], [2, 3], sampler_logprobs=(-0.1,))], None, 10)
+
+
+def _sequence(prompt, response, group=0):
+    return TrainingSequence(tuple(prompt), tuple(response), group, False, 0.0, False)
+
+
+def test_a_shared_prompt_stands_once_and_every_response_finds_it():
+    sequences = [
+        _sequence([1, 2, 3], [10, 11]),
+        _sequence([5, 6], [20], group=1),
+        _sequence([1, 2, 3], [30]),
+    ]
+    (batch,) = pack(sequences, None, 100, share_prompts=True)
+    assert batch.input_ids_N.tolist() == [1, 2, 3, 10, 11, 30, 5, 6, 20]
+    assert batch.position_ids_N.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
+    assert batch.rows == (0, 2, 1)
+    assert batch.target_T.tolist() == [10, 11, 30, 20]
+    assert batch.predict_T.tolist() == [2, 3, 2, 7]
+    assert batch.cu_seqlens.tolist() == [0, 5, 9, 12]
+    assert batch.expand_P.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
+    assert batch.num_tokens == 9
+
+
+def test_a_group_larger_than_the_budget_becomes_several_units():
+    sequences = [_sequence([1, 2, 3, 4], [9] * 5) for _ in range(4)]
+    batches = pack(sequences, None, 15, share_prompts=True)
+    assert [batch.num_tokens for batch in batches] == [14, 14]
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3]
+
+
+def test_without_a_common_prompt_sharing_changes_nothing():
+    sequences = [_sequence([1, 2], [3]), _sequence([4], [5, 6], group=1)]
+    (shared,) = pack(sequences, None, 100, share_prompts=True)
+    (plain,) = pack(sequences, None, 100)
+    assert shared.expand_P is None
+    assert shared.input_ids_N.tolist() == plain.input_ids_N.tolist()

@@ -39,6 +39,24 @@ def loss_and_grads(model, batches):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_prompts_changes_neither_scores_nor_gradients(family, make_model, make_sequences):
+    model = make_model(family)
+    use_packed_attention(model)
+    drawn = make_sequences((9, 30), (9, 1), (9, 8), (40, 5), (40, 12), (3, 4))
+    prompt = {9: drawn[0].prompt_ids, 40: drawn[3].prompt_ids, 3: drawn[5].prompt_ids}
+    sequences = [replace(s, prompt_ids=prompt[len(s.prompt_ids)]) for s in drawn]
+    plain = loss_and_grads(model, pack(sequences, None, 999))
+    (batch,) = pack(sequences, None, 999, share_prompts=True)
+    assert batch.num_tokens == 9 + 40 + 3 + sum(len(s.response_ids) for s in sequences)
+    shared = loss_and_grads(model, [batch])
+    for ours, theirs in zip(shared[:2], plain[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+    for name, grad in shared[2].items():
+        scale = float(plain[2][name].abs().max())
+        torch.testing.assert_close(grad, plain[2][name], rtol=1e-3, atol=1e-5 + 2e-5 * scale)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_one_by_one(family, make_model, make_sequences) -> None:
     model = make_model(family)
     sequences = make_sequences(*LENGTHS)
@@ -101,13 +119,13 @@ def test_layout_puts_similar_lengths_together_and_every_token_back() -> None:
     layout = packed_layout(cu_seqlens)
     assert layout.buckets == ((2, 100), (3, 40), (2, 7))
     tokens = torch.arange(int(lengths.sum()))
-    assert torch.equal(tokens[layout.pad_P][layout.unpad_N], tokens)
+    assert torch.equal(tokens[layout.pad_Q][layout.unpad_N], tokens)
 
 
 def test_equal_lengths_need_no_moving() -> None:
     layout = packed_layout(torch.tensor([0, 6, 12, 18], dtype=torch.int32))
     assert layout.buckets == ((3, 6),)
-    assert layout.pad_P is None
+    assert layout.pad_Q is None
     assert layout.unpad_N is None
 
 

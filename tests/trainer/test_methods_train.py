@@ -57,7 +57,9 @@ def test_refill_samples_more_prompts_when_groups_do_not_differ(recipe):
         train={"steps": 1, "max_refill_rounds": 2},
         reward={"function": "unused:unused", "failed_demonstrations": "keep"},
     )
-    trainer = SRFTTrainer(args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions))
+    trainer = SRFTTrainer(
+        args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
+    )
     result = trainer.train()
     (metrics,) = read_jsonl(result.run_dir / "metrics.jsonl")
     assert trainer.sampler.state_dict()["position"] == 3 * 4
@@ -70,7 +72,9 @@ def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):
         train={"steps": 2, "interleave_prompts": 6},
         reward={"function": "unused:unused", "failed_demonstrations": "keep"},
     )
-    trainer = SRFTTrainer(args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions))
+    trainer = SRFTTrainer(
+        args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
+    )
     result = trainer.train()
     first, second = read_jsonl(result.run_dir / "metrics.jsonl")
     assert "interleave/loss" not in first and second["interleave/train/tokens"] > 0
@@ -86,7 +90,9 @@ def test_stages_follow_one_another_and_a_plateau_ends_one_early(recipe):
         ],
         reward={"function": "unused:unused", "failed_demonstrations": "keep"},
     )
-    trainer = SRFTTrainer(args=config, reward_funcs=lambda completions, **_: [1.0] * len(completions))
+    trainer = SRFTTrainer(
+        args=config, reward_funcs=lambda completions, **_: [1.0] * len(completions)
+    )
     result = trainer.train()
     metrics = read_jsonl(result.run_dir / "metrics.jsonl")
     # A reward that never changes is a plateau as soon as two windows of two steps are full.

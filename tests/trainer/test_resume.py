@@ -148,7 +148,7 @@ def test_a_process_killed_from_outside_resumes_bit_identically(recipe, whole, tm
     process.kill()
     process.wait()
     again = start(recipe(), run_dir, "--resume")
-    out, err = again.communicate(timeout=120)
+    _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     assert_same_run(whole, run_dir)
 

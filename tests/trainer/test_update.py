@@ -27,6 +27,14 @@ def model(tiny_model):
 
 
 @pytest.fixture
+def one_by_one(tiny_model):
+    """The same model without shared prompts. transformers' norms round to float32 whatever the
+    model's dtype: gradients of a shared prompt are rounded after they are added, and only without
+    sharing does every way to cut a batch round alike."""
+    return load_model(ModelConfig(path=str(tiny_model), attention="padded")).double()
+
+
+@pytest.fixture
 def sequences():
     """Five prompts: three rollouts each, demonstrations for all but one, one group all wrong and one
     all right (whose rollouts have no advantage where there is no demonstration)."""
@@ -40,9 +48,7 @@ def sequences():
         prompt = tokens(9)
         for i in range(3):
             right = {0: False, 1: True}.get(group, i % 2 == 0)
-            found.append(
-                TrainingSequence(prompt, tokens(12), group, False, float(right), right)
-            )
+            found.append(TrainingSequence(prompt, tokens(12), group, False, float(right), right))
         if group != 1:
             found.append(TrainingSequence(prompt, tokens(12), group, True, 1.0, True))
     return found
@@ -63,21 +69,32 @@ def gradient(model, method, sequences, budget):
     return kept[0], result
 
 
-@pytest.mark.parametrize("name", ["srft", "srft-official", "srft-hpt", "grpo", "sft", "luffy", "hpt"])
-def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(model, sequences, name):
+@pytest.mark.parametrize(
+    "name", ["srft", "srft-official", "srft-hpt", "grpo", "sft", "luffy", "hpt"]
+)
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(model, one_by_one, sequences, name):
     method = get_method(name)
-    whole, once = gradient(model, method, sequences, WHOLE)
-    assert whole.abs().max() > 1e-4 and once.metrics["train/micro_batches"] == 1
-    for budget, least in ((40, 2), (12, 4)):
-        cut, result = gradient(model, method, sequences, budget)
-        assert result.metrics["train/micro_batches"] >= least
-        assert torch.allclose(cut, whole, rtol=0, atol=1e-12)
-        assert result.metrics["loss"] == pytest.approx(once.metrics["loss"], abs=1e-6)
+    for policy, tolerance in ((one_by_one, 1e-12), (model, 1e-6)):
+        whole, once = gradient(policy, method, sequences, WHOLE)
+        size = whole.abs().max()
+        assert size > 1e-4 and once.metrics["train/micro_batches"] == 1
+        for budget, least in ((30, 2), (12, 4)):
+            cut, result = gradient(policy, method, sequences, budget)
+            assert result.metrics["train/micro_batches"] >= least
+            assert torch.allclose(cut, whole, rtol=0, atol=tolerance * max(1.0, size))
+            assert result.metrics["loss"] == pytest.approx(once.metrics["loss"], abs=1e-6)
+
+
+def test_sharing_prompts_computes_fewer_tokens_and_the_same_gradient(model, one_by_one, sequences):
+    shared, one = gradient(model, get_method("srft"), sequences, WHOLE)
+    plain, other = gradient(one_by_one, get_method("srft"), sequences, WHOLE)
+    assert one.metrics["train/tokens"] < other.metrics["train/tokens"]
+    assert torch.allclose(shared, plain, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["srft", "grpo", "dr-grpo"])
-def test_leaving_out_what_has_no_gradient_changes_nothing(model, sequences, name, monkeypatch):
-    method = get_method(name)
+def test_leaving_out_what_has_no_gradient_changes_nothing(one_by_one, sequences, name, monkeypatch):
+    model, method = one_by_one, get_method(name)
     short, result = gradient(model, method, sequences, WHOLE)
     assert result.metrics["train/sequences_skipped"] > 0
     monkeypatch.setattr(
@@ -129,11 +146,11 @@ def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_pat
 
 def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequences):
     config = TrainConfig(optimizer_steps_per_batch=2)
-    parts = list(update_module._parts(get_method("srft"), sequences, config, 0, torch.device("cpu")))
+    parts = list(
+        update_module._parts(get_method("srft"), sequences, config, 0, torch.device("cpu"), True)
+    )
     assert len(parts) == 2
-    groups = [
-        {g for p in part.packs for g in p.index.sequences.group_S.tolist()} for part in parts
-    ]
+    groups = [{g for p in part.packs for g in p.index.sequences.group_S.tolist()} for part in parts]
     assert not groups[0] & groups[1]
     assert groups[0] | groups[1] == set(range(5)) - {1}  # group 1 has no signal
 
@@ -142,7 +159,9 @@ def test_learning_rates_by_hand():
     constant = TrainConfig(learning_rate=1.0, warmup_steps=4)
     assert [learning_rate(s, 10, 1.0, constant) for s in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
     linear = TrainConfig(schedule="linear", min_learning_rate_ratio=0.2)
-    assert [learning_rate(s, 5, 1.0, linear) for s in range(5)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert [learning_rate(s, 5, 1.0, linear) for s in range(5)] == pytest.approx(
+        [1, 0.8, 0.6, 0.4, 0.2]
+    )
     cosine = TrainConfig(schedule="cosine", warmup_steps=2)
     assert [learning_rate(s, 7, 2.0, cosine) for s in (0, 1, 2, 4, 6)] == pytest.approx(
         [1.0, 2.0, 2.0, 1.0, 0.0]

@@ -1,8 +1,9 @@
 """Token-budget micro-batches without padding.
 
-Sequences are laid end to end in one row of N tokens. The objective sees only their response
-tokens, T of them, in the same order; ``predict_T`` says at which of the N positions the model
-predicts each (the position before it), so no other hidden state ever meets the output head.
+Sequences are laid end to end in one row of N tokens; the prompt that the sequences of a group have
+in common stands there once, where it may be shared. The objective sees only the response tokens, T
+of them; ``predict_T`` says at which of the N positions the model predicts each (the position before
+it), so no other hidden state ever meets the output head.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from srft.types import SequenceTable, TokenIndex, TrainingSequence
 class PackedBatch:
     """S sequences end to end, N tokens, of which T are response tokens.
 
-    input_ids_N, position_ids_N (int64; positions restart at 0 with each sequence).
-    cu_seqlens (int32, S + 1): sequence s is ``[cu_seqlens[s], cu_seqlens[s + 1])`` of the N.
+    input_ids_N, position_ids_N (int64; positions restart at 0 with each prompt).
+    cu_seqlens (int32, S + 1): sequence s, prompt and response, is ``[cu_seqlens[s], cu_seqlens[s +
+    1])`` of the N; where prompts are shared, of the P = cu_seqlens[S] places of ``expand_P``.
     max_length: tokens of the longest sequence.
+    expand_P (int64): which of the N tokens stands at each place of the sequences written out one
+    after another; None where every token belongs to one sequence (P = N, in order).
     target_T (int64): the response tokens. predict_T (int64): index into N of the hidden state
     that predicts each.
     index: which sequence and position each response token is; its table has these S rows.
@@ -42,6 +46,7 @@ class PackedBatch:
     index: TokenIndex
     rows: tuple[int, ...]
     sampler_logprob_T: Tensor | None = None
+    expand_P: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +81,7 @@ class PackedBatch:
             ),
             rows=self.rows,
             sampler_logprob_T=None if sampler is None else sampler.to(device),
+            expand_P=None if self.expand_P is None else self.expand_P.to(device),
         )
 
 
@@ -85,11 +91,13 @@ def pack(
     token_budget: int,
     device: torch.device | str = "cpu",
     at_least: int = 1,
+    share_prompts: bool = False,
 ) -> list[PackedBatch]:
     """Cut ``sequences`` into micro-batches of at most ``token_budget`` tokens (prompts included).
 
-    advantages: float32, one per sequence, or None for zeros. See :func:`partition` for how the cut
-    is made and for ``at_least``. The result depends on the arguments alone.
+    advantages: float32, one per sequence, or None for zeros. share_prompts: sequences with the same
+    prompt stand together, and the prompt once (packed attention only). See :func:`partition` for
+    how the cut is made and for ``at_least``. The result depends on the arguments alone.
 
     Raises DataError where a sequence has an empty prompt (nothing predicts its first token) or an
     empty response (nothing to train on).
@@ -103,11 +111,35 @@ def pack(
                 "response token"
             )
     table = sequence_table(sequences, advantages)
-    lengths = [len(s.prompt_ids) + len(s.response_ids) for s in sequences]
+    units = _units(sequences, token_budget, share_prompts)
     return [
-        _pack_one(sequences, table, rows).to(device)
-        for rows in partition(lengths, token_budget, at_least)
+        _pack_one(sequences, table, [units[u] for u in chosen]).to(device)
+        for chosen in partition(
+            [_tokens(sequences, unit) for unit in units], token_budget, at_least
+        )
     ]
+
+
+def _units(
+    sequences: Sequence[TrainingSequence], token_budget: int, share_prompts: bool
+) -> list[list[int]]:
+    """Rows that stand together behind one prompt; more than the budget holds become several."""
+    if not share_prompts:
+        return [[row] for row in range(len(sequences))]
+    open_units: dict[tuple[int, ...], list[int]] = {}
+    units: list[list[int]] = []
+    for row, sequence in enumerate(sequences):
+        unit = open_units.get(sequence.prompt_ids)
+        if unit is None or _tokens(sequences, [*unit, row]) > token_budget:
+            unit = open_units[sequence.prompt_ids] = []
+            units.append(unit)
+        unit.append(row)
+    return units
+
+
+def _tokens(sequences: Sequence[TrainingSequence], unit: Sequence[int]) -> int:
+    """Tokens of a unit: the prompt once, and every response."""
+    return len(sequences[unit[0]].prompt_ids) + sum(len(sequences[r].response_ids) for r in unit)
 
 
 def partition(
@@ -157,30 +189,62 @@ def _cut(order: list[int], lengths: Sequence[int], capacity: int) -> list[list[i
 
 
 def _pack_one(
-    sequences: Sequence[TrainingSequence], table: SequenceTable, rows: tuple[int, ...]
+    sequences: Sequence[TrainingSequence], table: SequenceTable, units: Sequence[Sequence[int]]
 ) -> PackedBatch:
+    ids: list[int] = []
+    positions: list[int] = []
+    prompt_start: list[int] = []
+    response_start: list[int] = []
+    for unit in units:
+        start = len(ids)
+        prompt = sequences[unit[0]].prompt_ids
+        ids.extend(prompt)
+        positions.extend(range(len(prompt)))
+        for row in unit:
+            response = sequences[row].response_ids
+            prompt_start.append(start)
+            response_start.append(len(ids))
+            ids.extend(response)
+            positions.extend(range(len(prompt), len(prompt) + len(response)))
+    rows = tuple(row for unit in units for row in unit)
     chosen = [sequences[row] for row in rows]
-    prompt = torch.tensor([len(s.prompt_ids) for s in chosen])
-    total = prompt + torch.tensor([len(s.response_ids) for s in chosen])
+    prompt_S = torch.tensor([len(s.prompt_ids) for s in chosen])
+    total_S = prompt_S + torch.tensor([len(s.response_ids) for s in chosen])
     cu_seqlens = torch.zeros(len(chosen) + 1, dtype=torch.int64)
-    torch.cumsum(total, 0, out=cu_seqlens[1:])
-    ids = [i for s in chosen for part in (s.prompt_ids, s.response_ids) for i in part]
-    input_ids_N = torch.tensor(ids, dtype=torch.int64)
-    position_ids_N = torch.arange(len(ids)) - cu_seqlens[:-1].repeat_interleave(total)
+    torch.cumsum(total_S, 0, out=cu_seqlens[1:])
     index = token_index(take_rows(table, torch.tensor(rows, dtype=torch.int64)))
-    response_start_S = cu_seqlens[:-1] + prompt
+    prompt_start_S, response_start_S = torch.tensor(prompt_start), torch.tensor(response_start)
     place_T = response_start_S[index.sequence_T] + index.position_T
+    # The first token of a response is predicted by the last one of its prompt, wherever that is.
+    prompt_end_T = (prompt_start_S + prompt_S)[index.sequence_T]
+    input_ids_N = torch.tensor(ids, dtype=torch.int64)
     return PackedBatch(
         input_ids_N=input_ids_N,
-        position_ids_N=position_ids_N,
+        position_ids_N=torch.tensor(positions, dtype=torch.int64),
         cu_seqlens=cu_seqlens.to(torch.int32),
-        max_length=int(total.max()),
+        max_length=int(total_S.max()),
         target_T=input_ids_N[place_T],
-        predict_T=place_T - 1,
+        predict_T=torch.where(index.position_T == 0, prompt_end_T, place_T) - 1,
         index=index,
         rows=rows,
         sampler_logprob_T=_sampler_logprobs(chosen),
+        expand_P=_expand(prompt_start_S, response_start_S, prompt_S, cu_seqlens)
+        if len(units) < len(rows)
+        else None,
     )
+
+
+def _expand(
+    prompt_start_S: Tensor, response_start_S: Tensor, prompt_S: Tensor, cu_seqlens: Tensor
+) -> Tensor:
+    """expand_P of ``PackedBatch``."""
+    total_S = cu_seqlens.diff()
+    sequence_P = torch.arange(len(total_S)).repeat_interleave(total_S)
+    place_P = torch.arange(len(sequence_P)) - cu_seqlens[:-1][sequence_P]
+    behind_P = place_P - prompt_S[sequence_P]  # place within the response, negative in the prompt
+    in_prompt = prompt_start_S[sequence_P] + place_P
+    in_response = response_start_S[sequence_P] + behind_P
+    return torch.where(behind_P < 0, in_prompt, in_response)
 
 
 def _sampler_logprobs(chosen: list[TrainingSequence]) -> Tensor | None:

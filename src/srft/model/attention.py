@@ -44,16 +44,20 @@ _MARK_SHAPE = (1, 1, 1, 1)
 class PackedLayout:
     """Where the sequences of a packed row are.
 
-    cu_seqlens (int32, S + 1) and max_length as in ``PackedBatch``. buckets: (sequences, padded
-    length) of each right-padded batch. pad_P (int64): for each of the P padded places, buckets
-    after one another, which of the N tokens fills it (any token, past a sequence's end). unpad_N
-    (int64): where among the P places each token is. Both None where nothing has to move.
+    cu_seqlens (int32, S + 1), max_length and expand_P as in ``PackedBatch``; shrink_N (int64): a
+    place among the P of each token. buckets: (sequences, padded length) of each right-padded batch.
+    pad_Q (int64): for each of the Q padded places, buckets after one another, which of the N tokens
+    fills it (any token, past a sequence's end). unpad_N (int64): a place among the Q of each token.
+    Where a shared prompt has several places its queries give the same result in each, and one is
+    read. Index pairs are None where nothing has to move.
     """
 
     cu_seqlens: Tensor
     max_length: int
+    expand_P: Tensor | None
+    shrink_N: Tensor | None
     buckets: tuple[tuple[int, int], ...]
-    pad_P: Tensor | None
+    pad_Q: Tensor | None
     unpad_N: Tensor | None
 
     def mask(self) -> Tensor:
@@ -63,8 +67,9 @@ class PackedLayout:
         return mask
 
 
-def packed_layout(cu_seqlens: Tensor) -> PackedLayout:
-    """Plan the buckets for a row cut at ``cu_seqlens`` (int32, S + 1; reads it on the host)."""
+def packed_layout(cu_seqlens: Tensor, expand_P: Tensor | None = None) -> PackedLayout:
+    """Plan the buckets for sequences cut at ``cu_seqlens`` (int32, S + 1; reads it on the host),
+    the tokens of which are ``expand_P`` (see ``PackedBatch``) where prompts are shared."""
     bounds = cu_seqlens.tolist()
     starts = bounds[:-1]
     lengths = [stop - start for start, stop in pairwise(bounds)]
@@ -75,7 +80,7 @@ def packed_layout(cu_seqlens: Tensor) -> PackedLayout:
             buckets.append([])
         buckets[-1].append(s)
     pads: list[Tensor] = []
-    unpad_N = torch.empty(bounds[-1], dtype=torch.int64)
+    unpad_P = torch.empty(bounds[-1], dtype=torch.int64)
     offset = 0
     for bucket in buckets:
         width = lengths[bucket[0]]
@@ -84,20 +89,34 @@ def packed_layout(cu_seqlens: Tensor) -> PackedLayout:
         length = torch.tensor([lengths[s] for s in bucket])[:, None]
         pads.append((start + torch.minimum(place, length - 1)).flatten())
         for row, s in enumerate(bucket):
-            unpad_N[starts[s] : starts[s] + lengths[s]] = (
+            unpad_P[starts[s] : starts[s] + lengths[s]] = (
                 offset + row * width + torch.arange(lengths[s])
             )
         offset += len(bucket) * width
-    pad_P = torch.cat(pads)
-    moves = pad_P.shape != unpad_N.shape or not torch.equal(pad_P, torch.arange(bounds[-1]))
+    pad_Q = torch.cat(pads)
     device = cu_seqlens.device
+    shrink_N = None
+    if expand_P is not None:
+        shrink_N = _first_places(expand_P.cpu())
+        pad_Q, unpad_P = expand_P.cpu()[pad_Q], unpad_P[shrink_N]
+        shrink_N = shrink_N.to(device)
+    moves = pad_Q.shape != unpad_P.shape or not torch.equal(pad_Q, torch.arange(len(pad_Q)))
     return PackedLayout(
         cu_seqlens=cu_seqlens,
         max_length=max(lengths),
+        expand_P=expand_P,
+        shrink_N=shrink_N,
         buckets=tuple((len(bucket), lengths[bucket[0]]) for bucket in buckets),
-        pad_P=pad_P.to(device) if moves else None,
-        unpad_N=unpad_N.to(device) if moves else None,
+        pad_Q=pad_Q.to(device) if moves else None,
+        unpad_N=unpad_P.to(device) if moves else None,
     )
+
+
+def _first_places(expand_P: Tensor) -> Tensor:
+    """For each of the N tokens the first place of ``expand_P`` that holds it."""
+    places = torch.arange(len(expand_P))
+    first_N = torch.full((int(expand_P.max()) + 1,), len(expand_P))
+    return first_N.scatter_reduce(0, expand_P, places, "amin")
 
 
 @dataclass(frozen=True)
@@ -183,8 +202,8 @@ def _lost_layout(mask: Tensor | None, key: Tensor) -> bool:
 
 def _bucket_attention(rows: list[Tensor], layout: PackedLayout, options: _Options) -> Tensor:
     """[N, H, d] each of query, key, value -> [N, H, d]."""
-    if layout.pad_P is not None:
-        rows = [x.index_select(0, layout.pad_P) for x in rows]
+    if layout.pad_Q is not None:
+        rows = [x.index_select(0, layout.pad_Q) for x in rows]
     outputs: list[Tensor] = []
     start = 0
     for count, width in layout.buckets:
@@ -195,8 +214,8 @@ def _bucket_attention(rows: list[Tensor], layout: PackedLayout, options: _Option
         out = _causal_attention(query, key, value, options)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = stop
-    out_PHd = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return out_PHd if layout.unpad_N is None else out_PHd.index_select(0, layout.unpad_N)
+    out_QHd = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out_QHd if layout.unpad_N is None else out_QHd.index_select(0, layout.unpad_N)
 
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
@@ -285,8 +304,10 @@ def _varlen_attention(
 ) -> Tensor:
     if torch.is_autocast_enabled("cuda"):
         rows = [x.to(torch.get_autocast_dtype("cuda")) for x in rows]
+    if layout.expand_P is not None:
+        rows = [x.index_select(0, layout.expand_P) for x in rows]
     query, key, value = (x.contiguous() for x in rows)
-    return kernel(
+    out_PHd = kernel(
         query,
         key,
         value,
@@ -298,6 +319,7 @@ def _varlen_attention(
         window_size=(-1 if options.window is None else options.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    return out_PHd if layout.shrink_N is None else out_PHd.index_select(0, layout.shrink_N)
 
 
 def packs(model: PreTrainedModel) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from types import MethodType
 from typing import Any
 
@@ -86,7 +85,7 @@ def _through_fsdp(model: Any) -> Callable[..., tuple[Tensor, Tensor]]:
 def _hidden_packed(model: nn.Module, packed: PackedBatch) -> Tensor:
     output = body(model)(
         input_ids=packed.input_ids_N[None],
-        attention_mask=packed_layout(packed.cu_seqlens).mask(),
+        attention_mask=packed_layout(packed.cu_seqlens, packed.expand_P).mask(),
         position_ids=packed.position_ids_N[None],
         use_cache=False,
     )
@@ -94,6 +93,7 @@ def _hidden_packed(model: nn.Module, packed: PackedBatch) -> Tensor:
 
 
 def _hidden_padded(model: nn.Module, packed: PackedBatch) -> Tensor:
+    assert packed.expand_P is None, "prompts are shared in packed rows only"
     device = packed.input_ids_N.device
     starts = packed.cu_seqlens[:-1].long()
     lengths = packed.cu_seqlens.diff().long()
@@ -116,7 +116,7 @@ _CHECK_LENGTHS = ((1, 6), (9, 1), (5, 12), (7, 10), (3, 40))
 def check_scoring(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float:
     """Compare ``score`` with the log-softmax of the model's own logits; the largest difference.
 
-    Five short random sequences are scored together in one pack and one by one through the whole
+    A few short random sequences are scored together in one pack and one by one through the whole
     model. Run once at start-up, under the same autocast as training: it protects against models
     whose forward pass does something this package does not know of.
 
@@ -125,12 +125,12 @@ def check_scoring(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float
     """
     base = unwrap(model)
     sequences = _random_sequences(min(len(tokenizer), output_head(model).weight.shape[0]))
-    (packed,) = pack(sequences, None, 10_000, base.device)
+    (packed,) = pack(sequences, None, 10_000, base.device, share_prompts=packs(base))
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            worst = _worst_difference(model, packed)
+            worst = _worst_difference(model, sequences, packed)
     finally:
         model.train(was_training)
     tolerance = _tolerance(base)
@@ -155,9 +155,11 @@ def _random_sequences(vocabulary: int) -> list[TrainingSequence]:
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(vocabulary, (count,), generator=draw).tolist())
 
+    pairs = [(tokens(p), tokens(r)) for p, r in _CHECK_LENGTHS]
+    pairs.append((pairs[0][0], tokens(3)))  # a group of two, which may share its prompt
     return [
-        TrainingSequence(tokens(p), tokens(r), group=0, is_demo=False, reward=0.0, correct=False)
-        for p, r in _CHECK_LENGTHS
+        TrainingSequence(prompt, response, group=0, is_demo=False, reward=0.0, correct=False)
+        for prompt, response in pairs
     ]
 
 
@@ -167,17 +169,19 @@ def _tolerance(model: Any) -> float:
     return 0.5 if half or torch.is_autocast_enabled(model.device.type) else 5e-4
 
 
-def _worst_difference(model: nn.Module, packed: PackedBatch) -> float:
+def _worst_difference(
+    model: nn.Module, sequences: Sequence[TrainingSequence], packed: PackedBatch
+) -> float:
     scores = score(model, packed)
-    bounds = packed.cu_seqlens.tolist()
+    device = packed.input_ids_N.device
     logprobs, entropies = [], []
-    for start, stop in pairwise(bounds):
-        input_ids = packed.input_ids_N[None, start:stop]
-        logits = model(input_ids=input_ids, use_cache=False).logits[0]
+    for row in packed.rows:
+        prompt, response = sequences[row].prompt_ids, sequences[row].response_ids
+        input_ids = torch.tensor([[*prompt, *response]], device=device)
+        logits = model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         logp = logits.float().log_softmax(dim=-1)
-        here = (packed.predict_T >= start) & (packed.predict_T < stop)
-        logp = logp[packed.predict_T[here] - start]
-        logprobs.append(logp.gather(1, packed.target_T[here][:, None])[:, 0])
+        target = torch.tensor(response, device=device)
+        logprobs.append(logp.gather(1, target[:, None])[:, 0])
         entropies.append(-(logp.exp() * logp).sum(dim=-1))
     difference_T = torch.cat(
         [

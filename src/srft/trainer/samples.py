@@ -47,6 +47,7 @@ def sample_records(
         records.append(
             {
                 "prompt": decode(example.prompt_ids),
+                "prompt_ids": list(example.prompt_ids),
                 "answer": example.example.answer,
                 "source": example.example.source,
                 "responses": [
@@ -56,6 +57,7 @@ def sample_records(
                         "reward": sequence.reward,
                         "correct": sequence.correct,
                         "truncated": sequence.truncated,
+                        "token_ids": list(sequence.response_ids),
                         "tokens": [decode([token]) for token in sequence.response_ids],
                         **figure,
                     }

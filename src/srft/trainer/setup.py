@@ -131,8 +131,8 @@ def set_up(
         _check_lengths(config, methods, policy, examples)
         evaluation_data = _evaluation(config, held_out, tokenizer, scorer)
         compute = partial(compute_context, model_config, device)
-        check_scoring(policy, tokenizer)
         with compute():
+            check_scoring(policy, tokenizer)
             engine = build_engine(policy, tokenizer, config.rollout)
     except BaseException:
         scorer.close()

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack
+from srft.model.attention import packs
+from srft.model.output_head import unwrap
 from srft.model.scoring import TokenScores, score
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
@@ -67,15 +69,16 @@ def update(
     ``config.seed`` decide how prompts are divided.
     """
     device = next(model.parameters()).device
-    parts = list(_parts(method, sequences, config, step, device))
+    share = packs(unwrap(model))
+    parts = list(_parts(method, sequences, config, step, device, share))
     if not any(part.packs for part in parts):
         # Every advantage is zero: there is nothing to learn from, which is not an error.
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
-    packs = [p for part in parts for p in part.packs]
+    batches = [p for part in parts for p in part.packs]
     model.train()
     need_old = method.needs_old or len(parts) > 1
-    old = [_old(model, p, temperature, compute) for p in packs] if need_old else []
-    batch_entropy = _batch_entropy(packs, old) if need_old else None
+    old = [_old(model, p, temperature, compute) for p in batches] if need_old else []
+    batch_entropy = _batch_entropy(batches, old) if need_old else None
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
         before = old[number] if need_old else None
@@ -123,11 +126,11 @@ def update(
             **reduce_metrics(sums),
             **extra,
             "train/gradient_norm": sum(norms) / len(norms),
-            "train/tokens": float(sum(len(p.input_ids_N) for p in packs)),
-            "train/response_tokens": float(sum(len(p.target_T) for p in packs)),
-            "train/micro_batches": float(len(packs)),
+            "train/tokens": float(sum(len(p.input_ids_N) for p in batches)),
+            "train/response_tokens": float(sum(len(p.target_T) for p in batches)),
+            "train/micro_batches": float(len(batches)),
             "train/sequences_skipped": 1
-            - sum(len(p.index.sequences.group_S) for p in packs) / max(1, len(sequences)),
+            - sum(len(p.index.sequences.group_S) for p in batches) / max(1, len(sequences)),
         }
     )
 
@@ -156,6 +159,7 @@ def _parts(
     config: TrainConfig,
     step: int,
     device: torch.device,
+    share_prompts: bool,
 ) -> Iterator[_Part]:
     """Divides the batch by prompts into the optimizer steps it is to give."""
     table, kept = prepare(method, sequences)
@@ -166,7 +170,11 @@ def _parts(
         moving = active(method, part_table)
         chosen = [sequences[row] for row, moves in zip(rows, moving.tolist(), strict=True) if moves]
         advantage_S = part_table.advantage_S[moving]
-        yield _Part(part_counts, pack(chosen, advantage_S, config.tokens_per_micro_batch, device))
+        budget = config.tokens_per_micro_batch
+        yield _Part(
+            part_counts,
+            pack(chosen, advantage_S, budget, device, share_prompts=share_prompts),
+        )
 
 
 def _divide(
