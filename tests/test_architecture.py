@@ -32,7 +32,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", ["objective", "rewards", "data", "model", "analysis", "report", "lab"])
+@pytest.mark.parametrize(
+    "room", ["objective", "rewards", "data", "model", "analysis", "report", "lab"]
+)
 def test_a_room_reaches_back_to_neither_trainer_nor_rollout(room):
     files = list((PACKAGE / room).rglob("*.py"))
     assert files
@@ -42,7 +44,8 @@ def test_a_room_reaches_back_to_neither_trainer_nor_rollout(room):
 
 
 def test_the_command_line_starts_without_the_heavy_libraries():
-    code = "import srft.cli, sys; print(*[m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    heavy = ("torch", "transformers", "datasets")
+    code = f"import srft.cli, sys; print(*[m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
 

@@ -42,7 +42,12 @@ def test_a_run_ends_with_a_table_and_places(srft, tmp_path):
     code, out, _ = srft("data.eval=lab", "data.eval_limit=9", "evaluation.max_tokens=8")
     assert code == 0
     assert "out of distribution" in out and "exported model" in out
-    for place in ("model/model.safetensors", "plots/overview.png", "metrics.jsonl", "samples.jsonl"):
+    for place in (
+        "model/model.safetensors",
+        "plots/overview.png",
+        "metrics.jsonl",
+        "samples.jsonl",
+    ):
         assert (tmp_path / "run" / place).exists(), place
 
 
@@ -84,7 +89,10 @@ def test_a_wrong_setting_is_named_with_its_mend(srft, tmp_path, override, code, 
     [
         ([], ["empty"]),
         ([row(), "{broken"], ["train.jsonl:2"]),
-        ([json.dumps({"question_text": "1 + 1", "solution": "2"})], ["question_text", "data.columns"]),
+        (
+            [json.dumps({"question_text": "1 + 1", "solution": "2"})],
+            ["question_text", "data.columns"],
+        ),
         ([row(demonstration="a = 1 + 1 = 2 #### 2"), row(prompt="")], ["train.jsonl:2", "prompt"]),
     ],
     ids=["empty", "broken-json", "no-known-column", "empty-prompt"],
@@ -102,7 +110,9 @@ def test_an_answer_that_the_verifier_cannot_read_is_found_before_training(srft, 
     code, _, err = srft(f"data.train={path}", "method=grpo", "reward=math")
     assert code == 3
     assert "train.jsonl:2" in err and "data.invalid_rows=drop" in err
-    code, out, _ = srft(f"data.train={path}", "method=grpo", "reward=math", "data.invalid_rows=drop")
+    code, out, _ = srft(
+        f"data.train={path}", "method=grpo", "reward=math", "data.invalid_rows=drop"
+    )
     assert code == 0 and "left out" in out
 
 
@@ -117,7 +127,9 @@ def test_an_answer_that_the_verifier_cannot_read_is_found_before_training(srft, 
     ids=["raises", "wrong-number", "nan", "text"],
 )
 def test_a_reward_function_that_fails_is_named_with_its_row(srft, tmp_path, body, words):
-    function = write(tmp_path / "mine.py", "def mine(prompts, completions, **columns):", f"    {body}")
+    function = write(
+        tmp_path / "mine.py", "def mine(prompts, completions, **columns):", f"    {body}"
+    )
     code, _, err = srft(reward={"function": f"{function}:mine"})
     assert code == 5, err
     for word in ["mine", *words]:
@@ -145,7 +157,9 @@ def test_nothing_saved_is_lost_when_a_reward_fails_late(srft, tmp_path):
 
 def test_data_check_shows_tokens_and_finds_a_leak(srft, tmp_path):
     text = "one two three four five six seven eight nine ten eleven twelve thirteen ?"
-    train = write(tmp_path / "t.jsonl", row(prompt=text, demonstration="#### 2"), row(demonstration="#### 3"))
+    train = write(
+        tmp_path / "t.jsonl", row(prompt=text, demonstration="#### 2"), row(demonstration="#### 3")
+    )
     held_out = write(tmp_path / "e.jsonl", row(prompt="and " + text))
     code, out, _ = srft(f"data.train={train}", f"data.eval={held_out}", command=("data", "check"))
     assert code == 0

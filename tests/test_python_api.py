@@ -20,7 +20,9 @@ def test_the_trainer_takes_a_model_a_dataset_and_a_function(recipe, rows, tiny_m
         return [float(len(ids) % 2) for ids in completion_ids]
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    args: SRFTConfig = recipe(train={"steps": 2}, reward={"name": "exact", "failed_demonstrations": "keep"})
+    args: SRFTConfig = recipe(
+        train={"steps": 2}, reward={"name": "exact", "failed_demonstrations": "keep"}
+    )
     args = args.model_copy(update={"data": args.data.model_copy(update={"train": "unused"})})
     trainer = SRFTTrainer(
         model=model,
