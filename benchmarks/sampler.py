@@ -6,7 +6,7 @@
 Models: random Qwen3-shape models of about 1M and 5M parameters, float32, on the CPU, one thread.
 Workloads: (uniform) 16 prompts x 8 rollouts, prompts of about 25 tokens, 75 new tokens each;
 (long-tailed) the same prompts, response lengths drawn once from a log-normal of mean 75 tokens
-(sigma 0.8; the longest of the 128 is about five times the mean).
+(sigma 0.8; the longest of the 128 is about eight times the mean).
 Lengths are forced alike on every contestant: end-of-sequence is disabled, and each rollout has its
 own limit (a row limit in ours, a stopping criterion in ``generate``, ``max_new_tokens`` of each
 request in continuous batching). So every contestant yields exactly the same numbers of tokens.

@@ -1,10 +1,10 @@
 """A GRPO step against TRL's GRPOTrainer: same model, same tokens, alternating pairs.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py           # about eight minutes
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py           # about six minutes
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --quick   # the small model, few pairs
 
 Models, prompts and response lengths are those of benchmarks/sampler.py: random Qwen3 shapes, 16
-prompts x 8 rollouts, uniform and long-tailed (log-normal) lengths, float32 on the CPU, one thread.
+prompts x 8 rollouts, uniform and (the small model) long-tailed lengths, float32 on the CPU, one thread.
 
 train   loss, backward pass, clipping and AdamW on 128 given rollouts. TRL: ``compute_loss`` of a
         GRPOTrainer (loss_type grpo, its fused head) over rows of equal width, cut into the number
@@ -42,7 +42,7 @@ from srft.trainer.update import update
 from srft.types import TrainingSequence
 
 LEARNING_RATE = 1e-6
-CUTS = (1, 4, 8)
+CUTS = (1, 8, 16)
 
 
 def make_rollouts(work: sampler.Workload) -> list[TrainingSequence]:
@@ -196,6 +196,8 @@ def run_all(quick: bool) -> list[dict[str, Any]]:
     results = []
     for size in ("1M",) if quick else ("1M", "5M"):
         for work in sampler.make_workloads():
+            if size == "5M" and work.name == "long-tailed":
+                continue  # minutes a step for TRL, and the small model shows the effect
             model = sampler.make_model(size)
             rollouts = make_rollouts(work)
             theirs, cuts = fastest_cut(model, rollouts)
@@ -212,12 +214,12 @@ def run_all(quick: bool) -> list[dict[str, Any]]:
                 sampler.run_generate(theirs.model, work)
                 theirs.train()
 
-            pairs, seconds = (3, 20.0) if quick else (7, 60.0)
+            pairs, seconds = (3, 20.0) if quick else (7, 40.0)
             for what, a, b in (
                 ("train", ours.train, theirs.train),
                 ("step", our_step, their_step),
             ):
-                figures = sampler.compare(as_run(a), as_run(b), 1, pairs, seconds)
+                figures = sampler.compare(as_run(a), as_run(b), 1, pairs, seconds, warm_up=False)
                 label = {"model": size, "workload": work.name, "what": what}
                 results.append(
                     {**label, "trl_micro_batches": cuts, "gradient_difference": worst, **figures}
