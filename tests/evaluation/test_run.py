@@ -17,6 +17,7 @@ from srft.evaluation.compare import compare
 from srft.evaluation.config import EvaluationConfig
 from srft.evaluation.loading import Loaded, find_model, template_of, weights_digest
 from srft.evaluation.run import evaluate_model, load_results, write_tables
+from srft.lab import IN_DISTRIBUTION
 from srft.lab.tokenizer import build_tokenizer
 from srft.types import Completion
 
@@ -63,7 +64,7 @@ def test_everything_is_written_and_says_what_it_is(engine, tmp_path):
     assert summary == json.loads(json.dumps(found.summary))
     lab = summary["benchmarks"]["lab"]
     assert lab["accuracy"] == pytest.approx(found.results["lab"].accuracy)
-    assert set(lab["families"]) == {"chain", "program", "story", "dot", "pointer", "machine"}
+    assert set(lab["families"]) == set(IN_DISTRIBUTION)
     assert lab["departures"] == [
         *("30 of 600 problems", "2 samples of each problem instead of 1"),
     ]

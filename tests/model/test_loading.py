@@ -157,7 +157,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path, make_tokenizer) -> None
 
 
 def test_an_absent_tokenizer_is_refused(tmp_path) -> None:
-    with pytest.raises(ModelError, match=r"Set model\.tokenizer"):
+    with pytest.raises(ModelError, match=r"needs model\.tokenizer"):
         load_tokenizer(ModelConfig(path=str(tmp_path)))
 
 

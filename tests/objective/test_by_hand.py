@@ -123,18 +123,26 @@ SEQUENCE_MEAN = ((-C + C) / 3, {"a0": -C / 2 / 3, "a1": -C / 2 / 3, "b0": C / 3}
 # The ratio of a sequence moves with the mean log-probability, so the tokens share its gradient.
 GSPO_TERM = SEQUENCE_MEAN
 
+
+def constant(demo_term=None, rollout_term=None):
+    """Terms given as means over the 2 tokens of one demonstration and the 4 tokens of three
+    rollouts, as sums over 1 x 10 and 3 x 10 instead."""
+    parts = [scaled(2 / 10, demo_term)] if demo_term else []
+    return add(*parts, *([scaled(4 / 30, rollout_term)] if rollout_term else []))
+
+
 ALL, OWN = ("a0", "a1", "b0", "c0", "d0", "d1"), ("a0", "a1", "b0", "c0")
 NO_EPSILON = {"advantage_epsilon": 0.0}
 # method -> (overrides, part of the loss without an entropy bonus, tokens of the bonus)
 EXPECTED = {
-    "srft": (NO_EPSILON, add(SFT_TERM, DEMO_TERM, ROLLOUT_TERM), ()),
+    "srft": (NO_EPSILON, constant(add(SFT_TERM, DEMO_TERM), ROLLOUT_TERM), ()),
     "srft-official": (NO_EPSILON, add(OFFICIAL_SFT, OFFICIAL_DEMO, ROLLOUT_TERM), ALL),
     "srft-hpt": ({}, add(HPT_SFT, HPT_DEMO, HPT_ROLLOUT), ALL),
-    "srft-wsft1": (NO_EPSILON, add(PLAIN_SFT, DEMO_TERM, ROLLOUT_TERM), ()),
-    "srft-wrl1": (NO_EPSILON, add(SFT_TERM, DEMO_TERM, UNWEIGHTED), ()),
-    "srft-no-sft": (NO_EPSILON, add(DEMO_TERM, ROLLOUT_TERM), ()),
-    "srft-no-demo-rl": (NO_EPSILON, add(SFT_TERM, ROLLOUT_TERM), ()),
-    "srft-no-rollout": (NO_EPSILON, add(SFT_TERM, DEMO_TERM), ()),
+    "srft-wsft1": (NO_EPSILON, constant(add(PLAIN_SFT, DEMO_TERM), ROLLOUT_TERM), ()),
+    "srft-wrl1": (NO_EPSILON, constant(add(SFT_TERM, DEMO_TERM), UNWEIGHTED), ()),
+    "srft-no-sft": (NO_EPSILON, constant(DEMO_TERM, ROLLOUT_TERM), ()),
+    "srft-no-demo-rl": (NO_EPSILON, constant(SFT_TERM, ROLLOUT_TERM), ()),
+    "srft-no-rollout": (NO_EPSILON, constant(add(SFT_TERM, DEMO_TERM)), ()),
     "sft+rl": (NO_EPSILON, add(PLAIN_SFT, rollouts(C, -C, 4)), ()),
     "sft": ({}, PLAIN_SFT, ()),
     "dft": ({}, DFT_TERM, ()),
@@ -238,7 +246,12 @@ def test_a_ratio_beyond_the_clip_stops_the_gradient_only_on_the_side_that_helps(
 
 def test_literal_rollout_term_is_equation_12():
     # w_RL * -lp on a, +lp on b and c; one mean over four tokens, or one over each side.
-    joint = {"rollout_term": "literal", "weight_sft": 0.0, "weight_demo_rl": 0.0}
+    joint = {
+        "rollout_term": "literal",
+        "weight_sft": 0.0,
+        "weight_demo_rl": 0.0,
+        "average": "token",
+    }
     right = RL_P * LN2 + RL_U * 2 * LN2
     wrong = -2 * LN2 - 2 * LN2
     loss, gradient, _ = run(get_method("srft", joint), sequences())
@@ -311,7 +324,8 @@ def test_given_tokens_keep_importance_weight_one():
 
 
 def test_batch_level_entropy_is_that_of_demonstrations_for_sft_and_of_rollouts_for_rl():
-    method = get_method("srft", {**NO_EPSILON, "entropy_level": "batch", "weight_demo_rl": 0.0})
+    overrides = {"entropy_level": "batch", "weight_demo_rl": 0.0, "average": "token"}
+    method = get_method("srft", {**NO_EPSILON, **overrides})
     loss, _, _ = run(method, sequences(), batch_entropy=(LN2, 2 * LN2))
     # w_SFT = 0.5 / 2, w_RL = 0.1 * 4
     assert loss == pytest.approx(0.25 * 5 * LN2 / 2 - 0.4 * 2 * A / 4 - B / 4)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from srft.errors import ConfigError
+from srft.lab.tasks import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
 Layout = Literal["plain", "answer_list", "letters", "gpqa", "mmlu_pro", "arc"]
 """How a row holds its question. plain: as text or messages. answer_list: the same, with a list of
@@ -149,17 +150,17 @@ LAB_PER_FAMILY = 100
 LAB = Benchmark(
     "lab",
     "lab",
-    6 * LAB_PER_FAMILY,
+    len(IN_DISTRIBUTION) * LAB_PER_FAMILY,
     verifier="exact",
-    families=("chain", "program", "story", "dot", "pointer", "machine"),
+    families=IN_DISTRIBUTION,
     max_tokens=128,
 )
 LAB_OOD = Benchmark(
     "lab_ood",
     "lab OOD",
-    3 * LAB_PER_FAMILY,
+    len(OUT_OF_DISTRIBUTION) * LAB_PER_FAMILY,
     verifier="exact",
-    families=("long", "blend", "choice"),
+    families=OUT_OF_DISTRIBUTION,
     max_tokens=128,
 )
 

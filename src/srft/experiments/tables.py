@@ -144,12 +144,32 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def render(result: ExperimentResult) -> Table:
-    """Accuracy and differences as a table for the terminal."""
-    head, rows = accuracy_rows(result) if result.arms else (["arm"], [])
-    table = Table(title=result.experiment.title, title_justify="left")
-    for i, name in enumerate([*head, *(["sampled", "trained", "TFLOP", "s"] if rows else [])]):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row, cost in zip(rows, cost_rows(result.arms)[1], strict=True) if rows else ():
-        style = "bold" if row[0] == result.experiment.reference else None
-        table.add_row(*(cell.replace("[", r"\[") for cell in row), *cost[1:5], style=style)
+    """Accuracy, difference with its interval over seeds, and FLOPs, for a terminal of 80 columns; the
+    rest is in tables.md."""
+    reference = result.experiment.reference
+    parts = [p for p in _PARTS if any(p in arm.accuracy for arm in result.arms)]
+    table = Table(
+        title=f"{result.experiment.title}: accuracy, and difference to {reference} in points",
+        title_justify="left",
+    )
+    table.add_column("arm", overflow="fold")
+    for part in parts:
+        table.add_column(f"{part} of distr." if part == "out" else "in distr.", justify="right")
+        table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("TFLOP", justify="right", no_wrap=True)
+    for arm in result.arms:
+        cells = [arm.name]
+        for part in parts:
+            cells.append(f"{100 * arm.accuracy[part].mean:.1f}")
+            cells.append(_short(arm.difference.get(part)))
+        style = "bold" if arm.name == reference else None
+        table.add_row(*cells, f"{arm.flops / 1e12:.2f}", style=style)
     return table
+
+
+def _short(value: Difference | None) -> str:
+    if value is None or value.of == 0:
+        return ""
+    interval = value.estimate.seeds or value.estimate.problems
+    ends = "" if interval is None else r" \[{:+.1f}, {:+.1f}]".format(*(100 * x for x in interval))
+    return f"{100 * value.estimate.mean:+.1f}{ends} {_MARKS[value.verdict]}".rstrip()
