@@ -70,8 +70,14 @@ def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
     from matplotlib.ticker import PercentFormatter
 
     arms = [arm for arm in result.arms if arm.name in result.experiment.drawn]
-    panels = [*_CURVES, ("evaluation", "Accuracy, all problems")]
-    figure, axes = pyplot.subplots(2, 2, figsize=(10.5, 6.6), layout="constrained")
+    panels = list(_CURVES)
+    if any(len(_series(Path(run.folder), "evaluation")) > 1 for run in result.runs if run.steps):
+        panels.append(("evaluation", "Accuracy, all problems"))
+    rows = 1 if len(panels) == 3 else 2
+    size = (13.5, 3.8) if rows == 1 else (10.5, 6.6)
+    figure, axes = pyplot.subplots(
+        rows, len(panels) // rows, figsize=size, squeeze=False, layout="constrained"
+    )
     percent = PercentFormatter(1.0, decimals=0, symbol=" %")
     any_drawn = False
     for ax, (key, title) in zip(axes.flat, panels, strict=True):
@@ -84,13 +90,14 @@ def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
             ax.yaxis.set_major_formatter(percent)
         else:
             ax.set_ylim(bottom=0)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    more = [ax.get_legend_handles_labels() for ax in axes.flat]
-    for extra_handles, extra_labels in more:
-        for handle, label in zip(extra_handles, extra_labels, strict=True):
-            if label not in labels:
-                handles, labels = [*handles, handle], [*labels, label]
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))))
+    # SFT samples nothing, so the first panel may lack some arms.
+    entries: dict[str, Any] = {}
+    for ax in axes.flat:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, len(entries))
+    )
     if any_drawn:
         return _save(figure, out)
     pyplot.close(figure)

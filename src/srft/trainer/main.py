@@ -11,6 +11,7 @@ from rich.table import Table
 
 from srft.config import SRFTConfig, load_config
 from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft.report.html import write_report
 from srft.report.plots import plot_run
 from srft.trainer.trainer import SRFTTrainer, TrainResult
 
@@ -18,7 +19,7 @@ QUICKSTART = Path(__file__).parent.parent / "lab" / "quickstart.yaml"
 
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
-    """Trains by ``config``, writes the plots, and prints results and places."""
+    """Trains by ``config``, writes plots and report, and prints results and places."""
     result = SRFTTrainer(args=config, console=console).train(resume=resume)
     plots = plot_run(result.run_dir)
     table = evaluation_table(result.evaluations)
@@ -26,6 +27,7 @@ def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> Train
         console.print(table)
     places = [("run directory", result.run_dir), ("exported model", result.model_dir)]
     places += [("plots", plots[0].parent)] if plots else []
+    places.append(("report", write_report([result.run_dir])))
     for name, path in places:
         if path is not None:
             console.print(f"{name:>15}  {path}", highlight=False, soft_wrap=True)
@@ -43,7 +45,8 @@ def run_quickstart(overrides: Sequence[str], console: Console) -> TrainResult:
     result = run_training(config, resume=False, console=console)
     if result.model_dir is not None:
         console.print(
-            f"\nnext: srft sample {result.model_dir} --lab 3    srft report {result.run_dir}",
+            f"\nnext: srft sample {result.run_dir} --lab 3    "
+            f"srft analyze lab {result.run_dir} --data {result.run_dir}",
             highlight=False,
             soft_wrap=True,
         )
