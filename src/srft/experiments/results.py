@@ -308,11 +308,12 @@ def compare(ours_SP: np.ndarray, theirs_SP: np.ndarray) -> Difference:
 
 
 def t_interval(values_S: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of the mean of at least two values, None below that."""
+    """Student's interval of the mean of at least three values, None below that: two accuracies on few
+    problems easily coincide, and their interval would then have no width."""
     from scipy.stats import t
 
     count = len(values_S)
-    if count < 2:
+    if count < 3:
         return None
     half = float(t.ppf((1 + confidence) / 2, count - 1) * values_S.std(ddof=1) / math.sqrt(count))
     return float(values_S.mean()) - half, float(values_S.mean()) + half
