@@ -57,7 +57,7 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., SRFTConfig]:
             "reward": "exact",
             "rollout": {"group_size": 3, "max_tokens": 12},
             "train": {"prompts_per_step": 4, "learning_rate": 1e-3},
-            "run": {"dir": str(tmp_path / "run"), "live": "off", "checkpoint_every": 2},
+            "run": {"dir": str(tmp_path / "run"), "live": "never", "checkpoint_every": 2},
         }
         if "stages" not in sections:
             values["train"]["steps"] = 6

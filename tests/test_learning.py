@@ -13,7 +13,7 @@ from srft.trainer.trainer import SRFTTrainer
 def test_the_quickstart_recipe_raises_reward_and_response_length(tmp_path):
     settings = [
         f"run.dir={tmp_path / 'run'}",
-        "run.live=off",
+        "run.live=never",
         "train.steps=14",
         "train.prompts_per_step=16",
         "data.limit=300",

@@ -158,6 +158,6 @@ def arm_recipe(
         values["data"] |= {"train": data, "limit": None}
     values["train"]["seed"] = seed
     values.setdefault("run", {}).update(
-        dir=str(folder), live="off", export=keep_model, export_dtype="float32"
+        dir=str(folder), live="never", export=keep_model, export_dtype="float32"
     )
     return parse_config(values, f"arm {arm.name}")

@@ -32,7 +32,7 @@ class ModelConfig(BaseModel):
         "bfloat16 halves memory and is right for adapters and for evaluation; float16 for "
         "evaluation only (no loss scaling is done).",
     )
-    autocast: DtypeName | Literal["off"] = Field(
+    autocast: DtypeName = Field(
         "auto",
         description="Dtype of matrix products when parameters are float32. auto is bfloat16 on a "
         "CUDA device that supports it and off on a CPU (where it is slower); float32 means off.",

@@ -36,7 +36,7 @@ def parameter_dtype(config: ModelConfig) -> torch.dtype:
 def autocast_dtype(config: ModelConfig, device: torch.device | str) -> torch.dtype | None:
     """The dtype of matrix products, or None where they run in the parameters' own."""
     device = torch.device(device)
-    if parameter_dtype(config) != torch.float32 or config.autocast in ("off", "float32"):
+    if parameter_dtype(config) != torch.float32 or config.autocast == "float32":
         return None
     if config.autocast == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

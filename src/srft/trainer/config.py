@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
     samples_prompts: int = Field(
         4, ge=1, description="Prompts whose whole group is saved each time."
     )
-    live: Literal["auto", "on", "off"] = Field(
+    live: Literal["auto", "always", "never"] = Field(
         "auto", description="Live view in the terminal; auto: when the output is one."
     )
     trackers: list[Literal["wandb", "tensorboard", "trackio"]] = Field(

@@ -50,7 +50,7 @@ class LiveView:
         self, run_dir: Path, total: int, done: int, config: RunConfig, console: Console
     ) -> None:
         self.console = console
-        self._shown = config.live == "on" or (config.live == "auto" and console.is_terminal)
+        self._shown = config.live == "always" or (config.live == "auto" and console.is_terminal)
         self._title = str(run_dir)
         self._history: dict[str, deque[float]] = {}
         self._progress = Progress(
