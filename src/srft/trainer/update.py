@@ -121,18 +121,19 @@ def update(
         norms.append(norm)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
-    return UpdateResult(
-        {
-            **reduce_metrics(sums),
-            **extra,
-            "train/gradient_norm": sum(norms) / len(norms),
-            "train/tokens": float(sum(len(p.input_ids_N) for p in batches)),
-            "train/response_tokens": float(sum(len(p.target_T) for p in batches)),
-            "train/micro_batches": float(len(batches)),
-            "train/sequences_skipped": 1
-            - sum(len(p.index.sequences.group_S) for p in batches) / max(1, len(sequences)),
-        }
-    )
+    figures = {**reduce_metrics(sums), **extra, **_work_done(batches, len(sequences))}
+    return UpdateResult({**figures, "train/gradient_norm": sum(norms) / len(norms)})
+
+
+def _work_done(batches: Sequence[PackedBatch], sequences: int) -> dict[str, float]:
+    """What the passes worked through, and the share of the sequences that needed none."""
+    computed = sum(len(batch.rows) for batch in batches)
+    return {
+        "train/tokens": float(sum(batch.num_tokens for batch in batches)),
+        "train/response_tokens": float(sum(batch.num_response_tokens for batch in batches)),
+        "train/micro_batches": float(len(batches)),
+        "train/sequences_skipped": 1 - computed / sequences,
+    }
 
 
 def clip_to(model: nn.Module, norm: float, maximum: float) -> None:
