@@ -109,6 +109,16 @@ def test_a_finished_run_of_older_weights_is_refused(experiment, tmp_path, settin
         run(experiment, tmp_path, settings, seeds=1)
 
 
+def test_two_commands_in_one_folder_are_refused(experiment, tmp_path, settings):
+    def rule(job):
+        with pytest.raises(ConfigError, match="another process"):
+            run(experiment, tmp_path, settings)
+        return accuracy(job)
+
+    result, _ = run(experiment, tmp_path, settings, rule, seeds=1)
+    assert not result.failed
+
+
 def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):
     plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 2, {})
     assert len({job.digest for job in plan}) == len(plan) == 5

@@ -20,6 +20,7 @@ import yaml
 
 from srft.config import SRFTConfig, parse_config
 from srft.evaluation.loading import find_model, weights_digest
+from srft.trainer.setup import build_methods
 
 FINISHED = "finished.json"
 LOG = "log.txt"
@@ -63,10 +64,12 @@ class Runner(Protocol):
 
 
 def recipe_digest(config: SRFTConfig) -> str:
-    """Sixteen hexadecimal digits of the recipe without its run section, the base model's weights and
-    the training file: two runs with the same digest have the same outcome."""
+    """Sixteen hexadecimal digits of the recipe without its run section, its methods' switches, the
+    base model's weights and the training file: two runs with the same digest have the same outcome,
+    also where a method's defaults have changed in between."""
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
+    values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
     values["weights"] = weights_digest(find_model(config.model.path or ""), config.model.revision)
     train = config.data.train
     if isinstance(train, str) and Path(train).is_file():

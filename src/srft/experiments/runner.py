@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -84,7 +85,8 @@ def run_experiment(
     data = _demonstrations(experiment, base, out, console)
     plan = plan_jobs(experiment, base, out, seeds, data)
     check_unmixed(plan)
-    ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
+    with _alone(out / experiment.name):
+        ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
     result = gather(experiment, plan, ledger)
     write_tables(result, out / experiment.name)
     draw(result, out / experiment.name)
@@ -147,7 +149,9 @@ def check_unmixed(plan: Sequence[Job]) -> None:
         other = finished_digest(job.folder)
         changed = [c for c in check_same_recipe(RunDir(job.folder), job.config) if c[:4] != "run."]
         if changed or (other is not None and other != job.digest):
-            what = "; ".join(changed[:5]) or "the base model's weights or the training file"
+            what = "; ".join(changed[:5]) or (
+                "the base model's weights, the training file or a method's defaults"
+            )
             raise ConfigError(
                 f"{job.folder}: holds a run with other settings ({what}). Choose another --out, or "
                 "remove that folder"
@@ -272,6 +276,24 @@ def _last_accuracy(folder: Path) -> float | None:
     path = folder / "evaluation.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return json.loads(lines[-1])["accuracy"] if lines else None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two commands in one folder would remove each other's unfinished runs.
+
+    Raises:
+        ConfigError: another process works in ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder}: another process makes these runs; wait for it, or choose another --out"
+            ) from error
+        yield
 
 
 @contextmanager
