@@ -187,10 +187,13 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_there(recipe, whole, monkeyp
     assert_same_run(whole, tmp_path / "full")
 
 
-def test_a_finished_run_resumes_to_the_same_files(recipe, whole):
-    before = {p: p.read_bytes() for p in whole.rglob("*.jsonl")}
-    SRFTTrainer(args=recipe(run={"dir": str(whole)})).train(resume=True)
-    assert {p: p.read_bytes() for p in whole.rglob("*.jsonl")} == before
+def test_a_finished_run_resumes_to_the_same_files(recipe, rows, tmp_path):
+    args = recipe(train={"steps": 2})
+    SRFTTrainer(args=args, eval_dataset=rows[:3]).train()
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
+    assert len(before[tmp_path / "run" / "evaluation.jsonl"].splitlines()) == 1
+    SRFTTrainer(args=args, eval_dataset=rows[:3]).train(resume=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")} == before
 
 
 def test_a_run_directory_is_not_overwritten(recipe, whole):

@@ -154,6 +154,7 @@ class SRFTTrainer:
                     self.run.path, self.total_steps, self.state.step, self.args.run, self.console
                 )
             )
+            resumed_finished = self.state.stage == len(self.setup.methods)
             if self.state.step == 0 and self.args.evaluation.at_start:
                 self._evaluate()
             while self.state.stage < len(self.setup.methods) and not stop.requested:
@@ -166,7 +167,7 @@ class SRFTTrainer:
                 if _due(self.state.step, self.args.run.checkpoint_every):
                     self._checkpoint()
             finished = self.state.stage == len(self.setup.methods)
-            if finished:
+            if finished and not resumed_finished:
                 self._evaluate()
             self._checkpoint()
             model_dir = self._export() if finished and self.args.run.export else None
@@ -287,7 +288,7 @@ class SRFTTrainer:
         other = self.setup.interleaved[method.interleave]
         second = self._update_by(other, self._collect_rows(rows, other, progress, 0, 0), progress)
         metrics = {**result.metrics, **{f"interleave/{k}": v for k, v in second.metrics.items()}}
-        metrics["train/tokens"] += second.metrics["train/tokens"]
+        metrics["train/tokens"] += second.metrics.get("train/tokens", 0.0)
         return UpdateResult(metrics, second.refused)
 
     def _update_by(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
