@@ -43,7 +43,10 @@ def write_run(job: Job, accuracy: float) -> None:
     )
     (job.folder / "config.yaml").write_text(job.config.to_yaml())
     marks = {"digest": job.digest, "parameters": 1000, "refused": 0}
-    (job.folder / FINISHED).write_text(json.dumps(marks))
+    # As the real runner does: others may look for this mark at any moment.
+    writing = job.folder / f"{FINISHED}.writing"
+    writing.write_text(json.dumps(marks))
+    writing.rename(job.folder / FINISHED)
 
 
 class FakeRunner:
