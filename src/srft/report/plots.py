@@ -399,13 +399,13 @@ def _family_panel(ax: Axes, run: Run) -> bool:
 
     evaluations = run.evaluation()
     families = list(dict.fromkeys(f for e in evaluations for f in (e.get("by_family") or {})))
-    drawn = False
+    ends: list[tuple[float, Any]] = []
     for i, family in enumerate(families[:10]):
         points = [(e["step"], v) for e in evaluations if (v := _accuracy(e, family)) is not None]
         if points:
             color = CYCLE[i % len(CYCLE)]
             dash = "-" if i < len(CYCLE) else "--"
-            ax.plot(
+            (line,) = ax.plot(
                 *zip(*points, strict=True),
                 dash,
                 marker="o",
@@ -413,8 +413,8 @@ def _family_panel(ax: Axes, run: Run) -> bool:
                 color=color,
                 label=plain_text(family),
             )
-            drawn = True
-    if drawn:
+            ends.append((points[-1][1], line))
+    if ends:
         ax.set_title("Evaluation by family", pad=_TITLE_PAD)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         ax.set_xlabel("step")
@@ -422,8 +422,15 @@ def _family_panel(ax: Axes, run: Run) -> bool:
         if len(families) <= 5:
             _legend_row(ax)
         else:
-            ax.legend(loc="best", ncols=2, fontsize=7.5, handlelength=1.2)
-    return drawn
+            # Beside the lines and in their order, so that it covers none of them.
+            ax.legend(
+                handles=[line for _, line in sorted(ends, key=lambda end: -end[0])],
+                loc="center left",
+                bbox_to_anchor=(1.0, 0.5),
+                fontsize=7.5,
+                handlelength=1.2,
+            )
+    return bool(ends)
 
 
 def _save(chart: Any, out: Path) -> Path:
