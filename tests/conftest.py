@@ -7,43 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from tests.toys import real_data_dir, save_lab_model
 
 from srft.config import SRFTConfig, parse_config
-from srft.lab import base_model_path, lab_train
+from srft.lab import lab_train
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a model of some 20,000 parameters."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(base_model_path())
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_lab_model(tmp_path_factory.mktemp("tiny"), initializer_range=0.02)
 
 
 @pytest.fixture(scope="session")
 def rows() -> list[dict[str, Any]]:
     """Forty lab problems as plain rows."""
     return [dict(row) for row in lab_train(40)]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data; tests that need it are skipped where it is absent."""
+    return real_data_dir()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -142,12 +140,3 @@ def turn_ends() -> dict[str, str]:
 def shouting_template() -> str:
     """A template that rewrites what users say."""
     return SHOUTS
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    default = Path(__file__).parents[2].parent / "shared" / "data"
-    folder = Path(os.environ.get("SRFT_DATA_DIR", default))
-    if not folder.is_dir():
-        pytest.skip(f"needs the real data sets: {folder} is absent (set SRFT_DATA_DIR)")
-    return folder

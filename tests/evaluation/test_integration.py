@@ -5,40 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tests.toys import lab_model, lab_tokenizer, save_lab_model
 
 from srft.errors import ConfigError
 from srft.evaluation.config import EvaluationConfig
 from srft.evaluation.evaluate import evaluate
 from srft.evaluation.run import evaluate_model
 from srft.evaluation.sample import sample_text
-from srft.lab.tokenizer import build_tokenizer
 from srft.rewards.scorer import Scorer
 from srft.types import Example, SamplingParams
-
-
-def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(build_tokenizer()),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=build_tokenizer().eos_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     """A run directory with an exported model and the recipe it was trained by."""
     run = tmp_path_factory.mktemp("run")
-    tiny_model().save_pretrained(run / "model")
-    build_tokenizer().save_pretrained(run / "model")
+    save_lab_model(run / "model", "llama")
     (run / "config.yaml").write_text("data: {prompt_template: '{prompt} '}\n")
     return run
 
@@ -46,11 +28,11 @@ def model_dir(tmp_path_factory):
 def test_the_embedded_engine_and_the_scorer_serve_evaluate(tmp_path):
     from srft.rollout.embedded import EmbeddedEngine
 
-    tokenizer = build_tokenizer()
+    tokenizer = lab_tokenizer()
     problems = [Example(f"a = {i} + 1 ; a ?", (), str(i + 1)) for i in range(8)]
     params = SamplingParams(temperature=1.0, max_tokens=12)
     with Scorer("exact") as scorer:
-        engine = EmbeddedEngine(tiny_model(), tokenizer)
+        engine = EmbeddedEngine(lab_model("llama"), tokenizer)
         path = tmp_path / "samples.jsonl"
         first = evaluate(engine, tokenizer, problems, scorer, params, 3, 0, path)
         again = evaluate(engine, tokenizer, problems, scorer, params, 3, 0, path)

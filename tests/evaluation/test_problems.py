@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +12,7 @@ from srft.evaluation.choices import LETTERS, Question, shuffle_options
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.types import Example
 
-DATA = Path(os.environ.get("SRFT_DATA_DIR", Path(__file__).parents[2] / ".." / "shared" / "data"))
 LOCAL = [b for b in BENCHMARKS.values() if b.file]
-needs_data = pytest.mark.skipif(
-    not (DATA / "benchmarks").is_dir(), reason="benchmark files absent: set SRFT_DATA_DIR"
-)
 
 
 def test_suites_name_benchmarks_and_the_paper_has_its_eight():
@@ -123,19 +117,17 @@ def test_a_data_dir_that_does_not_exist_is_an_error_and_an_unset_one_means_the_h
         source_of(BENCHMARKS["aime24"], "/nowhere")
 
 
-@needs_data
 @pytest.mark.parametrize("benchmark", LOCAL, ids=lambda b: b.name)
-def test_local_files_hold_the_declared_number_of_problems(benchmark):
-    examples = load_benchmark(benchmark, DATA)
+def test_local_files_hold_the_declared_number_of_problems(benchmark, real_data):
+    examples = load_benchmark(benchmark, real_data)
     assert len(examples) == benchmark.size
     assert all(e.answer and not e.demonstrations for e in examples)
     if benchmark.verifier == "choice":
         assert all(e.answer in LETTERS[: len(e.columns["options"])] for e in examples)
 
 
-@needs_data
-def test_gsm8k_asks_for_a_boxed_answer_and_hides_the_solution():
-    example = load_benchmark(BENCHMARKS["gsm8k"], DATA)[0]
+def test_gsm8k_asks_for_a_boxed_answer_and_hides_the_solution(real_data):
+    example = load_benchmark(BENCHMARKS["gsm8k"], real_data)[0]
     assert example.answer == "18" and example.prompt.endswith("\\boxed{}.")
     assert "16 - 3 - 4" not in example.prompt
 

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
 from srft.experiments.plan import Arm, Experiment
-
-# The helper beside the tests, importable under a name of its own.
-_spec = importlib.util.spec_from_file_location(
-    "experiments_fakes", Path(__file__).with_name("fakes.py")
-)
-assert _spec is not None and _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = _module
-_spec.loader.exec_module(_module)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from experiments_fakes import write_run
 from rich.console import Console
+from tests.experiments.fakes import write_run
 
 from srft.experiments.pictures import draw
 from srft.experiments.plan import base_recipe

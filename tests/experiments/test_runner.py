@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
-from experiments_fakes import FakeRunner, write_run
 from rich.console import Console
+from tests.experiments.fakes import FakeRunner, write_run
 
 from srft.errors import ConfigError
 from srft.experiments.plan import Arm, Experiment, base_recipe

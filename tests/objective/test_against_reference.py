@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from objective_builders import batch_of, run, table_of
-from objective_reference import Objective, Seq, advantages, entropy_of
+from tests.objective.builders import batch_of, run, table_of
+from tests.objective.reference import Objective, Seq, advantages, entropy_of
 
 from srft.objective.loss import active, compute_loss, counts
 from srft.objective.method import Progress

@@ -21,8 +21,8 @@ import math
 
 import pytest
 import torch
-from objective_builders import run
-from objective_reference import Seq
+from tests.objective.builders import run
+from tests.objective.reference import Seq
 
 from srft.objective.method import Progress
 from srft.objective.methods import METHODS, get_method

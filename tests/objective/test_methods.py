@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from objective_builders import batch_of, logits_of, run, table_of
-from objective_reference import Seq
+from tests.objective.builders import batch_of, logits_of, run, table_of
+from tests.objective.reference import Seq
 
 from srft.errors import ConfigError
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics

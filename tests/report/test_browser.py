@@ -313,25 +313,14 @@ def test_screenshots(open_report, make_run):
 @pytest.mark.slow
 def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path):
     """srft analyze builds its page from the same parts."""
-    import torch
     import yaml
     from safetensors.torch import load_file, save_file
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tests.toys import save_lab_model
 
     from srft.analysis.analyze import analyze
-    from srft.lab.tokenizer import build_tokenizer
 
-    size = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
     for seed, name in enumerate(("base", "tuned")):
-        torch.manual_seed(seed)
-        config = LlamaConfig(vocab_size=len(build_tokenizer()), initializer_range=0.4, **size)
-        LlamaForCausalLM(config).save_pretrained(tmp_path / name)
-        build_tokenizer().save_pretrained(tmp_path / name)
+        save_lab_model(tmp_path / name, "llama", seed=seed, num_hidden_layers=1)
     run = make_run(steps=8, groups=3, rollouts=2, tokens=8)
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     recipe["model"]["path"] = str(tmp_path / "base")

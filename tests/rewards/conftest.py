@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from srft.rewards.pool import VerifierPool
 from srft.types import Example
 
-ROOT = Path(__file__).parents[2]
 MATH = "srft.rewards.verifiers:check_math"
 
 HOSTILE = textwrap.dedent(
@@ -82,18 +80,9 @@ def pool(hostile: Path) -> Iterator[VerifierPool]:
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """The folder with the real data."""
-    folder = Path(os.environ.get("SRFT_DATA_DIR", ROOT.parent / "shared" / "data"))
-    if not (folder / "gsm8k" / "test.jsonl").is_file():
-        pytest.skip(f"real data not found at {folder}; set SRFT_DATA_DIR")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def gsm8k(data_dir: Path) -> list[Example]:
+def gsm8k(real_data: Path) -> list[Example]:
     """GSM8K's test rows, the solution as demonstration."""
-    lines = (data_dir / "gsm8k" / "test.jsonl").read_text().splitlines()
+    lines = (real_data / "gsm8k" / "test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [
         Example(
@@ -107,11 +96,11 @@ def gsm8k(data_dir: Path) -> list[Example]:
 
 
 @pytest.fixture(scope="session")
-def benchmarks(data_dir: Path) -> list[Example]:
+def benchmarks(real_data: Path) -> list[Example]:
     """The mathematical benchmarks' problems."""
     parquet = pytest.importorskip("pyarrow.parquet")
     examples = []
-    for file in sorted((data_dir / "benchmarks").glob("*.parquet")):
+    for file in sorted((real_data / "benchmarks").glob("*.parquet")):
         if file.stem == "arc_c":
             continue
         for number, row in enumerate(parquet.read_table(file).to_pylist(), start=1):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, MambaConfig, MambaForCausalLM
+from transformers import AttentionInterface
 
 from srft.errors import RolloutError
 from srft.rollout.config import RolloutConfig
@@ -95,12 +95,8 @@ def test_an_attention_argument_that_is_not_known_is_refused(llama, tokenizer):
         EmbeddedEngine(llama, tokenizer, RolloutConfig())
 
 
-def test_a_model_without_attention_falls_back_with_a_warning(tokenizer, caplog):
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=2, eos_token_id=1
-    )
-    model = MambaForCausalLM(config)
+def test_a_model_without_attention_falls_back_with_a_warning(build_model, tokenizer, caplog):
+    model = build_model("mamba")
     with caplog.at_level(logging.WARNING):
         engine = build_engine(model, tokenizer, RolloutConfig())
     assert isinstance(engine, GenerateEngine)
