@@ -178,7 +178,11 @@ def report(result: dict[str, Any]) -> str:
             f"| {title}, {unit} | {found['mean']:.{digits}f} | {found['per_thousand']:+.{digits}f} | "
             f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f} | {verdict} |"
         )
-    lines += ["", "| steps | resident, MiB | verifiers, MiB | processor s a step |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| steps | resident, MiB | verifiers, MiB | processor s a step |",
+        "|---|---|---|---|",
+    ]
     rows = result["blocks"]
     for row in rows[:: max(1, len(rows) // 20)]:
         lines.append(
@@ -205,9 +209,7 @@ def main() -> int:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         start = time.monotonic()
         with (Path(scratch) / "log").open("wb") as log:
-            process = psutil.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            process = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             looks = watch(process, run_dir / "metrics.jsonl", arguments.every)
         code = process.wait()
         if code:
@@ -224,7 +226,9 @@ def main() -> int:
         "steps": arguments.steps,
         "seconds": time.monotonic() - start,
         "exit_code": code,
-        "second_half": {key: {**asdict(value), "flat": flat(value)} for key, value in found.items()},
+        "second_half": {
+            key: {**asdict(value), "flat": flat(value)} for key, value in found.items()
+        },
         "blocks": rows,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ def train(
         from srft.trainer.setup import build_methods
 
         build_methods(config)
-        sys.stdout.write(config.to_yaml())
+        sys.stdout.write(config.to_yaml(redacted=True))
         return
     from srft.trainer.main import run_training
 
@@ -89,7 +89,8 @@ def train(
     if result.stopped_by:
         console.print(
             f"stopped by {result.stopped_by} after step {result.step}; go on with --resume "
-            f"run.dir={result.run_dir}"
+            f"run.dir={result.run_dir}",
+            markup=False,
         )
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 
@@ -156,7 +157,7 @@ def evaluate(
         model, section("evaluation", settings), out, reward=section("reward", reward)
     )
     console.print(Markdown(result.markdown))
-    console.print(f"written to {result.folder}", highlight=False, soft_wrap=True)
+    console.print(f"written to {result.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -233,7 +234,8 @@ def report(
         return
     for run in runs:
         plot_run(run)
-    console.print(f"written {write_report(runs, out)}", highlight=False, soft_wrap=True)
+    written = write_report(runs, out)
+    console.print(f"written {written}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -271,7 +273,8 @@ def analyze(
             seed=seed,
             progress=status.update,
         )
-    console.print(render(result))
+    # Names of models and runs are paths: what looks like markup in them is none.
+    Console(markup=False).print(render(result))
 
 
 @data_app.command("check")
@@ -343,7 +346,7 @@ def lab_data(
 
     write_jsonl(lab_train(n, seed), out / "train.jsonl")
     write_jsonl(lab_eval(per_family, seed), out / "eval.jsonl")
-    console.print(f"wrote {out / 'train.jsonl'} and {out / 'eval.jsonl'}")
+    console.print(f"wrote {out / 'train.jsonl'} and {out / 'eval.jsonl'}", markup=False)
 
 
 _LAB_EXPERIMENTS = {
@@ -404,8 +407,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, error: BaseException, code: int) -> Any:
     if os.environ.get("SRFT_TRACEBACK"):
         raise error
+    from srft.secrets import redact
+
     Console(stderr=True).print(
-        f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True
+        f"[bold red]error:[/] {_escape(redact(message))}", highlight=False, soft_wrap=True
     )
     sys.exit(code)
 

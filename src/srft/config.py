@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srft.data.config import DataConfig
 from srft.errors import ConfigError
@@ -19,6 +19,8 @@ from srft.model.config import ModelConfig
 from srft.objective.switches import Switches
 from srft.rewards.config import RewardConfig
 from srft.rollout.config import RolloutConfig
+from srft.secrets import redact_values
+from srft.trainer.alarms import BUILT_IN, Alarm, with_built_in
 from srft.trainer.config import RunConfig, Stage, TrainConfig
 
 
@@ -45,6 +47,16 @@ class SRFTConfig(BaseModel):
         default_factory=EvaluationConfig, description="Evaluation."
     )
     run: RunConfig = Field(default_factory=RunConfig, description="The run directory.")
+    alarms: dict[str, Alarm] = Field(
+        default_factory=lambda: dict(BUILT_IN),
+        description="Figures to watch, by name; given keys change the built-in rules "
+        "(docs/reliability.md), new names are rules of your own.",
+    )
+
+    @field_validator("alarms", mode="before")
+    @classmethod
+    def _over_the_built_in(cls, value: Any) -> Any:
+        return with_built_in(value)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> SRFTConfig:
@@ -77,8 +89,9 @@ class SRFTConfig(BaseModel):
         """Planned training steps over all stages."""
         return sum(stage.steps for stage in self.resolved_stages)
 
-    def to_yaml(self) -> str:
-        """The resolved recipe; reading it back gives an equal object."""
+    def to_yaml(self, redacted: bool = False) -> str:
+        """The resolved recipe; reading it back gives an equal object. ``redacted``: for the eyes of
+        others, with secrets (a key among the arguments of a reward function, say) replaced."""
         values = self.model_dump(mode="json")
         # Switches that were not set are the method's own; writing them out would set them.
         if self.stages:
@@ -88,6 +101,10 @@ class SRFTConfig(BaseModel):
         else:
             del values["stages"]
             values["objective"] = self.objective.model_dump(mode="json", exclude_unset=True)
+        changed = [name for name, alarm in self.alarms.items() if alarm != BUILT_IN.get(name)]
+        values["alarms"] = {name: values["alarms"][name] for name in changed}
+        if redacted:
+            values = redact_values(values)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -4,6 +4,14 @@ All inherit :class:`SRFTError`, and also the standard exception a caller would e
 ``except ValueError`` keeps working. Our own invariants are ``assert`` statements instead.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from srft.types import TrainingSequence
+
 
 class SRFTError(Exception):
     """Base class of every error this package raises for its users."""
@@ -42,7 +50,7 @@ class RolloutError(SRFTError, RuntimeError):
 
 
 class CheckpointError(SRFTError, RuntimeError):
-    """A checkpoint cannot be written or read."""
+    """A checkpoint, a log or an exported model cannot be written or read."""
 
     exit_code = 7
 
@@ -51,3 +59,24 @@ class NumericalError(SRFTError, ArithmeticError):
     """A loss or gradient is not finite and the policy is to stop."""
 
     exit_code = 8
+
+
+class NotFinite(SRFTError, ArithmeticError):
+    """A step's batch holds a number that is none. Training refuses the step; elsewhere it is an error
+    like its siblings. ``sequences`` are those of the batch, as far as they are known."""
+
+    sequences: Sequence[TrainingSequence] = ()
+
+
+class RewardNotFinite(RewardError, NotFinite):
+    """A reward function returned NaN or infinity."""
+
+
+class RolloutNotFinite(RolloutError, NotFinite):
+    """A log-probability of a rollout is NaN or infinite."""
+
+
+class AlarmError(SRFTError, RuntimeError):
+    """An alarm whose action is to stop went off."""
+
+    exit_code = 9

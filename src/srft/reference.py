@@ -61,7 +61,9 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if field.default_factory is not None:
         made = field.default_factory()  # type: ignore[call-arg]
-        return "see below" if isinstance(made, BaseModel) else f"`{made}`"
+        models = made.values() if isinstance(made, dict) else [made]
+        shown_below = made and all(isinstance(model, BaseModel) for model in models)
+        return "see below" if shown_below else f"`{made}`"
     assert field.default is not PydanticUndefined
     return "" if field.default is None else f"`{field.default!r}`"
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srft.errors import ModelError
+from srft.errors import CheckpointError, ModelError
 from srft.model import loading
 from srft.model.attention import packs
 from srft.model.config import ModelConfig
@@ -195,7 +195,7 @@ def test_a_failed_save_leaves_the_older_model(
 
     before = (folder / "model.safetensors").read_bytes()
     monkeypatch.setattr(loading, failing, fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="no space"):
         save_model(make_model("qwen3"), make_tokenizer(), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from srft.errors import ConfigError
 from srft.experiments.catalog import EXPERIMENTS, QUESTIONS
@@ -36,7 +37,7 @@ def run_experiments(
         if result.arms:
             console.print(render(result))
         for run, error in result.failed.items():
-            console.print(f"[red]failed[/] {run}: {error}", highlight=False, soft_wrap=True)
+            console.print(f"[red]failed[/] {run}: {escape(error)}", highlight=False, soft_wrap=True)
         console.print(
             f"tables and pictures: {out / chosen}",
             highlight=False,

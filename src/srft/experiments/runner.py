@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -266,7 +267,7 @@ def _tell(
         told.add(job.name)
         colour = {"finished": "green", "failed": "red", "stopped": "yellow"}[outcome.status]
         accuracy = _last_accuracy(job.folder) if outcome.status == "finished" else None
-        rest = f" {accuracy:.1%}" if accuracy is not None else f" {outcome.error or ''}"
+        rest = f" {accuracy:.1%}" if accuracy is not None else f" {escape(outcome.error or '')}"
         console.print(
             f"[{colour}]{outcome.status}[/] {job.name}{rest}", highlight=False, soft_wrap=True
         )

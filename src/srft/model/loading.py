@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from srft.errors import ModelError
+from srft.errors import CheckpointError, ModelError
 from srft.model.attention import can_pack, use_packed_attention
 from srft.model.config import ModelConfig
 
@@ -264,6 +264,25 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, or None."""
+    for name, tensor in tensors.items():
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this rank's shard
+        if not local.isfinite().all():
+            return name
+    return None
+
+
+def check_finite_weights(model: Any, path: str | None) -> None:
+    """Raise ModelError where a parameter holds NaN or infinity."""
+    odd = first_not_finite(dict(model.named_parameters()))
+    if odd is not None:
+        raise ModelError(
+            f"{path or 'the model'}: weight {odd} holds numbers that are not finite: the run that "
+            "wrote it had diverged, or the file is damaged. Take an earlier checkpoint or another copy"
+        )
+
+
 def save_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -280,19 +299,28 @@ def save_model(
 
     Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
     was there before is replaced. Returns the folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; a folder that was there is untouched.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f".writing-{folder.name}")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
+        temporary.mkdir()
         with _savable_generation_config(model), _quiet_transformers():
             _save_weights(model, temporary, dtype)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
         _flush(temporary)
         _put_in_place(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: the model could not be written ({error}). Free space or make the folder "
+            "writable; a training run then writes it with --resume"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srft.errors import ConfigError, RewardError
+from srft.errors import ConfigError, RewardError, RewardNotFinite
 from srft.types import Example
 
 RewardFunction = Callable[..., Any]
@@ -198,7 +198,8 @@ def _number(name: str, value: Any, batch: Batch, i: int) -> float | None:
         value = value.item()
     if isinstance(value, numbers.Real) and math.isfinite(value):
         return float(value)
-    raise RewardError(
+    kind = RewardNotFinite if isinstance(value, numbers.Real) else RewardError
+    raise kind(
         f"reward function {name} returned {_SHORT.repr(value)} for {batch.examples[i].source}: "
         "expected a finite number or None. "
         f"The completion was {_SHORT.repr(batch.completions[i])}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from srft.errors import RolloutError
+from srft.errors import RolloutError, RolloutNotFinite
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 
@@ -46,9 +46,9 @@ def check_requests(model: Any, requests: Sequence[RolloutRequest], params: Sampl
 
 
 def check_finite(completion: Completion, request: int, sample: int) -> None:
-    """RolloutError if a log-probability is not a finite number."""
+    """RolloutNotFinite if a log-probability is not a finite number."""
     if not all(map(math.isfinite, completion.logprobs)):
-        raise RolloutError(
+        raise RolloutNotFinite(
             f"rollout {sample} of request {request}: the model's log-probabilities are not finite; "
             "its weights have diverged (lower the learning rate, or go back to an earlier "
             "checkpoint)"

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from srft.errors import CheckpointError
+from srft.model.loading import first_not_finite
 
 _FORMAT = 1
 _PREFIX = "step_"
@@ -89,7 +90,8 @@ def save_checkpoint(
             f"{target}: the checkpoint could not be written ({error}); {kept}. "
             "Free space or make the folder writable, then resume."
         ) from error
-    for old in list_checkpoints(folder)[:-keep]:
+    # Older ones, and what a process killed while writing has left.
+    for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -167,9 +169,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text())
         if state.pop("format") != _FORMAT:
             raise CheckpointError(f"{path}: written by another version of srft.")
+        weights = load_file(path / "weights.safetensors")
+        if (odd := first_not_finite(weights)) is not None:
+            raise CheckpointError(f"{path}: {odd} holds numbers that are not finite.")
         return Checkpoint(
             path,
-            load_file(path / "weights.safetensors"),
+            weights,
             tensors["optimizer"],
             tensors["torch_rng"],
             state,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from srft.errors import NotFinite, RolloutNotFinite
 from srft.objective.method import Method, Progress
 from srft.rewards.scorer import Score, Scorer
 from srft.types import (
@@ -33,7 +35,8 @@ class Rollout:
 
 @dataclass
 class Collected:
-    """The groups of one step. ``examples[g]``, ``rollouts[g]`` and ``demos[g]`` belong together."""
+    """The groups of one step. ``examples[g]``, ``rollouts[g]`` and ``demos[g]`` belong together.
+    ``refused`` says why they cannot be trained on: a reward or log-probability is not finite."""
 
     examples: list[TokenizedExample] = field(default_factory=list)
     rollouts: list[list[Rollout]] = field(default_factory=list)
@@ -41,6 +44,7 @@ class Collected:
     generate_seconds: float = 0.0
     score_seconds: float = 0.0
     sampled_groups: int = 0
+    refused: str | None = None
 
     def take(self, other: Collected, only_mixed: bool) -> None:
         """Adds the groups of ``other``; with ``only_mixed`` those whose rollouts differ in reward."""
@@ -106,6 +110,7 @@ def collect(
     Raises:
         RewardError: a reward function failed.
         RolloutError: the engine failed.
+        NotFinite: a reward or a log-probability is not finite; the error holds the sequences.
     """
     collected = Collected(examples=list(examples), sampled_groups=len(examples))
     for offset, example in enumerate(examples):
@@ -136,30 +141,58 @@ def collect(
     start = time.perf_counter()
     completions = engine.generate(requests, params, on_completion=score_now)
     generated = time.perf_counter()
-    scores: dict[Any, Score] = session.results()
+    drawn = [
+        (r, i, _sequence(examples[g], first_group + g, prefix, completion))
+        for r, (g, prefix) in enumerate(owners)
+        for i, completion in enumerate(completions[r])
+    ]
+    _check_logprobs([sequence for _, _, sequence in drawn])
+    try:
+        scores: dict[Any, Score] = session.results()
+    except NotFinite as error:
+        error.sequences = [sequence for _, _, sequence in drawn]
+        raise
     collected.generate_seconds = generated - start
     collected.score_seconds = time.perf_counter() - generated
 
     collected.rollouts = [[] for _ in examples]
-    for r, (g, prefix) in enumerate(owners):
-        for i, completion in enumerate(completions[r]):
-            score = scores[(r, i)]
-            if not score.scorable:
-                continue
-            sequence = TrainingSequence(
-                prompt_ids=examples[g].prompt_ids,
-                response_ids=(*prefix, *completion.token_ids),
-                group=first_group + g,
-                is_demo=False,
-                reward=score.reward,
-                correct=score.correct,
-                truncated=completion.finish_reason == "length",
-                prefix_length=len(prefix),
-                # A given prefix was not sampled: log-prob 0, and the objective masks it.
-                sampler_logprobs=(*(0.0 for _ in prefix), *completion.logprobs),
-            )
-            collected.rollouts[g].append(Rollout(sequence, texts[(r, i)], score))
+    for r, i, sequence in drawn:
+        score = scores[(r, i)]
+        if score.scorable:
+            scored = replace(sequence, reward=score.reward, correct=score.correct)
+            group = collected.rollouts[sequence.group - first_group]
+            group.append(Rollout(scored, texts[(r, i)], score))
     return collected
+
+
+def _sequence(
+    example: TokenizedExample, group: int, prefix: tuple[int, ...], completion: Completion
+) -> TrainingSequence:
+    """A rollout that has no reward yet."""
+    return TrainingSequence(
+        prompt_ids=example.prompt_ids,
+        response_ids=(*prefix, *completion.token_ids),
+        group=group,
+        is_demo=False,
+        reward=math.nan,
+        correct=False,
+        truncated=completion.finish_reason == "length",
+        prefix_length=len(prefix),
+        # A given prefix was not sampled: log-prob 0, and the objective masks it.
+        sampler_logprobs=(*(0.0 for _ in prefix), *completion.logprobs),
+    )
+
+
+def _check_logprobs(sequences: Sequence[TrainingSequence]) -> None:
+    """Raises RolloutNotFinite, whichever engine it was that returned such a log-probability."""
+    for number, sequence in enumerate(sequences):
+        if not all(map(math.isfinite, sequence.sampler_logprobs or ())):
+            error = RolloutNotFinite(
+                f"rollout {number} of the step has a log-probability that is not finite: the engine's "
+                "weights have diverged, or its precision does not do"
+            )
+            error.sequences = sequences
+            raise error
 
 
 def _plan(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srft import __version__
 from srft.config import SRFTConfig
 from srft.model.loading import save_model
+from srft.secrets import redact_values
 from srft.trainer.logs import read_jsonl
 from srft.trainer.run_dir import RunDir
 
@@ -65,7 +66,7 @@ def model_card(config: SRFTConfig, run: RunDir) -> str:
         lines += ["| step | set | problems | accuracy | interval |", "|---|---|---|---|---|"]
         lines += [_row(record) for record in evaluations]
         lines += [""]
-    recipe = json.dumps(config.model_dump(mode="json"), indent=1)
+    recipe = json.dumps(redact_values(config.model_dump(mode="json")), indent=1)
     return "\n".join([*lines, "## Recipe", "", "```json", recipe, "```", ""])
 
 

@@ -34,7 +34,7 @@ def check_data(config: SRFTConfig, show: int, console: Console) -> bool:
     splits = load_splits(config.data, seed=config.data.seed)
     tokenizer = load_tokenizer(config.model)
     tokenized, report = tokenize_dataset(splits.train, tokenizer, config.data)
-    console.print(report.summary(), highlight=False)
+    console.print(report.summary(), highlight=False, markup=False)
     examples = [item.example for item in tokenized]
     with Scorer(config.reward) as scorer:
         answers = check_answers(examples, scorer)
@@ -54,6 +54,7 @@ def check_data(config: SRFTConfig, show: int, console: Console) -> bool:
             f"rows sharing {NGRAM_WORDS} words in a row with evaluation data {name}: {len(leaked):,}"
             + (f" (such as {leaked[0]})" if leaked else ""),
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     for item in tokenized[:show]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -55,7 +56,7 @@ class LiveView:
         self._history: dict[str, deque[float]] = {}
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -77,7 +78,7 @@ class LiveView:
 
     def note(self, text: str) -> None:
         """A line above the live table."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def phase(self, name: str) -> None:
         """What is going on within the step."""
@@ -124,7 +125,7 @@ class LiveView:
             if history := self._history.get(key):
                 first = f"from {form.format(history[0])}" if len(history) > 1 else ""
                 table.add_row(label, form.format(history[-1]), first, sparkline(history))
-        return Panel(Group(table, self._progress), title=self._title, title_align="left")
+        return Panel(Group(table, self._progress), title=escape(self._title), title_align="left")
 
 
 def sparkline(values: deque[float] | list[float], width: int = _WIDTH) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from srft.errors import ConfigError
+from srft.errors import CheckpointError, ConfigError
 
 
 class JsonlLog:
@@ -17,12 +18,15 @@ class JsonlLog:
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        if path.stat().st_size < offset:
-            offset = path.stat().st_size  # the log was cut by someone; what is left is kept
-        self._file = path.open("r+b")
-        self._file.truncate(offset)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            if path.stat().st_size < offset:
+                offset = path.stat().st_size  # the log was cut by someone; what is left is kept
+            self._file = path.open("r+b")
+            self._file.truncate(offset)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
         self._file.seek(offset)
 
     @property
@@ -30,12 +34,23 @@ class JsonlLog:
         return self._file.tell()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        """Raises CheckpointError where the disk is full or not writable; what a line cut short
+        leaves is cut away by a resume."""
+        line = _json(record)
+        try:
+            # A lone surrogate, which JSON text may hold and UTF-8 may not, is written as "?".
+            self._file.write(line.encode(errors="replace") + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({error.strerror}). Free space or make the folder "
+                "writable, then go on with --resume"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        # What a failed write has left in the buffer fails once more here, and is lost already.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -46,10 +61,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _json(record: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_plain(record), ensure_ascii=False)
+
+
 def _plain(value: Any) -> Any:
     """JSON has no NaN or infinity; null says that a figure does not exist."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     return value
 
 

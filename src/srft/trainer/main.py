@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from srft.config import SRFTConfig, load_config
 from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 from srft.report.html import write_report
 from srft.report.plots import plot_run
-from srft.trainer.trainer import SRFTTrainer, TrainResult
+from srft.trainer.state import TrainResult
+from srft.trainer.trainer import SRFTTrainer
 
 QUICKSTART = Path(__file__).parent.parent / "lab" / "quickstart.yaml"
 
@@ -30,7 +32,7 @@ def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> Train
     places.append(("report", write_report([result.run_dir])))
     for name, path in places:
         if path is not None:
-            console.print(f"{name:>15}  {path}", highlight=False, soft_wrap=True)
+            console.print(f"{name:>15}  {path}", highlight=False, markup=False, soft_wrap=True)
     return result
 
 
@@ -49,6 +51,7 @@ def run_quickstart(overrides: Sequence[str], console: Console) -> TrainResult:
             f"srft analyze lab {result.run_dir} --data {result.run_dir}",
             highlight=False,
             soft_wrap=True,
+            markup=False,
         )
     return result
 
@@ -75,12 +78,14 @@ def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table | None:
                 table.add_row(f"[bold]{title}[/]")
             for family in families:
                 earlier = before["by_family"].get(family) if before else None
-                table.add_row(f"  {family}", *_figures(earlier, after["by_family"][family]), "")
+                table.add_row(
+                    f"  {escape(family)}", *_figures(earlier, after["by_family"][family]), ""
+                )
         low, high = after["interval"]
         earlier = before["accuracy"] if before else None
         table.add_section()
         table.add_row(
-            f"[bold]{name}, all {after['n_problems']}[/]",
+            f"[bold]{escape(name)}, all {after['n_problems']}[/]",
             *_figures(earlier, after["accuracy"]),
             f"{low:.1%} to {high:.1%}",
         )

@@ -18,6 +18,7 @@ import yaml
 from srft import __version__
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
+from srft.secrets import redact
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "math-verify", "numpy", "pydantic")
 
@@ -85,16 +86,26 @@ def create_run_dir(run: RunDir, config: SRFTConfig) -> None:
         )
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        run.config.write_text(config.to_yaml(), encoding="utf-8")
-        (run.path / "environment.json").write_text(json.dumps(environment(), indent=1))
+        write_whole(run.config, config.to_yaml(redacted=True))
+        write_whole(run.path / "environment.json", json.dumps(environment(), indent=1))
     except OSError as error:
         raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that a process killed meanwhile leaves as it was, or absent."""
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
+    temporary.replace(path)
+
+
 def check_same_recipe(run: RunDir, config: SRFTConfig) -> list[str]:
     """Settings that differ from those the run was started with, as ``key: old -> new``."""
-    old = _flat(yaml.safe_load(run.config.read_text(encoding="utf-8")))
-    new = _flat(yaml.safe_load(config.to_yaml()))
+    try:
+        old = _flat(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return [f"{run.config} cannot be read: whether the recipe is the same is not known"]
+    new = _flat(yaml.safe_load(config.to_yaml(redacted=True)))
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -126,5 +137,5 @@ def environment() -> dict[str, object]:
             "gpus": gpus,
         },
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }

@@ -25,6 +25,7 @@ from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
 from srft.model.config import ModelConfig
 from srft.model.loading import (
+    check_finite_weights,
     check_vocabulary,
     choose_attention,
     compute_context,
@@ -126,6 +127,7 @@ def set_up(
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes)
         _check_data(methods, examples)
         policy = _policy(model, model_config, device)
+        check_finite_weights(policy, model_config.path)
         check_vocabulary(policy, tokenizer)
         sampling = _sampling(config, tokenizer, policy)
         _check_lengths(config, methods, policy, examples)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
-from srft.errors import NumericalError
+from srft.errors import AlarmError, NotFinite, NumericalError
+from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
-from srft.trainer.checkpoint import Checkpoint, load_newest, restore_model, save_checkpoint
+from srft.secrets import redact, redact_values
+from srft.trainer.alarms import raised
+from srft.trainer.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_newest,
+    restore_model,
+    save_checkpoint,
+)
 from srft.trainer.collect import Collected, collect, group_metrics, request_seed
 from srft.trainer.config import Stage
 from srft.trainer.evaluating import Evaluator
@@ -37,45 +46,13 @@ from srft.trainer.live import LiveView
 from srft.trainer.logs import JsonlLog, open_tracker
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
+from srft.trainer.refusals import save_refused
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.samples import sample_records
 from srft.trainer.setup import set_up
+from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.stopping import StopRequest
 from srft.trainer.update import UpdateResult, forward, update
-
-
-@dataclass
-class TrainState:
-    """What a resumed run needs beside weights, optimizer and random state; plain JSON.
-
-    step counts finished steps; stage is the index of the stage in hand and stage_start the step it
-    began with; watched are its figures for the plateau; entropy is the last step's, in nats.
-    """
-
-    step: int = 0
-    stage: int = 0
-    stage_start: int = 0
-    watched: list[float] = field(default_factory=list)
-    unsolved: list[int] = field(default_factory=list)
-    entropy: float | None = None
-    refused_in_a_row: int = 0
-    rollout_tokens: float = 0.0
-    trained_tokens: float = 0.0
-    seconds: float = 0.0
-    best: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Where things are after training. ``evaluations`` are the lines of evaluation.jsonl, and
-    ``stopped_by`` names the signal that ended the run early."""
-
-    run_dir: Path
-    model_dir: Path | None
-    step: int
-    metrics: Mapping[str, Any]
-    evaluations: Sequence[Mapping[str, Any]]
-    stopped_by: str | None = None
 
 
 class SRFTTrainer:
@@ -142,6 +119,7 @@ class SRFTTrainer:
             ConfigError: the run directory holds another run.
             CheckpointError: nothing to resume from, or a checkpoint cannot be written.
             NumericalError: refused steps, where ``train.on_nonfinite`` says stop.
+            AlarmError: an alarm whose action is to stop.
             RewardError, RolloutError: from the reward functions and the engine.
         """
         metrics: dict[str, Any] = {}
@@ -160,6 +138,7 @@ class SRFTTrainer:
             while self.state.stage < len(self.setup.methods) and not stop.requested:
                 metrics = self._train_step()
                 self._log(metrics)
+                self._watch(metrics)
                 if self.state.stage == len(self.setup.methods):
                     break
                 if _due(self.state.step, self.args.evaluation.every_steps):
@@ -247,6 +226,16 @@ class SRFTTrainer:
         self.view.phase("generating" if method.rollouts else "reading")
         wanted = self.args.train.prompts_per_step
         kept = Collected()
+        try:
+            self._fill(kept, wanted, method, progress)
+        except NotFinite as error:
+            save_refused(self.run.refused, self.state.step, str(error), error.sequences)
+            return Collected(refused=str(error))
+        if method.collect_unsolved:
+            self.state.unsolved += kept.unsolved
+        return kept
+
+    def _fill(self, kept: Collected, wanted: int, method: Method, progress: Progress) -> None:
         rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
         for round_ in range(rounds):
             indices = self.sampler.next(wanted - len(kept.examples))
@@ -254,9 +243,6 @@ class SRFTTrainer:
             kept.take(collected, only_mixed=method.refill)
             if len(kept.examples) == wanted:
                 break
-        if method.collect_unsolved:
-            self.state.unsolved += kept.unsolved
-        return kept
 
     def _collect_rows(
         self, rows: Sequence[int], method: Method, progress: Progress, round_: int, first: int
@@ -280,6 +266,8 @@ class SRFTTrainer:
     def _update(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
         """An update on the step's groups; then, where the method interleaves another and enough
         unsolved prompts have come together, one of that method on their demonstrations."""
+        if collected.refused:
+            return UpdateResult({}, collected.refused)
         result = self._update_by(method, collected, progress)
         batch = self.args.train.interleave_prompts or self.args.train.prompts_per_step
         if method.interleave is None or len(self.state.unsolved) < batch or result.refused:
@@ -320,12 +308,29 @@ class SRFTTrainer:
         self.state.refused_in_a_row += 1
         message = f"step {self.state.step}: not finite ({result.refused}); the weights were left as they were"
         self._event("warning", message)
+        self._check_weights()
         train = self.args.train
         if train.on_nonfinite == "stop" or self.state.refused_in_a_row > train.max_nonfinite:
             raise NumericalError(
                 f"{message}, {self.state.refused_in_a_row} in a row. The batch is in {self.run.refused}. "
                 "Lower train.learning_rate, or look at the samples for exploding responses"
             )
+
+    def _check_weights(self) -> None:
+        """Refused steps spare the weights. Where these are broken all the same, no step mends them,
+        and no checkpoint may take the place of a good one."""
+        if (odd := first_not_finite(dict(self.model.named_parameters()))) is not None:
+            raise NumericalError(
+                f"after step {self.state.step} the weight {odd} is not finite. Resume from the last "
+                "checkpoint with a lower train.learning_rate"
+            )
+
+    def _watch(self, metrics: Mapping[str, Any]) -> None:
+        """Raises the alarms that this step's figures set off."""
+        for alarm, message in raised(self.args.alarms, metrics, self.state.alarms):
+            self._event("warning", f"step {self.state.step}: {message}")
+            if alarm.action == "stop":
+                raise AlarmError(f"step {self.state.step}: {message}. The last checkpoint stays")
 
     def _advance(self, stage: Stage, metrics: Mapping[str, Any]) -> None:
         """Goes on to the next stage when this one has had its steps or has reached its plateau."""
@@ -392,17 +397,21 @@ class SRFTTrainer:
     def _begin(self) -> dict[str, int]:
         create_run_dir(self.run, self.args)
         for note in self.setup.notes:
-            self.console.print(note, highlight=False)
+            self.console.print(note, highlight=False, markup=False)
         return {}
 
     def _resume(self) -> dict[str, int]:
         """Weights, optimizer, random state and positions of the newest whole checkpoint; returns
         the lengths in bytes to which the logs are cut back."""
+        if self.run.config.exists() and not list_checkpoints(self.run.checkpoints):
+            self.console.print("resume: no checkpoint was written yet; starting from the beginning")
+            return {}
         checkpoint, damaged = load_newest(self.run.checkpoints)
         for sentence in [*damaged, *check_same_recipe(self.run, self.args)]:
-            self.console.print(f"[yellow]resume:[/] {sentence}", highlight=False)
+            self.console.print(f"resume: {sentence}", highlight=False, markup=False)
         self._restore(checkpoint)
-        self.console.print(f"resumed after step {self.state.step} from {checkpoint.path}")
+        where = f"resumed after step {self.state.step} from {checkpoint.path}"
+        self.console.print(where, highlight=False, markup=False)
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -425,7 +434,7 @@ class SRFTTrainer:
         self.events_log = log(self.run.events)
         self.evaluator.log = log(self.run.evaluation)
         self.trackers = [
-            open_tracker(name, self.run.path, self.args.model_dump(mode="json"))
+            open_tracker(name, self.run.path, redact_values(self.args.model_dump(mode="json")))
             for name in self.args.run.trackers
         ]
         for tracker in self.trackers:
@@ -433,6 +442,7 @@ class SRFTTrainer:
 
     def _checkpoint(self) -> None:
         self.view.phase("saving")
+        self._check_weights()
         logs = (self.metrics_log, self.samples_log, self.events_log, self.evaluator.log)
         state = {
             "train": asdict(self.state),
@@ -454,6 +464,7 @@ class SRFTTrainer:
         return export_model(self.model, self.tokenizer, self.run.model, self.args, self.run)
 
     def _event(self, level: str, message: str) -> None:
+        message = redact(message)
         self.events_log.write({"step": self.state.step, "level": level, "message": message})
         self.view.note(message)
 

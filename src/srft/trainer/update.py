@@ -26,6 +26,7 @@ from srft.trainer.collect import request_seed
 from srft.trainer.config import TrainConfig
 from srft.trainer.gradients import gradient_analysis
 from srft.trainer.optimization import gradient_norm
+from srft.trainer.refusals import save_refused
 from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 Compute = Callable[[], AbstractContextManager[Any]]
@@ -64,9 +65,9 @@ def update(
 ) -> UpdateResult:
     """Moves the weights by ``config.optimizer_steps_per_batch`` optimizer steps on ``sequences``.
 
-    A step whose loss or gradient is not finite is refused: weights and optimizer state stay as they
-    were, the batch is written to ``refused_dir``, and the remaining parts are left out. ``step`` and
-    ``config.seed`` decide how prompts are divided.
+    A step whose loss, entropies, log-probabilities or gradient are not finite is refused: weights
+    and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
+    parts are left out. ``step`` and ``config.seed`` decide how prompts are divided.
     """
     device = next(model.parameters()).device
     share = packs(unwrap(model))
@@ -103,18 +104,27 @@ def update(
     for part in parts:
         optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for packed in part.packs:
             batch = batch_of(number, packed)
             loss, metrics = compute_loss(method, batch, part.counts, progress)
             loss.backward()
             loss_sum += loss.detach()
+            # A term may mask the very tokens at which the model has broken down.
+            finite &= loss.isfinite() & _all_finite(batch)
             sums.append(metrics)
             number += 1
         norm = gradient_norm(model.parameters())
-        if not (torch.isfinite(loss_sum) and norm < float("inf")):
+        if not (finite and norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
-            reason = f"loss {loss_sum.item():g}, gradient norm {norm:g}"
-            _save_refused(refused_dir, step, reason, part, sequences)
+            model.eval()
+            scores = (
+                "" if finite or not loss_sum.isfinite() else ", log-probabilities or entropies not"
+            )
+            reason = f"loss {loss_sum.item():g}, gradient norm {norm:g}{scores}"
+            advantages = [p.index.sequences.advantage_S for p in part.packs]
+            more = {"counts": part.counts, "advantages": advantages}
+            save_refused(refused_dir, step, reason, sequences, more)
             return UpdateResult({"train/gradient_norm": norm, "loss": loss_sum.item()}, reason)
         clip_to(model, norm, config.max_grad_norm)
         optimizer.step()
@@ -123,6 +133,11 @@ def update(
     model.eval()
     figures = {**reduce_metrics(sums), **extra, **_work_done(batches, len(sequences))}
     return UpdateResult({**figures, "train/gradient_norm": sum(norms) / len(norms)})
+
+
+def _all_finite(batch: TokenBatch) -> Tensor:
+    """Whether the model's figures are numbers at every token, whether or not a term reads it."""
+    return (batch.logprob_T.detach().isfinite() & batch.entropy_T.isfinite()).all()
 
 
 def _work_done(batches: Sequence[PackedBatch], sequences: int) -> dict[str, float]:
@@ -238,36 +253,3 @@ def _batch_entropy(packs: Sequence[PackedBatch], old: Sequence[TokenScores]) -> 
     demo = torch.cat([p.index.sequences.is_demo_S[p.index.sequence_T] for p in packs])
     means = [entropy[mask].mean().item() if mask.any() else 0.0 for mask in (demo, ~demo)]
     return means[0], means[1]
-
-
-def _save_refused(
-    folder: Path | None,
-    step: int,
-    reason: str,
-    part: _Part,
-    sequences: Sequence[TrainingSequence],
-) -> None:
-    """Keeps what is needed to see why: tokens, rewards, advantages. Tensors only, read with
-    ``torch.load(path, weights_only=True)``."""
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {
-            "step": step,
-            "reason": reason,
-            "counts": part.counts,
-            "sequences": [
-                {
-                    "prompt_ids": list(s.prompt_ids),
-                    "response_ids": list(s.response_ids),
-                    "group": s.group,
-                    "is_demo": s.is_demo,
-                    "reward": s.reward,
-                }
-                for s in sequences
-            ],
-            "advantages": [p.index.sequences.advantage_S for p in part.packs],
-        },
-        folder / f"step_{step:06d}.pt",
-    )

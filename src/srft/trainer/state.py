@@ -1,0 +1,44 @@
+"""What a run is in the middle of, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """What a resumed run needs beside weights, optimizer and random state; plain JSON.
+
+    step counts finished steps; stage is the index of the stage in hand and stage_start the step it
+    began with; watched are its figures for the plateau; entropy is the last step's, in nats; alarms
+    are the steps in a row that each alarm's metric has been out of bounds.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_start: int = 0
+    watched: list[float] = field(default_factory=list)
+    unsolved: list[int] = field(default_factory=list)
+    entropy: float | None = None
+    refused_in_a_row: int = 0
+    rollout_tokens: float = 0.0
+    trained_tokens: float = 0.0
+    seconds: float = 0.0
+    best: float | None = None
+    alarms: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where things are after training. ``evaluations`` are the lines of evaluation.jsonl, and
+    ``stopped_by`` names the signal that ended the run early."""
+
+    run_dir: Path
+    model_dir: Path | None
+    step: int
+    metrics: Mapping[str, Any]
+    evaluations: Sequence[Mapping[str, Any]]
+    stopped_by: str | None = None
