@@ -21,6 +21,7 @@ import numpy as np
 from srft.analysis.models import Source, checkpoints_of, find_model, load, restore
 from srft.analysis.responses import TokenizedResponse
 from srft.analysis.scoring import token_logprobs
+from srft.model.config import holds_model
 from srft.report.runs import Run, group_by_method
 
 DEMONSTRATIONS = "demonstrations"
@@ -126,7 +127,7 @@ def _points(
         elif source.weights is not None:
             restore(model, source.weights)
         points.append(Point(step, space.distances(np.exp(token_logprobs(model, responses)))))
-    if not points and (run / "model" / "config.json").is_file():
+    if not points and holds_model(run / "model"):
         final: Source = find_model(run)
         vector = np.exp(token_logprobs(load(final, device), responses))
         points.append(Point(None, space.distances(vector)))

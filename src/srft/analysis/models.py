@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from srft.errors import CheckpointError, ModelError
-from srft.model.config import ModelConfig
+from srft.model.config import ModelConfig, holds_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def find_model(reference: str | Path, options: Mapping[str, Any] | None = None) 
     if (path / "weights.safetensors").is_file():
         return _checkpoint(path, options)
     if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
-        if (path / "model" / "config.json").is_file():
+        if holds_model(path / "model"):
             config = ModelConfig(path=str(path / "model"), **options)
             return Source(path.resolve().name, config, run=path)
         checkpoints = checkpoints_of(path)
@@ -81,6 +81,7 @@ def _checkpoint(folder: Path, options: dict[str, Any]) -> Source:
         "trust_remote_code",
         "rope_theta",
         "max_position_embeddings",
+        "lora",
     )
     settings = {key: section[key] for key in kept if section.get(key) is not None}
     config = ModelConfig(**{**settings, **options})
@@ -119,10 +120,12 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
     """Puts a checkpoint's tensors into a model of the same shape.
 
     Raises:
-        CheckpointError: names or shapes are not this model's (an adapter's checkpoint, say).
+        CheckpointError: names or shapes are not this model's.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from srft.model.adapters import trained_names
 
     try:
         tensors = load_file(weights)
@@ -133,7 +136,12 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
         ) from error
     # Tied tensors are saved once, under one of their names.
     tied = _tied_names(model)
-    missing = [name for name in outcome.missing_keys if name not in tied]
+    trained = trained_names(model)
+    missing = [
+        name
+        for name in outcome.missing_keys
+        if name not in tied and (trained is None or name in trained)
+    ]
     odd = [*outcome.unexpected_keys, *missing]
     if odd:
         raise CheckpointError(
@@ -154,7 +162,8 @@ def _tied_names(model: PreTrainedModel) -> set[str]:
 
 
 def parameter_count(run: Path) -> int | None:
-    """Parameters of a run's model, read from the headers of its safetensors files; tied ones once."""
+    """Parameters of a run's model, read from the headers of its safetensors files; tied ones once.
+    None where there are none, or the adapters alone."""
     import json
     import math
 
@@ -167,5 +176,7 @@ def parameter_count(run: Path) -> int | None:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
+        if any(".lora_" in name for name in header):
+            return None
         total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
     return total or None

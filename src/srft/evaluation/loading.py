@@ -13,7 +13,7 @@ import yaml
 
 from srft.data.config import DataConfig
 from srft.errors import ModelError
-from srft.model.config import ModelConfig
+from srft.model.config import ModelConfig, holds_model
 from srft.types import RolloutEngine
 
 TEMPLATE_SETTINGS = (
@@ -41,9 +41,9 @@ def find_model(path: str) -> str:
         from srft.lab import base_model_path
 
         return str(base_model_path())
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not holds_model(folder):
         for inside in ("model", "best"):
-            if (folder / inside / "config.json").is_file():
+            if holds_model(folder / inside):
                 return str(folder / inside)
     return str(folder) if folder.is_dir() else path
 
@@ -79,7 +79,7 @@ def weights_digest(path: str, revision: str | None = None) -> str:
     if not folder.is_dir():
         return f"{path}@{revision or 'main'}"
     digest = hashlib.sha256()
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]
     for file in sorted(f for f in files if f.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.name}/{size}".encode())

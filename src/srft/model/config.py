@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that makes a folder one of adapters."""
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether ``folder`` is a model's, whole or adapters alone."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adapters (LoRA): the model's own weights stay as they are, and each adapted matrix W
+    becomes W + scale B A, of which only A and B are trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(16, ge=1, description="Columns of B and rows of A.")
+    alpha: float = Field(
+        32.0, gt=0, description="The scale is alpha / rank (alpha / sqrt(rank) with rslora)."
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of each adapter's inputs that is dropped in training. Above 0 the policy that "
+        "is trained differs from the one that was sampled, by that noise.",
+    )
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear",
+        description="Names of the adapted modules, such as [q_proj, v_proj]; all-linear: every linear "
+        "layer but the output head.",
+    )
+    rslora: bool = Field(False, description="Rank-stabilised scale, alpha / sqrt(rank).")
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="nf4 holds the frozen matrices in four bits (QLoRA; needs `srft[qlora]`). None keeps "
+        "model.dtype.",
+    )
+    export: Literal["merged", "adapter"] = Field(
+        "merged",
+        description="What the run leaves: a whole model with the adapters added to its weights, or a "
+        "folder with the adapters alone, which peft, transformers and vLLM put on top of the base.",
+    )
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 class ModelConfig(BaseModel):
@@ -72,3 +122,15 @@ class ModelConfig(BaseModel):
         description="Token used for padding where the tokenizer names none; it must be in the "
         "vocabulary. None takes the tokenizer's pad token, else its end-of-sequence token.",
     )
+    lora: LoraConfig | None = Field(
+        None, description="Train low-rank adapters in place of the weights; none: the weights."
+    )
+
+    @model_validator(mode="after")
+    def _adapter_folder_can_say_it(self) -> ModelConfig:
+        if self.lora and self.lora.export == "adapter" and self.rope_theta is not None:
+            raise ValueError(
+                "lora.export is adapter, but a folder of adapters cannot carry the changed rope_theta: "
+                "whoever loads it takes the base's own. Set lora.export to merged"
+            )
+        return self

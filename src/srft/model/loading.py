@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,14 +18,23 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from srft.errors import CheckpointError, ModelError
+from srft.model.adapters import (
+    add_lora,
+    has_adapters,
+    keep_four_bits_trainable,
+    merge_adapter,
+    merged_weights,
+    save_adapter,
+)
 from srft.model.attention import can_pack, use_packed_attention
-from srft.model.config import ModelConfig
+from srft.model.config import ADAPTER_CONFIG, ModelConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,11 +68,21 @@ def compute_context(config: ModelConfig, device: torch.device | str) -> Abstract
 
 
 def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The causal language model at ``config.path`` on ``device``, ready to be trained.
+    """The causal language model at ``config.path`` on ``device``, ready to be trained: with
+    adapters where ``config.lora`` asks for them. Adapters that lie at ``config.path`` themselves
+    (a run's export) are added to the weights of their base.
 
     Raises ModelError where the path is unknown, is not a causal language model, lacks weights, or
     packed attention is demanded of a model that cannot have it.
     """
+    adapters = Path(config.path).expanduser() if config.path else None
+    if adapters is not None and (adapters / ADAPTER_CONFIG).is_file():
+        base = config.model_copy(update={"path": _base_of(adapters), "lora": None})
+        model = load_model(base, device)
+        merge_adapter(model, adapters)
+        if config.lora:
+            add_lora(model, config.lora)
+        return model
     model_config = _model_config(config)
     kinds = AutoModelForCausalLM._model_mapping
     custom = config.trust_remote_code and "AutoModelForCausalLM" in (
@@ -74,14 +95,27 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTr
         )
     _override_positions(model_config, config)
     source_dtype = model_config.dtype
-    model = _load_weights(config, model_config)
+    model = _load_weights(config, model_config, device)
     model.srft_source_dtype = source_dtype  # what an export goes back to
     choose_attention(model, config)
     module: Any = model
     module.to(torch.device(device))
+    keep_four_bits_trainable(model)
+    if config.lora:
+        add_lora(model, config.lora, base=_source(config.path))
     if config.gradient_checkpointing:
         _enable_checkpointing(model)
     return model
+
+
+def _base_of(adapters: Path) -> str:
+    settings = json.loads((adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{adapters / ADAPTER_CONFIG} names no base model: set base_model_name_or_path there"
+        )
+    return str(base)
 
 
 def _enable_checkpointing(model: Any) -> None:
@@ -143,7 +177,9 @@ def _override_positions(model_config: Any, config: ModelConfig) -> None:
     rope["rope_theta"] = config.rope_theta
 
 
-def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
+def _load_weights(
+    config: ModelConfig, model_config: Any, device: torch.device | str
+) -> PreTrainedModel:
     try:
         with _quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -154,6 +190,7 @@ def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
                 use_safetensors=True if config.use_safetensors else None,
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
+                **_quantization(config, device),
             )
     except (OSError, ValueError, RuntimeError) as error:
         mend = (
@@ -173,6 +210,29 @@ def _load_weights(config: ModelConfig, model_config: Any) -> PreTrainedModel:
             "to these weights"
         )
     return model
+
+
+def _quantization(config: ModelConfig, device: torch.device | str) -> dict[str, Any]:
+    """What transformers is told in order to hold the frozen matrices in four bits."""
+    if config.lora is None or config.lora.quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "model.lora.quantization=nf4 needs bitsandbytes: pip install 'srft[qlora]', or leave "
+            "quantization out and set model.dtype=bfloat16"
+        )
+    compute = autocast_dtype(config, device) or parameter_dtype(config)
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.lora.quantization,
+            bnb_4bit_compute_dtype=compute,
+            # Scales quantized too: 4.1 bits a number in place of 4.5. The CPU kernels compile anew for
+            # every shape of them, which takes longer than it saves.
+            bnb_4bit_use_double_quant=torch.device(device).type != "cpu",
+        ),
+        "device_map": {"": torch.device(device)},
+    }
 
 
 @contextmanager
@@ -290,12 +350,14 @@ def save_model(
     *,
     dtype: torch.dtype | None = None,
     files: Mapping[str, str] | None = None,
+    adapters_only: bool = False,
 ) -> Path:
     """Write weights (safetensors), config, generation config and tokenizer to ``folder``, whole
     or not at all, so that ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
 
     dtype: precision of the written weights; None keeps the model's. files: further text files by
-    name, such as a model card.
+    name, such as a model card. Adapters are added to the weights; with ``adapters_only`` they are
+    written as peft writes them, in the precision they are trained in.
 
     Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
     was there before is replaced. Returns the folder.
@@ -310,7 +372,10 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
         temporary.mkdir()
         with _savable_generation_config(model), _quiet_transformers():
-            _save_weights(model, temporary, dtype)
+            if adapters_only:
+                save_adapter(model, temporary)
+            else:
+                _save_weights(model, temporary, dtype)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -347,22 +412,37 @@ def _savable_generation_config(model: Any) -> Iterator[None]:
 
 
 def _save_weights(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
-    if dtype is None or dtype == model.dtype:
+    adapted = has_adapters(model)
+    if not adapted and dtype in (None, model.dtype):
         model.save_pretrained(folder)
         return
+    dtype = dtype or model.dtype
+    # What is saved is a plain model with the merged weights: its class knows nothing of adapters.
+    plain = _without_weights(model) if adapted else model
+    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
     cast: dict[str, torch.Tensor] = {}
     by_address: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        # Tied weights stay one tensor, which is then written once.
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in by_address:
-            by_address[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        cast[name] = by_address[key]
-    model.save_pretrained(folder, state_dict=cast)
+    for name, tensor in merged_weights(model):
+        written = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if tensor.data_ptr() in own:
+            # Tied weights stay one tensor, which is then written once.
+            written = by_address.setdefault((tensor.data_ptr(), tensor.shape), written)
+        cast[name] = written
+    plain.save_pretrained(folder, state_dict=cast)
     # save_pretrained writes the dtype of the model it was called on.
-    config = copy.deepcopy(model.config)
+    config = copy.deepcopy(plain.config)
     config.dtype = dtype
     config.save_pretrained(folder)
+
+
+def _without_weights(model: Any) -> Any:
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _flush(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``checkpoints/step_000123`` with
 
-    weights.safetensors   every parameter and persistent buffer, in the precision it is trained in
+    weights.safetensors   every parameter and persistent buffer, in the precision it is trained in;
+                          of a model with adapters these alone
     optimizer.pt          optimizer state and torch's random state (tensors only: read with weights_only)
     state.json            step, sampler position, byte offsets of the logs, and whatever else resumes a run
     manifest.json         SHA-256 of the three, so that a damaged checkpoint is noticed
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from srft.errors import CheckpointError
+from srft.model.adapters import trained_names
 from srft.model.loading import first_not_finite
 
 _FORMAT = 1
@@ -97,8 +99,12 @@ def save_checkpoint(
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once (tied ones under their first name) and every persistent buffer."""
+    """Every parameter once (tied ones under their first name) and every persistent buffer; where
+    ``model`` has adapters, only what is trained: the rest is the base's, which stays as it was."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
+    trained = trained_names(model)
+    if trained is not None:
+        return {name: parameters[name].contiguous() for name in parameters if name in trained}
     known = {id(p) for p in model.parameters()}
     every_name = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     buffers = {

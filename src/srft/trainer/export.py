@@ -26,13 +26,15 @@ def export_model(
     config: SRFTConfig,
     run: RunDir,
 ) -> Path:
-    """Writes weights, config, tokenizer and README.md to ``folder``, whole or not at all."""
+    """Writes weights (or the adapters alone, where the recipe says so), config, tokenizer and
+    README.md to ``folder``, whole or not at all."""
     return save_model(
         model,
         tokenizer,
         folder,
         dtype=_export_dtype(model, config),
         files={"README.md": model_card(config, run)},
+        adapters_only=config.model.lora is not None and config.model.lora.export == "adapter",
     )
 
 

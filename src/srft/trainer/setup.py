@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +22,13 @@ from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
+from srft.model.adapters import (
+    Reference,
+    add_lora,
+    check_adapters,
+    frozen_reference,
+    has_adapters,
+)
 from srft.model.config import ModelConfig
 from srft.model.loading import (
     check_finite_weights,
@@ -32,6 +38,7 @@ from srft.model.loading import (
     load_model,
     load_tokenizer,
 )
+from srft.model.output_head import unwrap
 from srft.model.scoring import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
@@ -64,7 +71,7 @@ class Setup:
     evaluation: dict[str, EvaluationData]
     methods: list[Method]
     interleaved: Mapping[str, Method]
-    reference: nn.Module | None
+    reference: Reference | None
     scorer: Scorer
     engine: RolloutEngine
     sampling: SamplingParams
@@ -83,7 +90,7 @@ class Setup:
 
 def set_up(
     config: SRFTConfig,
-    model: str | PreTrainedModel | None,
+    model: str | nn.Module | None,
     train: Any | None,
     rewards: Any | None,
     evaluation: Any | None,
@@ -95,6 +102,8 @@ def set_up(
     Raises:
         ConfigError, DataError, ModelError, RewardError.
     """
+    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+        model = unwrap(model)  # a PeftModel: its adapters sit in the layers of the model inside
     methods = build_methods(config)
     longest = config.rollout.max_tokens
     interleaved = {
@@ -141,7 +150,7 @@ def set_up(
         raise
     reference = None
     if any(method.needs_reference for method in methods):
-        reference = copy.deepcopy(policy).requires_grad_(False).eval()
+        reference = frozen_reference(policy)
     return Setup(
         policy,
         tokenizer,
@@ -192,6 +201,9 @@ def _policy(
         return load_model(config, device)
     choose_attention(model, config)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
+    if config.lora and not has_adapters(model):
+        add_lora(model, config.lora)
+    check_adapters(model)
     return model
 
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
@@ -59,7 +60,8 @@ class SRFTTrainer:
     """Trains a language model by the method that ``args`` names.
 
     Args:
-        model: a model, or a folder or hub id; none: ``args.model.path``.
+        model: a model (one that peft has put LoRA adapters on, too), or a folder or hub id; none:
+            ``args.model.path``.
         train_dataset: a datasets.Dataset, a list of dicts or of Examples; none: ``args.data.train``.
         reward_funcs: a function ``f(prompts, completions, **columns) -> list[float | None]`` (TRL's
             signature), the name of a built-in verifier, or a list of these; none: ``args.reward``.
@@ -74,7 +76,7 @@ class SRFTTrainer:
 
     def __init__(
         self,
-        model: str | PreTrainedModel | None = None,
+        model: str | nn.Module | None = None,
         train_dataset: Any | None = None,
         reward_funcs: Any | None = None,
         args: SRFTConfig | None = None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack
+from srft.model.adapters import Reference
 from srft.model.attention import packs
 from srft.model.output_head import unwrap
 from srft.model.scoring import TokenScores, score
@@ -59,7 +60,7 @@ def update(
     progress: Progress,
     step: int,
     temperature: float = 1.0,
-    reference: nn.Module | None = None,
+    reference: Reference | None = None,
     compute: Compute = nullcontext,
     refused_dir: Path | None = None,
 ) -> UpdateResult:
@@ -76,9 +77,10 @@ def update(
         # Every advantage is zero: there is nothing to learn from, which is not an error.
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
     batches = [p for part in parts for p in part.packs]
-    model.train()
     need_old = method.needs_old or len(parts) > 1
+    model.eval()  # the old policy is the one that was sampled: without dropout
     old = [_old(model, p, temperature, compute) for p in batches] if need_old else []
+    model.train()
     batch_entropy = _batch_entropy(batches, old) if need_old else None
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
@@ -218,14 +220,17 @@ def forward(
     compute: Compute,
     *,
     old: TokenScores | None = None,
-    reference: nn.Module | None = None,
+    reference: Reference | None = None,
     batch_entropy: tuple[float, float] | None = None,
 ) -> TokenBatch:
     """The objective's input for one micro-batch; without ``old`` the policy is its own old one."""
+    other = None
+    if reference is not None:  # first, while no activations are held
+        with reference() as frozen:
+            other = _old(frozen, packed, temperature, compute).logprob_T
     with compute():
         scores = score(model, packed, temperature=temperature)
     before = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
-    other = None if reference is None else _old(reference, packed, temperature, compute).logprob_T
     return TokenBatch(
         index=packed.index,
         logprob_T=scores.logprob_T,

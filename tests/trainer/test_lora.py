@@ -1,0 +1,132 @@
+"""Runs that train adapters: what they keep, what they write, how they go on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from srft.analysis.models import find_model as find_analysed
+from srft.analysis.models import load as load_analysed
+from srft.evaluation.loading import find_model
+from srft.model.adapters import has_adapters
+from srft.model.config import ModelConfig
+from srft.model.loading import load_model
+from srft.trainer import trainer as trainer_module
+from srft.trainer.logs import read_jsonl
+from srft.trainer.trainer import SRFTTrainer
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.fixture
+def lora(recipe, tiny_model, tmp_path):
+    """``lora(name, **sections)``: a quick recipe that trains adapters, run directory ``name``."""
+
+    def build(name, lora=None, **sections):
+        model = {"path": str(tiny_model), "lora": {"rank": 4, **(lora or {})}}
+        run = {"dir": str(tmp_path / name), "export_dtype": "float32", "keep_checkpoints": 9}
+        return recipe(model=model, run=run, **sections)
+
+    return build
+
+
+def test_a_run_moves_the_adapters_and_leaves_the_base(lora, tiny_model, tmp_path):
+    trainer = SRFTTrainer(args=lora("run"))
+    result = trainer.train()
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    ours = trainer.model.state_dict()
+    for name, tensor in base.items():
+        assert torch.equal(
+            ours.get(name, ours.get(name.replace(".weight", ".base_layer.weight"))), tensor
+        )
+    saved = load_file(tmp_path / "run/checkpoints/step_000006/weights.safetensors")
+    assert saved and all(".lora_" in name for name in saved)
+    assert any(t.abs().max() > 0 for name, t in saved.items() if ".lora_B." in name)
+    exported = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    ids = torch.arange(3, 23).view(2, 10)
+    with torch.no_grad():
+        ours, theirs = trainer.model(ids).logits, exported(ids).logits
+        assert (ours - theirs).abs().max() < 1e-5
+        assert (
+            ours - AutoModelForCausalLM.from_pretrained(tiny_model)(ids).logits
+        ).abs().max() > 1e-3
+
+
+def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    settings = {"dropout": 0.2}
+    SRFTTrainer(args=lora("whole", settings)).train()
+    config = lora("broken", settings)
+    original, calls = trainer_module.update, 0
+
+    def dies(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "update", dies)
+        with pytest.raises(Killed):
+            SRFTTrainer(args=config).train()
+    SRFTTrainer(args=config).train(resume=True)
+    whole, broken = (
+        load_file(tmp_path / name / "checkpoints/step_000006/weights.safetensors")
+        for name in ("whole", "broken")
+    )
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    whole, broken = (
+        load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "broken")
+    )
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_kl_is_taken_to_the_base_without_a_copy(lora, tmp_path):
+    config = lora("run", objective={"kl_coefficient": 0.1})
+    trainer = SRFTTrainer(args=config)
+    with trainer.setup.reference() as frozen:
+        assert frozen is trainer.model
+    trainer.train()
+    kl = [
+        row["kl_reference"]
+        for row in read_jsonl(tmp_path / "run/metrics.jsonl")
+        if "kl_reference" in row
+    ]
+    assert abs(kl[0]) < 1e-6 < kl[-1]
+
+
+def test_an_export_of_the_adapters_alone_is_read_everywhere(lora, tmp_path):
+    config = lora("run", {"export": "adapter"})
+    result = SRFTTrainer(args=config).train()
+    files = {path.name for path in result.model_dir.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
+    assert not {"model.safetensors", "config.json"} & files
+    AutoTokenizer.from_pretrained(result.model_dir)
+    assert find_model(str(tmp_path / "run")) == str(result.model_dir)
+    ids = torch.arange(3, 23).view(2, 10)
+    outcomes = [
+        load_model(ModelConfig(path=str(result.model_dir))),
+        load_analysed(find_analysed(tmp_path / "run")),
+        load_analysed(find_analysed(tmp_path / "run/checkpoints/step_000006")),
+        AutoModelForCausalLM.from_pretrained(result.model_dir),
+    ]
+    with torch.no_grad():
+        first, *others = (model.eval()(ids).logits for model in outcomes)
+    assert all((first - other).abs().max() < 1e-5 for other in others)
+
+
+def test_a_model_that_peft_wrapped_is_trained(recipe, tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    config = recipe(train={"steps": 2})
+    result = SRFTTrainer(model=wrapped, args=config, processing_class=tokenizer).train()
+    saved = load_file(tmp_path / "run/checkpoints/step_000002/weights.safetensors")
+    assert len(saved) == 4
+    assert not has_adapters(AutoModelForCausalLM.from_pretrained(result.model_dir))
