@@ -57,6 +57,25 @@ HOSTILE = textwrap.dedent(
 
     def pid(text, answer, columns, options):
         return Verdict(float(os.getpid()))
+
+    def connects(text, answer, columns, options):
+        import socket
+        host, port = text.split(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return Verdict(1.0)
+        except OSError:
+            return Verdict(0.0)
+
+    def writes(text, answer, columns, options):
+        try:
+            Path(text).write_text("x")
+            return Verdict(1.0)
+        except OSError:
+            return Verdict(0.0)
+
+    def sees(text, answer, columns, options):
+        return Verdict(float(text in repr(dict(os.environ))))
     """
 )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -67,6 +69,58 @@ def test_memory_limit_holds_for_growth_and_for_one_gulp(hostile: Path) -> None:
         futures = [pool.submit(f"hostile:{name}", "", None) for name in ("grow", "gulp")]
         assert [f.result().status for f in futures] == ["memory", "memory"]
         assert pool.stats()["memory"] == 2
+
+
+def test_workers_have_no_network_no_files_and_no_secrets(
+    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary-in-the-environment")
+    monkeypatch.setenv("SRFT_TEST_HARMLESS", "plain-value")
+    with socket.create_server(("127.0.0.1", 0)) as server, VerifierPool(workers=1) as pool:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        socket.create_connection(server.getsockname()).close()  # it can be reached from here
+
+        def score(check: str, text: str) -> float | None:
+            return pool.submit(f"hostile:{check}", text, None).result().score
+
+        assert score("sees", "plain-value") == 1.0
+        assert score("sees", "canary-in-the-environment") == 0.0
+        assert score("writes", str(tmp_path / "file")) == 0.0
+        assert (tmp_path / "file").read_bytes() == b""
+        if _namespaces_allowed():
+            assert score("connects", place) == 0.0
+
+
+def _namespaces_allowed() -> bool:
+    unshare = shutil.which("unshare")
+    return bool(unshare) and subprocess.run([unshare, "-Un", "true"]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\boxed{__import__('os').system('touch CANARY')}",
+        r"__import__('os').system('touch CANARY')",
+        r"\boxed{\operatorname{__import__('pathlib').Path('CANARY').touch()}}",
+        r"\boxed{().__class__.__base__.__subclasses__()}",
+        r"<answer>__import__('os').system('touch CANARY')</answer>",
+        r"$open('CANARY','w').write('x')$",
+        r"\boxed{\text{exec}(\text{\"open('CANARY','w')\"})}",
+    ],
+)
+@pytest.mark.parametrize("check", ["check_math", "check_exact", "check_numeric", "check_choice"])
+def test_answers_are_never_run(pool: VerifierPool, tmp_path: Path, check: str, text: str) -> None:
+    canary = tmp_path / "canary"
+    for answer in ("1", text.replace("CANARY", str(canary))):
+        said = text.replace("CANARY", str(canary))
+        pool.submit(f"srft.rewards.verifiers:{check}", said, answer).exception()
+    pool.submit(
+        "srft.rewards.countdown:check_countdown",
+        text.replace("CANARY", str(canary)),
+        "3",
+        {"numbers": [1, 2]},
+    ).result()
+    assert not canary.exists()
 
 
 def test_results_come_back_to_the_item_they_belong_to(pool: VerifierPool) -> None:

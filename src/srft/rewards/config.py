@@ -105,6 +105,13 @@ class RewardConfig(BaseModel):
         description="Time limit of one verification, in seconds of processor time (so that a busy "
         "machine changes no score); by the wall clock it may take 10 times that and 10 seconds.",
     )
+    function_timeout_s: float | None = Field(
+        1800.0,
+        gt=0,
+        description="Most wall-clock seconds a function of yours may take for one batch, after which "
+        "the run ends with an error that names it (a judge that never answers would leave the "
+        "accelerators idle); none: no limit.",
+    )
     memory_mb: int = Field(
         512, ge=16, description="Memory limit of one verification, in MiB above a resting worker."
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.errors import ConfigError, RewardError, RewardNotFinite
+from srft.rewards.deadline import deadline
 from srft.types import Example
 
 RewardFunction = Callable[..., Any]
@@ -219,9 +220,13 @@ def _where(batch: Batch) -> str:
 
 
 def run_functions(
-    functions: Mapping[str, RewardFunction], batch: Batch, runner: AsyncRunner
+    functions: Mapping[str, RewardFunction],
+    batch: Batch,
+    runner: AsyncRunner,
+    timeout_s: float | None = None,
 ) -> dict[str, list[float | None]]:
-    """Rewards of every function for every sample; the async ones are awaited together.
+    """Rewards of every function for every sample; the async ones are awaited together. timeout_s:
+    wall-clock seconds for each call (all async ones count as one); None: no limit.
 
     Raises: RewardError naming the function and the sample where one fails.
     """
@@ -233,11 +238,15 @@ def run_functions(
     for label, call in calls.items():
         if label not in waiting:
             try:
-                outputs[label] = call()
+                with deadline(timeout_s, f"reward function {label}{_where(batch)}"):
+                    outputs[label] = call()
+            except RewardError:
+                raise
             except Exception as error:
                 raise _failure(functions[label], batch, error, runner) from error
     if waiting:
-        results = runner.run([calls[label] for label in waiting])
+        with deadline(timeout_s, f"reward functions {', '.join(waiting)}{_where(batch)}"):
+            results = runner.run([calls[label] for label in waiting])
         for label, result in zip(waiting, results, strict=True):
             if isinstance(result, BaseException):
                 raise _failure(functions[label], batch, result, runner) from result

@@ -36,6 +36,7 @@ import psutil
 from srft.errors import RewardError
 from srft.rewards.verifiers import Verdict
 from srft.rewards.worker import READY, Job, Limits, dumps
+from srft.secrets import without_secrets
 
 _FIRST_LOOK_S = 0.02
 _LOOK_EVERY_S = 0.05
@@ -105,7 +106,12 @@ class _Nursery:
         if self._control is not None:
             return self._control
         ours, theirs = socket.socketpair()
-        environment = dict(os.environ, PYTHONHASHSEED="0", OMP_NUM_THREADS="1")
+        environment = without_secrets(os.environ)
+        environment |= {
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         environment.pop("PYTHONSTARTUP", None)
         with tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(

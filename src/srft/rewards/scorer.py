@@ -92,9 +92,11 @@ class Scorer:
         timeout_s: float = 5.0,
         memory_mb: int = 512,
         workers: int | None = None,
+        function_timeout_s: float | None = None,
     ) -> None:
         if isinstance(rewards, RewardConfig):
             timeout_s, memory_mb, workers = rewards.timeout_s, rewards.memory_mb, rewards.workers
+            function_timeout_s = rewards.function_timeout_s
             if correct_threshold is None:
                 correct_threshold = rewards.correct_threshold
             items: Sequence[RewardLike] = rewards.rewards
@@ -102,6 +104,7 @@ class Scorer:
             items = rewards if isinstance(rewards, list | tuple) else [rewards]  # type: ignore[list-item]
         self.correct_threshold = 0.5 if correct_threshold is None else correct_threshold
         self.trainer_state: Any = None
+        self._function_timeout_s = function_timeout_s
         self._parts = _parts(items, weights)
         self._checks = {
             part.label: _resolve(part.verifier.check) for part in self._parts if part.verifier
@@ -214,7 +217,7 @@ class Scorer:
 
     def _run_functions(self, batch: Batch) -> dict[str, list[float | None]]:
         functions = {part.label: part.function for part in self._parts if part.function is not None}
-        return run_functions(functions, batch, self._async)
+        return run_functions(functions, batch, self._async, self._function_timeout_s)
 
     def _combine(self, parts: dict[str, float | None], status: dict[str, str]) -> Score:
         applicable = [

@@ -61,6 +61,7 @@ def nursery_main(descriptor: int) -> None:
     except Exception:  # noqa: BLE001 - whatever it is, the pool reports it to the user
         control.send((FAILED, traceback.format_exc()))
         return
+    _give_up_rights()
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, pages shared with workers
     control.send((READY, os.getpid()))
@@ -103,6 +104,33 @@ def _warm_up() -> None:
     countdown.check_countdown("<answer>1 + 2</answer>", "3", {"numbers": [1, 2]}, {})
 
 
+_NEW_USER, _NEW_NETWORK, _NO_NEW_PRIVILEGES = 0x10000000, 0x40000000, 38  # of Linux
+
+
+def _give_up_rights() -> None:
+    """What reads the texts of a model has no business with the network or with privileges: a user and
+    a network namespace of its own, where the kernel allows it, no way to more rights, no core dumps.
+    The sockets it has stay open."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    libc.unshare(_NEW_USER | _NEW_NETWORK)  # -1 where namespaces are not allowed: best effort
+
+
+def _forbid_writing() -> None:
+    """No file of this process may hold a byte: writing fails, reading and the sockets do not."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
 def _reap(pid: int, grace_s: float, ours: bool) -> int:
     """The exit code of a worker, which is killed if it lives on for `grace_s` seconds. One that an
     earlier nursery forked, which has since died, is killed at once and reaped by init."""
@@ -131,6 +159,7 @@ def _worker_main(descriptor: int, limits: Limits) -> None:
             os.dup2(null, stream)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         _limit_memory(limits.address_space)
+        _forbid_writing()
         birth_rss = _peak_rss()
         jobs: Connection[Any, Any] = Connection(descriptor)
         while True:

@@ -22,7 +22,8 @@ class JsonlLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             if path.stat().st_size < offset:
-                offset = path.stat().st_size  # the log was cut by someone; what is left is kept
+                # The log was cut by someone; what is left is kept, up to its last whole line.
+                offset = path.read_bytes().rfind(b"\n") + 1
             self._file = path.open("r+b")
             self._file.truncate(offset)
         except OSError as error:
@@ -54,10 +55,12 @@ class JsonlLog:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a log; a last line cut short by a crash is left out."""
+    """Every whole line of a log; a last line cut short by a crash is left out, and so is a line that
+    something else has damaged (the report says how many these are)."""
     records = []
     for line in path.read_bytes().split(b"\n")[:-1]:
-        records.append(json.loads(line))
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
     return records
 
 

@@ -191,6 +191,7 @@ def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
         timeout_s=config.reward.timeout_s,
         memory_mb=config.reward.memory_mb,
         workers=config.reward.workers,
+        function_timeout_s=config.reward.function_timeout_s,
     )
 
 
