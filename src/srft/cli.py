@@ -1,4 +1,4 @@
-"""The command line: ``srft train | eval | sample | analyze | report | data | reward | lab | quickstart``.
+"""The command line: ``srft train | serve | eval | sample | analyze | report | data | reward | lab``.
 
 Thin: each command reads its arguments, imports what it needs and calls one function of the library.
 """
@@ -6,6 +6,7 @@ Thin: each command reads its arguments, imports what it needs and calls one func
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,29 @@ app.add_typer(lab_app, name="lab")
 
 console = Console()
 
+Rollout = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Setting of the engine, such as engine=vllm; repeat. As `rollout` in a recipe.",
+    ),
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe."),
 ]
+
+
+def _recipe(recipe: str, overrides: list[str] | None) -> Any:
+    """The config of a recipe file, or of key=value arguments alone."""
+    from srft.config import load_config
+
+    arguments = list(overrides or [])
+    if "=" in recipe and not Path(recipe).exists():
+        return load_config(None, [recipe, *arguments])
+    return load_config(recipe, arguments)
+
 
 STOPPED_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
@@ -69,14 +89,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a model: [bold]srft train recipe.yaml train.steps=50[/]."""
-    from srft.config import load_config
-
-    arguments = list(overrides or [])
-    if "=" in recipe and not Path(recipe).exists():
-        arguments.insert(0, recipe)
-        config = load_config(None, arguments)
-    else:
-        config = load_config(recipe, arguments)
+    config = _recipe(recipe, overrides)
     if dry_run:
         from srft.trainer.setup import build_methods
 
@@ -107,6 +120,29 @@ def quickstart(
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 
 
+@app.command()
+def serve(
+    recipe: Annotated[str, typer.Argument(help="The recipe of the run, or a key=value.")],
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="Whoever reaches this address can replace the weights.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, help="Port to listen on.")] = 8000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Start a vLLM server that takes weights from a run with rollout.engine=vllm-server."""
+    from srft.rollout.serve import serve as become_server
+    from srft.rollout.serve import server_command
+
+    config = _recipe(recipe, overrides)
+    if dry_run:
+        command, environment = server_command(config, host, port)
+        words = [*(f"{name}={value}" for name, value in environment.items()), *command]
+        sys.stdout.write(shlex.join(words) + "\n")
+        return
+    become_server(config, host, port)
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[
@@ -135,6 +171,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; resumed where it has some.")
     ] = None,
+    rollout: Rollout = None,
 ) -> None:
     """Evaluate a model on benchmarks or a dataset, with intervals."""
     from rich.markdown import Markdown
@@ -151,10 +188,14 @@ def evaluate(
         "data_dir": data_dir,
         "seed": seed,
     }
-    from srft.config import section
+    from srft.config import section, section_from
 
     result = evaluate_model(
-        model, section("evaluation", settings), out, reward=section("reward", reward)
+        model,
+        section("evaluation", settings),
+        out,
+        reward=section("reward", reward),
+        rollout=section_from("rollout", rollout or []),
     )
     console.print(Markdown(result.markdown))
     console.print(f"written to {result.folder}", highlight=False, markup=False, soft_wrap=True)
@@ -185,10 +226,12 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    rollout: Rollout = None,
 ) -> None:
     """Show what a model answers."""
     from rich.markup import escape
 
+    from srft.config import section_from
     from srft.errors import ConfigError
     from srft.evaluation.sample import sample_text
 
@@ -199,12 +242,19 @@ def sample(
         from srft.lab import lab_eval
 
         prompts = [(row["prompt"], row["answer"]) for row in lab_eval(1)[:lab]]
+    engine = section_from("rollout", rollout or [])
     for text, answer in prompts:
         assert text is not None
         note = f"  [dim](right: {escape(answer)})[/]" if answer else ""
         console.print(f"[bold]{escape(text)}[/]{note}", highlight=False)
         for completion in sample_text(
-            model, text, n, temperature=temperature, max_tokens=max_tokens, seed=seed
+            model,
+            text,
+            n,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            rollout=engine,
         ):
             cut = "" if completion.finish_reason == "stop" else " [yellow](cut)[/]"
             console.print(f"  {escape(completion.text)}{cut}", highlight=False)

@@ -154,6 +154,16 @@ def section(name: str, values: Any) -> Any:
         raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
 
 
+def section_from(name: str, overrides: Sequence[str]) -> Any:
+    """The same from ``key=value`` texts, such as ``vllm.dtype=bfloat16`` for ``rollout``.
+
+    Raises:
+        ConfigError: not of that form, an unknown key, a wrong value.
+    """
+    full = load_config(None, [f"{name}.{override}" for override in overrides])
+    return getattr(full, name)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(

@@ -96,7 +96,8 @@ def load(
 ) -> Iterator[Loaded]:
     """The model, its tokenizer and an engine; memory is given back at the end.
 
-    device: "cpu", "cuda"; None takes a GPU where there is one.
+    device: "cpu", "cuda"; None takes a GPU where there is one and vLLM does not generate: it gets
+    its weights from here, and the GPU is its own.
 
     Raises:
         ModelError: model or tokenizer cannot be loaded, or do not belong together.
@@ -109,8 +110,10 @@ def load(
     from srft.rollout.engine import build_engine
     from srft.rollout.requests import context_length
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if "dtype" not in config.model_fields_set and device != "cpu":
+    rollout = rollout or RolloutConfig()
+    gpu = torch.cuda.is_available()
+    device = device or ("cuda" if gpu and not rollout.engine.startswith("vllm") else "cpu")
+    if "dtype" not in config.model_fields_set and gpu:
         # Nothing is trained here: half the memory, at the precision that the weights had anyway.
         config = config.model_copy(update={"dtype": "bfloat16"})
     tokenizer = load_tokenizer(config)
@@ -118,8 +121,9 @@ def load(
         model = load_model(config, device).eval()
         check_vocabulary(model, tokenizer)
         stack.enter_context(compute_context(config, device))
-        engine = build_engine(model, tokenizer, rollout or RolloutConfig())
+        engine = build_engine(model, tokenizer, rollout)
         stack.callback(engine.close)
         stops = stop_token_ids(tokenizer, data, getattr(model, "generation_config", None))
         kind = str(next(model.parameters()).dtype).removeprefix("torch.")
-        yield Loaded(engine, tokenizer, stops, context_length(model), f"{kind} on {device}")
+        by = f", {rollout.engine}" if rollout.engine.startswith("vllm") else ""
+        yield Loaded(engine, tokenizer, stops, context_length(model), f"{kind} on {device}{by}")

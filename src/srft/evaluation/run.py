@@ -76,7 +76,7 @@ def evaluate_model(
     ``evaluations/<model>``; started again on the same folder, it goes on where it stopped.
     label: name in the tables. data: template settings; None takes the recipe's beside the model.
     reward: verifier of ``config.dataset`` (default math); benchmarks have their own. rollout: a
-    RolloutConfig for the engine's memory. progress: show bars in the terminal (stderr).
+    RolloutConfig that names the engine and its settings. progress: show bars in the terminal (stderr).
 
     Writes results.json (everything but texts), tables.md, tables.html and samples/NAME.jsonl.
 

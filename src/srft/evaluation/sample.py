@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from srft.data.config import DataConfig
 from srft.errors import ConfigError
@@ -24,13 +25,14 @@ def sample_text(
     seed: int = 0,
     data: DataConfig | None = None,
     model: ModelConfig | None = None,
+    rollout: Any = None,
     device: str | None = None,
 ) -> list[Completion]:
     """``n`` completions of ``prompt``, put into the model's template as a user's message.
 
     model_path: folder, run directory or hub name. system: system message in front. data: the
-    template's settings; None takes those of the recipe beside the model. ``max_tokens`` is lowered
-    to what the model's context leaves.
+    template's settings; None takes those of the recipe beside the model. rollout: a RolloutConfig
+    that names the engine. ``max_tokens`` is lowered to what the model's context leaves.
 
     Raises:
         ConfigError: an empty prompt, or one that fills the context.
@@ -46,7 +48,7 @@ def sample_text(
     messages: tuple[Message, ...] = ({"role": "user", "content": prompt},)
     if system:
         messages = ({"role": "system", "content": system}, *messages)
-    with load(config, data, device=device) as loaded:
+    with load(config, data, rollout, device) as loaded:
         example = Example(messages if system else prompt, source="the prompt")
         ids = tokenize_prompt(example, loaded.tokenizer, data)
         if loaded.context is not None:

@@ -147,6 +147,16 @@ def _model_config(config: ModelConfig) -> Any:
         ) from error
 
 
+def resolved_config(config: ModelConfig) -> tuple[str, Any]:
+    """Where the model is (folder or hub name), and its configuration as the recipe changes it.
+
+    Raises ModelError where it cannot be read.
+    """
+    model_config = _model_config(config)
+    _override_positions(model_config, config)
+    return _source(config.path), model_config
+
+
 def _source(path: str) -> str:
     """What transformers is given: a folder, a hub name, or the lab's base model for ``lab``."""
     folder = Path(path).expanduser()

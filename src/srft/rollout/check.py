@@ -1,19 +1,27 @@
-"""Proving at start-up that the embedded engine sees what a plain forward pass sees."""
+"""Proving at start-up that an engine samples from the trainer's weights, as a plain forward pass sees
+them: the log-probabilities it reports against ours for the same tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from srft.errors import RolloutError
 from srft.rollout.attention import sampling_mode, sliding_layers_seen
 from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.requests import context_length
-from srft.types import RolloutRequest, SamplingParams
+from srft.rollout.sampling import sampling_logprobs
+from srft.types import Completion, RolloutRequest, SamplingParams
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _PROMPT_LENGTHS = (7, 3)
 _NEW_TOKENS = 4
+_WEIGHT_TOKENS = 16
 
 
 def check_engine(engine: EmbeddedEngine) -> None:
@@ -61,33 +69,79 @@ def check_engine(engine: EmbeddedEngine) -> None:
 
 def _disagreement(engine: EmbeddedEngine) -> float:
     """Largest difference in nats; NaN if either side is not a number."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = engine.model.get_input_embeddings().weight.shape[0]
-    size = min(vocabulary, len(engine.tokenizer))
-    limit = context_length(engine.model) or 1 << 30
-    prompts = [
-        tuple(torch.randint(0, size, (min(length, limit - 1),), generator=generator).tolist())
-        for length in _PROMPT_LENGTHS
-    ]
-    params = SamplingParams(
-        temperature=0.0, max_tokens=min(_NEW_TOKENS, limit - max(map(len, prompts)))
-    )
-    requests = [RolloutRequest(p, n=2, seed=0) for p in prompts]
+    requests, params = probes(engine.model, engine.tokenizer, SamplingParams(0.0), _NEW_TOKENS)
     # Three rows for four rollouts, so that one joins later.
     narrow = RolloutConfig(max_rows=3, check=False, free_cache=True)
     probe = EmbeddedEngine(engine.model, engine.tokenizer, narrow)
     probe.use_lean = engine.use_lean
-    groups = probe.generate(requests, params)
-    worst = 0.0
-    device = next(engine.model.parameters()).device
-    with sampling_mode(engine.model, attention="eager"):
+    return float(gaps(engine.model, requests, probe.generate(requests, params), params).max())
+
+
+def check_weights(
+    model: Any,
+    tokenizer: Any,
+    generate: Callable[[Sequence[RolloutRequest], SamplingParams], list[list[Completion]]],
+    sampling: SamplingParams,
+    *,
+    exact: bool,
+    where: str,
+) -> None:
+    """Samples a few tokens the way the run will and compares their log-probabilities with ours.
+
+    exact: both sides compute in float32, so that no difference above 1e-3 nats is rounding; else
+    the mean over the tokens is compared with 0.15 nats. ``where`` names the engine.
+
+    Raises:
+        RolloutError: they differ.
+    """
+    requests, params = probes(model, tokenizer, sampling, _WEIGHT_TOKENS)
+    gap_T = gaps(model, requests, generate(requests, params), params)
+    found, tolerance = (gap_T.max(), 1e-3) if exact else (gap_T.mean(), 0.15)
+    if not found.item() <= tolerance:
+        raise RolloutError(
+            f"{where} does not sample from the trainer's weights: for the same {len(gap_T)} tokens its "
+            f"log-probabilities and the trainer's differ by {gap_T.mean().item():.3g} nats on average, "
+            f"{gap_T.max().item():.3g} at most ({tolerance} allowed). Was it started for this model and "
+            "recipe (docs/rollouts.md)? For an architecture that vLLM computes differently take "
+            "rollout.engine=embedded; rollout.check=false trains on in spite of it"
+        )
+
+
+def probes(
+    model: Any, tokenizer: Any, sampling: SamplingParams, new_tokens: int
+) -> tuple[list[RolloutRequest], SamplingParams]:
+    """Two random prompts with two rollouts each, sampled as ``sampling`` says but short."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    size = min(vocabulary, len(tokenizer))
+    limit = context_length(model) or 1 << 30
+    prompts = [
+        tuple(torch.randint(0, size, (min(length, limit - 1),), generator=generator).tolist())
+        for length in _PROMPT_LENGTHS
+    ]
+    most = min(new_tokens, limit - max(map(len, prompts)))
+    # Not truncated: at the edge of top-p, rounding decides what is inside.
+    short = replace(sampling, max_tokens=most, top_p=1.0, top_k=0)
+    return [RolloutRequest(p, n=2, seed=0) for p in prompts], short
+
+
+def gaps(
+    model: Any,
+    requests: Sequence[RolloutRequest],
+    groups: Sequence[Sequence[Completion]],
+    params: SamplingParams,
+) -> Tensor:
+    """|engine's log-prob - ours| in nats of every sampled token, by plain forward passes without
+    cache or padding; NaN where either is not a number."""
+    device = next(model.parameters()).device
+    found = []
+    with sampling_mode(model, attention="eager"):
         for request, group in zip(requests, groups, strict=True):
             for completion in group:
                 ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]], device=device)
-                logits = engine.model(input_ids=ids, use_cache=False).logits[0].float()
+                logits = model(input_ids=ids, use_cache=False).logits[0]
                 length = len(completion.token_ids)
-                plain = logits[-length - 1 : -1].log_softmax(-1)
+                plain = sampling_logprobs(logits[-length - 1 : -1], params)
                 chosen = plain.gather(-1, ids[0, -length:, None]).squeeze(-1).cpu()
-                gap = (chosen - torch.tensor(completion.logprobs)).abs().max().item()
-                worst = gap if gap != gap else max(worst, gap)
-    return worst
+                found.append((chosen - torch.tensor(completion.logprobs)).abs())
+    return torch.cat(found)

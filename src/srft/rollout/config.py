@@ -2,12 +2,114 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 if TYPE_CHECKING:
     from srft.types import SamplingParams
+
+
+class VLLMConfig(BaseModel):
+    """vLLM's own settings: of the engine in this process, and of a server that ``srft serve``
+    starts. Where nothing is set, what the recipe and the device ask for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision of vLLM's weights; auto: float32 on a CPU, bfloat16 on a GPU.",
+    )
+    gpu_memory_utilization: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="Share of a GPU's memory for vLLM's weights and key/value cache. Leave the rest "
+        "to training where both are on the same GPU; 0.9 suits a server with a GPU of its own.",
+    )
+    kv_cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Size of the key/value cache in GB instead of a share of the memory; unset: 1 "
+        "on a CPU, `gpu_memory_utilization` on a GPU.",
+    )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="GPUs (or CPU processes) that share one copy of the model in vLLM.",
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="Longest prompt and response together, in tokens; unset: the longest prompt of "
+        "the run's data and the longest response (`srft serve`: the model's window).",
+    )
+    max_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one forward pass of vLLM; unset: 8192, and never less than one whole "
+        "sequence, so that no prompt is cut into chunks.",
+    )
+    enforce_eager: bool | None = Field(
+        None,
+        description="Run the model as written, without compiling or capturing it: starts faster, "
+        "generates slower on GPUs; unset: true on a CPU.",
+    )
+    sleep: bool = Field(
+        True,
+        description="In this process and on a GPU: give vLLM's memory back while training.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further engine arguments by vLLM's own names, such as "
+        "{quantization: fp8, block_size: 32}.",
+    )
+
+
+class ServerConfig(BaseModel):
+    """How running vLLM servers are spoken to (``rollout.engine: vllm-server``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    in_flight: int = Field(256, ge=1, description="Most requests at once with each server.")
+    timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Longest wait for one completion, in seconds; a server that takes longer is "
+        "dropped and the request goes to another one.",
+    )
+    connect_timeout_s: float = Field(
+        10.0, gt=0, description="Longest wait for a connection or a health check, in seconds."
+    )
+    update_timeout_s: float = Field(
+        600.0, gt=0, description="Longest wait for one transfer of weights, in seconds."
+    )
+    wait_s: float = Field(
+        600.0,
+        ge=0,
+        description="How long to wait, in seconds, at the start until every server answers, and "
+        "later for any server when none is left.",
+    )
+    check_every_s: float = Field(
+        5.0, gt=0, description="Seconds between two looks at a dropped server."
+    )
+    attempts: int = Field(
+        4, ge=1, description="How often one request is tried before the run gives up."
+    )
+    transfer: Literal["auto", "memory", "nccl"] = Field(
+        "auto",
+        description="How weights reach the servers: `memory` (a file in shared memory: servers on "
+        "this machine), `nccl` (GPU to GPU, also over the network), auto: nccl where the "
+        "trainer's weights are on a GPU.",
+    )
+    shared_memory: str = Field(
+        "/dev/shm", description="Folder in memory for the transfer `memory`."
+    )
+    nccl_host: str | None = Field(
+        None,
+        description="Address of the trainer that servers on other machines can reach; unset: "
+        "this machine's own.",
+    )
 
 
 class RolloutConfig(BaseModel):
@@ -15,11 +117,21 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    engine: Literal["embedded", "generate"] = Field(
+    engine: Literal["embedded", "generate", "vllm", "vllm-server"] = Field(
         "embedded",
         description="What generates: `embedded` (this package's sampler over the model that is "
-        "being trained; falls back to `generate`, with a warning, for a model it cannot drive) or "
-        "`generate` (transformers' own generation; slower, any causal language model).",
+        "being trained; falls back to `generate`, with a warning, for a model it cannot drive), "
+        "`generate` (transformers' own generation; slower, any causal language model), `vllm` "
+        "(vLLM in this process) or `vllm-server` (vLLM servers that run already: `servers`).",
+    )
+    servers: tuple[str, ...] = Field(
+        (),
+        description="Addresses of vLLM servers, such as http://127.0.0.1:8000, each started with "
+        "`srft serve` and the same recipe.",
+    )
+    vllm: VLLMConfig = Field(default_factory=VLLMConfig, description="vLLM's own settings.")
+    server: ServerConfig = Field(
+        default_factory=ServerConfig, description="How vLLM servers are spoken to."
     )
     group_size: int = Field(8, ge=1, description="Rollouts per prompt (G in the paper), a count.")
     temperature: float = Field(
@@ -71,8 +183,33 @@ class RolloutConfig(BaseModel):
     )
     check: bool = Field(
         True,
-        description="At start-up, compare a few greedily sampled tokens with a plain forward pass.",
+        description="At start-up, compare the log-probabilities of a few sampled tokens with those "
+        "of the trainer's own forward pass, and refuse to train where they differ.",
     )
+
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        cleaned = tuple(url.rstrip("/") for url in servers)
+        for url in cleaned:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is not an address; write it as http://host:port")
+        if len(set(cleaned)) < len(cleaned):
+            raise ValueError("a server is named twice")
+        return cleaned
+
+    @model_validator(mode="after")
+    def _servers_belong_to_their_engine(self) -> RolloutConfig:
+        if self.engine == "vllm-server" and not self.servers:
+            raise ValueError(
+                "engine is vllm-server but servers is empty; name at least one, such as "
+                "servers=[http://127.0.0.1:8000]"
+            )
+        if self.servers and self.engine != "vllm-server":
+            raise ValueError(
+                f"servers are named but engine is {self.engine}; set it to vllm-server"
+            )
+        return self
 
     def sampling_params(self) -> SamplingParams:
         """The same settings as the engines take them."""

@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
+from srft.rollout.check import check_weights
 from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
+from srft.types import Completion, RolloutEngine, RolloutRequest, SamplingParams
+
+Generate = Callable[[Sequence[RolloutRequest], SamplingParams], list[list[Completion]]]
 
 logger = logging.getLogger(__name__)
 
 
+class Checkable(RolloutEngine, Protocol):
+    """What the start-up check asks of an engine: its parts that hold weights of their own, by name,
+    each with a way to sample from it; and whether it computes in float32 as the trainer does."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def exact(self) -> bool: ...
+    def parts(self) -> Iterable[tuple[str, Generate]]: ...
+
+
 def build_engine(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig
-) -> EmbeddedEngine | GenerateEngine:
-    """The engine the config names. A model that the embedded one cannot drive gets ``generate``,
-    and a warning that says why and that it is slower."""
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RolloutConfig,
+    longest: int | None = None,
+) -> RolloutEngine:
+    """The engine the config names, holding the weights of ``model``, which is checked (unless
+    ``config.check`` is off). A model that the embedded one cannot drive gets ``generate``, and a
+    warning that says why and that it is slower.
+
+    longest: longest sequence that will be asked for, in tokens; None: the model's window.
+
+    Raises:
+        ConfigError: the engine is not installed.
+        RolloutError: it does not start, cannot be reached, or holds other weights.
+    """
+    if config.engine == "vllm":
+        from srft.rollout.vllm_local import VLLMEngine
+
+        return _checked(VLLMEngine(model, tokenizer, config, longest), config)
+    if config.engine == "vllm-server":
+        from srft.rollout.vllm_server import VLLMServerEngine
+
+        return _checked(VLLMServerEngine(model, tokenizer, config), config)
     if config.engine == "embedded":
         try:
             return EmbeddedEngine(model, tokenizer, config)
@@ -29,4 +65,22 @@ def build_engine(
                 "length), because the embedded sampler refused the model: %s",
                 error,
             )
-    return GenerateEngine(model, tokenizer, config)
+    return _checked(GenerateEngine(model, tokenizer, config), config)
+
+
+def _checked(engine: Checkable, config: RolloutConfig) -> RolloutEngine:
+    """The engine, if each of its parts samples from the trainer's weights."""
+    try:
+        for where, generate in engine.parts() if config.check else ():
+            check_weights(
+                engine.model,
+                engine.tokenizer,
+                generate,
+                config.sampling_params(),
+                exact=engine.exact,
+                where=where,
+            )
+    except BaseException:
+        engine.close()
+        raise
+    return engine

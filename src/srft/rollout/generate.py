@@ -62,6 +62,15 @@ class GenerateEngine:
                         on_completion(r, i, completion)
         return results
 
+    @property
+    def exact(self) -> bool:
+        """Whether rounding is that of float32."""
+        return self.model.dtype in (torch.float32, torch.float64)
+
+    def parts(self) -> list[tuple[str, Any]]:
+        """What the start-up check samples from (``check.check_weights``)."""
+        return [("rollout.engine=generate", self.generate)]
+
     def update_weights(self) -> None:
         """Nothing to do: the weights sampled from are the trainer's own."""
 

@@ -144,7 +144,8 @@ def set_up(
         compute = partial(compute_context, model_config, device)
         with compute():
             check_scoring(policy, tokenizer)
-            engine = build_engine(policy, tokenizer, config.rollout)
+            longest = _longest(config, methods, examples, evaluation_data)
+            engine = build_engine(policy, tokenizer, config.rollout, longest)
     except BaseException:
         scorer.close()
         raise
@@ -381,6 +382,24 @@ def _check_lengths(
             f"a prompt with its demonstration has {longest} tokens, more than the model's window of "
             f"{window}; lower data.max_demonstration_tokens, or set model.max_position_embeddings"
         )
+
+
+def _longest(
+    config: SRFTConfig,
+    methods: Sequence[Method],
+    examples: Sequence[TokenizedExample],
+    evaluation: Mapping[str, EvaluationData],
+) -> int:
+    """The longest sequence that the engine will be asked for, in tokens."""
+    asked = [len(example.prompt_ids) for example in examples]
+    if any(method.prefix for method in methods):
+        asked += [len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids]
+    longest = max(asked) + config.rollout.max_tokens
+    problems = [len(p.prompt_ids) for data in evaluation.values() for p in data.problems]
+    if not problems:
+        return longest
+    limit = config.evaluation.max_tokens or config.rollout.max_tokens
+    return max(longest, max(problems) + limit)
 
 
 def _sampling(

@@ -1,0 +1,96 @@
+"""``srft serve``: a vLLM server that takes weights from a training run.
+
+It is vLLM's own server, started with what a run needs of it: the model as the recipe changes it,
+log-probabilities of the sampling distribution, tokens in and out, and a way to receive weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from srft.config import SRFTConfig
+
+MEMORY_BACKEND = "srft-memory"
+"""Name of our weight-transfer backend in vLLM's registry."""
+
+
+def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command line of the server, and the environment it adds.
+
+    Raises:
+        ConfigError: vLLM is not installed, or no model is named.
+        ModelError: the model's config cannot be read.
+    """
+    import torch
+
+    from srft.model.loading import resolved_config
+    from srft.rollout.vllm_wire import engine_arguments
+
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed here; docs/rollouts.md says how to install it")
+    if not config.model.path:
+        raise ConfigError("model.path: not set; a server needs a folder or a hub id")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path, model_config = resolved_config(config.model)
+    text = model_config.get_text_config()
+    transfer = config.rollout.server.transfer
+    backend = "nccl" if transfer == "nccl" or (transfer, device) == ("auto", "cuda") else None
+    arguments: dict[str, Any] = {
+        "model": path,
+        "served_model_name": "srft",
+        "host": host,
+        "port": port,
+        "weight_transfer_config": {"backend": backend or MEMORY_BACKEND},
+        "worker_extension_cls": "srft.rollout.vllm_worker.Extension",
+        "enable_scale_out": True,
+        "disable_uvicorn_access_log": True,
+        **engine_arguments(
+            config.rollout.vllm, device, text.max_position_embeddings, config.rollout.max_rows
+        ),
+    }
+    if config.model.tokenizer:
+        arguments["tokenizer"] = config.model.tokenizer
+    if config.model.revision and not Path(config.model.path).exists():
+        arguments["revision"] = config.model.revision
+    if config.model.trust_remote_code:
+        arguments["trust_remote_code"] = True
+    if config.model.rope_theta or config.model.max_position_embeddings:
+        arguments["hf_overrides"] = {
+            "rope_parameters": text.rope_parameters,
+            "max_position_embeddings": text.max_position_embeddings,
+        }
+    # Not `vllm serve`: it looks for a distribution named vllm, and the CPU build has another name.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    if device == "cpu":
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return command, environment
+
+
+def serve(config: SRFTConfig, host: str, port: int) -> None:
+    """Becomes the server; returns only by raising (see ``server_command``)."""
+    command, environment = server_command(config, host, port)
+    sys.stdout.flush()
+    os.execve(command[0], command, {**os.environ, **environment})
+
+
+def _flags(arguments: dict[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif value is False:
+            flags.append(flag.replace("--", "--no-", 1))
+        else:
+            text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+            flags += [flag, text]
+    return flags

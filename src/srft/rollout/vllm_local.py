@@ -1,0 +1,247 @@
+"""vLLM in this process, beside the model that is being trained.
+
+It is built from the model's config with placeholder weights, and gets the trainer's through memory
+before the first token. On a GPU it sleeps between two calls of ``generate``: weights and cache are
+given back to the allocator, and the weights sent anew when it wakes.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from srft.errors import ConfigError, RolloutError
+from srft.rollout.config import RolloutConfig
+from srft.rollout.requests import check_requests, context_length
+from srft.rollout.stopping import StopRules
+from srft.rollout.vllm_wire import (
+    completion_of,
+    engine_arguments,
+    engine_dtype,
+    is_exact,
+    sampling_fields,
+)
+from srft.rollout.weights import MemoryFile, named_weights
+from srft.types import Completion, RolloutRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class VLLMEngine:
+    """``RolloutEngine`` by vLLM's offline engine, stepped here so that completions come one by one.
+
+    longest: longest sequence that will be asked for, in tokens; None: the model's window.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+        RolloutError: it cannot be started for this model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        config: RolloutConfig,
+        longest: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.stop_rules = StopRules(tokenizer)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.sleeps = self.device == "cuda" and config.vllm.sleep
+        self.asleep, self.fresh = False, False
+        self.folder = tempfile.TemporaryDirectory(prefix="srft-vllm-")
+        # Without workers of their own, vLLM's weights are in this process and tensors are handed
+        # over as they are; workers read a file in memory.
+        self.file: MemoryFile | None = None
+        if config.vllm.tensor_parallel_size > 1:
+            self.file = MemoryFile(config.server.shared_memory)
+        self.llm = self._start(longest)
+        self.update_weights()
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        params: SamplingParams,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
+    ) -> list[list[Completion]]:
+        """See ``RolloutEngine.generate``."""
+        check_requests(self.model, requests, params)
+        if not any(request.n for request in requests):
+            return [[] for _ in requests]
+        self._wake()
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        stop = self.stop_rules.get(self.model, params, vocabulary, torch.device("cpu"))
+        results: list[list[Any]] = [[None] * request.n for request in requests]
+        for output in self._outputs(requests, params):
+            r, i = map(int, output.request_id.split("/"))
+            (choice,) = output.outputs
+            logprobs = [
+                entry[token].logprob
+                for token, entry in zip(choice.token_ids, choice.logprobs, strict=True)
+            ]
+            completion = completion_of(
+                choice.token_ids, logprobs, choice.finish_reason, choice.stop_reason, stop, (r, i)
+            )
+            results[r][i] = completion
+            if on_completion is not None:
+                on_completion(r, i, completion)
+        self._sleep()
+        return results
+
+    def _outputs(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> Iterator[Any]:
+        """vLLM's output of each completion as it finishes; whatever is left when the caller stops
+        early is given up, so that the next call starts with nothing in hand."""
+        from vllm import SamplingParams as VLLMSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        open_ids: set[str] = set()
+        try:
+            for r, request in enumerate(requests):
+                for i in range(request.n):
+                    fields = sampling_fields(params, request.seed + i, self.model, self.tokenizer)
+                    sampling = VLLMSamplingParams(
+                        **fields, output_kind=RequestOutputKind.FINAL_ONLY
+                    )
+                    prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                    engine.add_request(f"{r}/{i}", prompt, sampling)
+                    open_ids.add(f"{r}/{i}")
+            while open_ids:
+                for output in engine.step():
+                    if output.finished:
+                        open_ids.discard(output.request_id)
+                        yield output
+        finally:
+            if open_ids:
+                engine.abort_request(list(open_ids))
+
+    @property
+    def exact(self) -> bool:
+        """Whether rounding is that of float32."""
+        return is_exact(self.model, self.config.vllm, self.device)
+
+    def parts(self) -> list[tuple[str, Any]]:
+        """What the start-up check samples from (``check.check_weights``)."""
+        return [("vLLM in this process", self.generate)]
+
+    def update_weights(self) -> None:
+        """Hands the trainer's present weights over, without going through a disk."""
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        weights = named_weights(self.model, engine_dtype(self.config.vllm, self.device))
+        if self.file is None:
+            self._reload(weights_iterator=weights)
+        else:
+            self._reload(weights_path=str(self.file.write(dict(weights)).parent))
+        # Keys and values of prompts were computed with the old weights.
+        self.llm.reset_prefix_cache()
+        self.fresh = True
+
+    def _reload(self, **source: Any) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs=source)
+
+    def _wake(self) -> None:
+        if not self.asleep:
+            return
+        if not self.fresh:
+            self.update_weights()
+        self.llm.wake_up(tags=["kv_cache"])
+        self.asleep = False
+
+    def _sleep(self) -> None:
+        """Level 2 gives the weights up as well: the trainer has them."""
+        if self.sleeps:
+            self.llm.sleep(level=2)
+            self.asleep, self.fresh = True, False
+
+    def close(self) -> None:
+        """Stop vLLM and give its memory back."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+            gc.collect()
+        self.folder.cleanup()
+        if self.file is not None:
+            self.file.close()
+
+    def _start(self, longest: int | None) -> Any:
+        """The engine with placeholder weights: config and tokenizer as the trainer has them now,
+        whatever was changed since they were loaded."""
+        os.environ.update(_ENVIRONMENT)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ConfigError(
+                f"rollout.engine is vllm, but vLLM cannot be imported here ({error}); install it "
+                "(docs/rollouts.md), or set rollout.engine=embedded"
+            ) from error
+        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        base.config.save_pretrained(self.folder.name)
+        self.tokenizer.save_pretrained(self.folder.name)
+        window = context_length(self.model)
+        if longest is not None and window is not None:
+            longest = min(longest, window)
+        arguments = engine_arguments(
+            self.config.vllm, self.device, longest or window, self.config.max_rows
+        )
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            arguments["distributed_executor_backend"] = "external_launcher"
+        arguments.setdefault("load_format", "dummy")
+        try:
+            with _process_kept():
+                return LLM(
+                    model=self.folder.name,
+                    enable_sleep_mode=self.sleeps,
+                    disable_log_stats=True,
+                    **arguments,
+                )
+        # vLLM raises errors of many kinds from deep inside; each means that it does not start.
+        except Exception as error:
+            raise RolloutError(
+                f"vLLM does not start for {type(base).__name__}: {type(error).__name__}: {error}. "
+                "Its settings are rollout.vllm; rollout.engine=embedded does without it"
+            ) from error
+
+
+_ENVIRONMENT = {
+    # Weights are handed over as tensors, so the engine runs in this process.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # This process goes on training: its threads are not to be tied to cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+}
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Puts back what starting vLLM changes in the whole process: random states, the default dtype,
+    the number of threads and the function that sets it."""
+    random_state, numpy_state, torch_state = (
+        random.getstate(),
+        numpy.random.get_state(),
+        torch.get_rng_state(),
+    )
+    threads, set_threads, dtype = (
+        torch.get_num_threads(),
+        torch.set_num_threads,
+        torch.get_default_dtype(),
+    )
+    try:
+        yield
+    finally:
+        random.setstate(random_state)
+        numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
