@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def fetch(
     version: str,
     revive: Revive,
     config: ServerConfig,
-) -> Iterator[tuple[Job, Answer]]:
+) -> Generator[tuple[Job, Answer], None, None]:
     """Every job with its answer, as they come. The caller's thread gets them from a queue; all
     network traffic is in a thread of its own. Close the iterator to give up the rest.
 

@@ -12,8 +12,8 @@ import logging
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from srft.errors import ConfigError, RolloutError
 from srft.rollout.config import RolloutConfig
 from srft.rollout.requests import check_requests, context_length
-from srft.rollout.stopping import StopRules
+from srft.rollout.stopping import StopRule, StopRules
 from srft.rollout.vllm_wire import (
     completion_of,
     engine_arguments,
@@ -82,23 +82,18 @@ class VLLMEngine:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         stop = self.stop_rules.get(self.model, params, vocabulary, torch.device("cpu"))
         results: list[list[Any]] = [[None] * request.n for request in requests]
-        for output in self._outputs(requests, params):
-            r, i = map(int, output.request_id.split("/"))
-            (choice,) = output.outputs
-            logprobs = [
-                entry[token].logprob
-                for token, entry in zip(choice.token_ids, choice.logprobs, strict=True)
-            ]
-            completion = completion_of(
-                choice.token_ids, logprobs, choice.finish_reason, choice.stop_reason, stop, (r, i)
-            )
-            results[r][i] = completion
-            if on_completion is not None:
-                on_completion(r, i, completion)
+        with closing(self._outputs(requests, params)) as outputs, torch.random.fork_rng():
+            for output in outputs:
+                r, i = map(int, output.request_id.split("/"))
+                results[r][i] = completion = _completion(output.outputs[0], stop, (r, i))
+                if on_completion is not None:
+                    on_completion(r, i, completion)
         self._sleep()
         return results
 
-    def _outputs(self, requests: Sequence[RolloutRequest], params: SamplingParams) -> Iterator[Any]:
+    def _outputs(
+        self, requests: Sequence[RolloutRequest], params: SamplingParams
+    ) -> Generator[Any, None, None]:
         """vLLM's output of each completion as it finishes; whatever is left when the caller stops
         early is given up, so that the next call starts with nothing in hand."""
         from vllm import SamplingParams as VLLMSamplingParams
@@ -213,6 +208,12 @@ class VLLMEngine:
             ) from error
 
 
+def _completion(choice: Any, stop: StopRule, where: tuple[int, int]) -> Completion:
+    tokens = choice.token_ids
+    logprobs = [entry[token].logprob for token, entry in zip(tokens, choice.logprobs, strict=True)]
+    return completion_of(tokens, logprobs, choice.finish_reason, choice.stop_reason, stop, where)
+
+
 _ENVIRONMENT = {
     # Weights are handed over as tensors, so the engine runs in this process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -226,22 +227,18 @@ _ENVIRONMENT = {
 def _process_kept() -> Iterator[None]:
     """Puts back what starting vLLM changes in the whole process: random states, the default dtype,
     the number of threads and the function that sets it."""
-    random_state, numpy_state, torch_state = (
-        random.getstate(),
-        numpy.random.get_state(),
-        torch.get_rng_state(),
-    )
+    random_state, numpy_state = random.getstate(), numpy.random.get_state()
     threads, set_threads, dtype = (
         torch.get_num_threads(),
         torch.set_num_threads,
         torch.get_default_dtype(),
     )
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         random.setstate(random_state)
         numpy.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)

@@ -86,7 +86,7 @@ class VLLMServerEngine:
             for i in range(request.n)
         ]
         answers = fetch(servers, jobs, self.version, self._revive, self.config.server)
-        with closing(answers):  # type: ignore[type-var]  # a generator, which can be closed
+        with closing(answers):
             for job, answer in answers:
                 r, i = job.request, job.sample
                 completion = completion_of(

@@ -1,0 +1,194 @@
+"""A stand-in for a vLLM server: the same calls, answered by the embedded engine over weights of its
+own that arrive the same way. It can be told to die, to hang and to forget."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from srft.rollout.config import RolloutConfig
+from srft.rollout.embedded import EmbeddedEngine
+from srft.types import RolloutRequest, SamplingParams
+
+
+class FakeServer:
+    """Starts with the weights of ``model`` as they are now.
+
+    fail(n): the next ``n`` completions break their connection. hang: seconds before each answer.
+    refuse: answer 400. asked counts (prompt, seed) of the completions that were answered.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, port: int = 0) -> None:
+        self.base = copy.deepcopy(model)
+        self.tokenizer = tokenizer
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lock = threading.Lock()
+        self.hang, self.failures, self.refuse, self.deaf = 0.0, 0, False, False
+        self.dies_after: int | None = None
+        self.asked: Counter[tuple[tuple[int, ...], int]] = Counter()
+        self.updates = 0
+        self.start()
+
+    def start(self) -> None:
+        """A fresh process, so to speak: the weights it was made with, and no name for them."""
+        self.model = copy.deepcopy(self.base)
+        self.engine = EmbeddedEngine(self.model, self.tokenizer, RolloutConfig(check=False))
+        self.version, self.updating = "default", False
+        self.http = _Server(("127.0.0.1", self.port), _handler(self))
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """As kill -9: open connections break, new ones are refused."""
+        self.http.dead = True
+        self.http.shutdown()
+        self.http.server_close()
+        for connection in list(self.http.open):
+            connection.close()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def receive(self, path: str) -> None:
+        if not self.deaf:
+            state = load_file(path)
+            self.model.load_state_dict(state)
+        self.updates += 1
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        fields = body["sampling_params"]
+        params = SamplingParams(
+            temperature=fields["temperature"],
+            top_p=fields["top_p"],
+            top_k=fields["top_k"],
+            max_tokens=fields["max_tokens"],
+            stop=tuple(fields["stop"]),
+            stop_token_ids=tuple(fields["stop_token_ids"]),
+        )
+        request = RolloutRequest(tuple(body["token_ids"]), 1, fields["seed"])
+        version = self.version
+        with self.lock:
+            ((found,),) = self.engine.generate([request], params)
+        self.asked[(request.prompt_ids, request.seed)] += 1
+        ended_by_string = any(
+            text in self.tokenizer.decode(found.token_ids) for text in params.stop
+        )
+        choice = {
+            "finish_reason": found.finish_reason,
+            "stop_reason": params.stop[0] if ended_by_string else found.token_ids[-1],
+            "token_ids": list(found.token_ids),
+            "weight_versions": [{"version": version, "start": 0, "end": len(found.token_ids)}],
+            "logprobs": {
+                "content": [
+                    {"token_id": token, "logprob": value}
+                    for token, value in zip(found.token_ids, found.logprobs, strict=True)
+                ]
+            },
+        }
+        return {"choices": [choice]}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+    allow_reuse_address = True
+
+    def __init__(self, *args: Any) -> None:
+        self.open: set[socket.socket] = set()
+        self.dead = False
+        super().__init__(*args)
+
+    def handle_error(self, *args: Any) -> None:
+        """Connections break here on purpose."""
+
+
+def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            self.server.open.add(self.connection)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def answer(self, status: int, body: Any = None) -> None:
+            if self.server.dead:
+                self.drop()
+                return
+            data = json.dumps(body if body is not None else {}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def drop(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+        def do_GET(self) -> None:
+            self.answer(200, {"/weight_info": {"weight_version": fake.version}}.get(self.path))
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            body = json.loads(self.rfile.read(length) or b"{}")
+            if self.path == "/inference/v1/generate":
+                self.generate(body)
+            elif self.path == "/start_weight_update":
+                self.answer(500 if fake.updating else 200, {"error": "already active"})
+                fake.updating = True
+            elif self.path == "/update_weights":
+                fake.receive(body["update_info"]["path"])
+                self.answer(200)
+            elif self.path == "/finish_weight_update":
+                fake.version, fake.updating = body["weight_version"], False
+                self.answer(200)
+            else:
+                self.answer(200)
+
+        def generate(self, body: Any) -> None:
+            if fake.refuse:
+                self.answer(400, {"error": "the prompt is too long"})
+                return
+            time.sleep(fake.hang)
+            with fake.lock:
+                failing = fake.failures > 0
+                fake.failures -= failing
+            if failing:
+                self.drop()
+                return
+            found = fake.complete(body)
+            if fake.dies_after is not None:
+                fake.dies_after -= 1
+                if fake.dies_after < 0:
+                    fake.dies_after = None
+                    threading.Thread(target=fake.stop).start()
+            self.answer(200, found)
+
+    return Handler
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def perturb(model: Any, scale: float = 0.05) -> None:
+    """An update, as far as an engine is concerned."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -1,0 +1,236 @@
+"""Servers that die, hang and forget: nothing is lost, nothing counted twice, nothing stale trained on.
+The servers are stand-ins (fake_vllm.py); test_vllm.py asks real ones."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+import torch
+from tests.rollout.fake_vllm import FakeServer, perturb
+from tests.toys import lab_model
+
+from srft.config import parse_config
+from srft.errors import ConfigError, RolloutError
+from srft.lab.tokenizer import build_tokenizer
+from srft.rollout.config import RolloutConfig
+from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.engine import build_engine
+from srft.types import RolloutRequest, SamplingParams
+
+PARAMS = SamplingParams(max_tokens=12)
+QUICK = {"check_every_s": 0.05, "wait_s": 5.0, "timeout_s": 5.0, "connect_timeout_s": 2.0}
+
+
+@pytest.fixture
+def model():
+    return lab_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def servers(model, tokenizer):
+    started = [FakeServer(model, tokenizer) for _ in range(2)]
+    yield started
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def connect(model, tokenizer, tmp_path):
+    engines = []
+
+    def build(servers, check=True, **settings):
+        server = {**QUICK, "shared_memory": str(tmp_path), **settings}
+        config = RolloutConfig(
+            engine="vllm-server", servers=[s.url for s in servers], server=server, check=check
+        )
+        engines.append(build_engine(model, tokenizer, config))
+        return engines[-1]
+
+    yield build
+    for engine in engines:
+        engine.close()
+    assert not list(tmp_path.iterdir()), "weights were left in shared memory"
+
+
+@pytest.fixture
+def requests():
+    return [RolloutRequest((5 + k, 7, 9, 11), n=4, seed=1000 * k) for k in range(8)]
+
+
+def tokens_of(groups):
+    return [[c.token_ids for c in group] for group in groups]
+
+
+def expected(model, tokenizer, requests):
+    return tokens_of(EmbeddedEngine(model, tokenizer).generate(requests, PARAMS))
+
+
+def generate(engine, requests):
+    """The completions, after checking that each was handed out exactly once."""
+    seen = Counter()
+    groups = engine.generate(requests, PARAMS, lambda r, i, c: seen.update([(r, i)]))
+    assert seen == Counter((r, i) for r, request in enumerate(requests) for i in range(request.n))
+    return tokens_of(groups)
+
+
+def test_requests_are_shared_out_and_follow_every_update(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers)
+    before = generate(engine, requests)
+    assert before == expected(model, tokenizer, requests)
+    assert all(sum(server.asked.values()) >= 8 for server in servers)
+    perturb(model)
+    engine.update_weights()
+    after = generate(engine, requests)
+    assert after == expected(model, tokenizer, requests)
+    assert after != before
+
+
+def test_a_server_that_dies_amid_a_step_is_replaced_by_the_other(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers)
+    servers[0].dies_after = 3
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+    assert not engine.servers[0].up
+    perturb(model)
+    engine.update_weights()  # one is enough
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+
+
+def test_a_server_that_comes_back_gets_the_present_weights_before_it_is_asked(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers)
+    perturb(model)
+    engine.update_weights()
+    servers[0].stop()
+    servers[1].hang = 0.05  # so that there is work left when the other is back
+    threading.Timer(0.2, servers[0].start).start()
+    assert generate(engine, requests * 4) == expected(model, tokenizer, requests * 4)
+    assert servers[0].version == engine.version == servers[1].version
+    assert engine.servers[0].up
+
+
+def test_a_server_that_was_restarted_unnoticed_is_not_believed(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers)
+    perturb(model)
+    engine.update_weights()
+    servers[0].restart()  # well, but with the weights it was started with
+    assert engine.servers[0].up
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+
+
+def test_the_only_server_may_be_away_for_a_while(model, tokenizer, servers, connect, requests):
+    engine = connect(servers[:1])
+    servers[0].dies_after = 2
+    threading.Timer(0.5, servers[0].start).start()
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+
+
+def test_a_slow_server_is_dropped_and_its_late_answers_are_not_counted(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers, timeout_s=0.5)
+    servers[0].hang = 1.0
+    start = time.monotonic()
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+    assert time.monotonic() - start < 4
+    assert not engine.servers[0].up and "0.5 s" in engine.servers[0].reason
+
+
+def test_broken_connections_are_tried_again_but_not_for_ever(servers, connect, requests):
+    engine = connect(servers[:1], attempts=3)
+    servers[0].failures = 2
+    generate(engine, requests[:1])
+    servers[0].failures = 1000
+    with pytest.raises(RolloutError, match="tried 3 times"):
+        generate(engine, requests[:1])
+
+
+def test_with_no_server_left_the_run_ends_and_says_why(servers, connect, requests):
+    engine = connect(servers, wait_s=0.3)
+    for server in servers:
+        server.stop()
+    with pytest.raises(RolloutError, match=r"no vLLM server .* for 0.3 s .*srft serve"):
+        generate(engine, requests)
+    with pytest.raises(RolloutError, match="no vLLM server"):
+        engine.update_weights()
+
+
+def test_a_request_that_the_server_refuses_is_not_sent_to_others(servers, connect, requests):
+    engine = connect(servers)
+    for server in servers:
+        server.refuse = True
+    with pytest.raises(RolloutError, match=r"refuses a request.*too long"):
+        generate(engine, requests)
+
+
+def test_a_failing_callback_ends_the_call_and_the_next_one_is_whole(
+    model, tokenizer, servers, connect, requests
+):
+    engine = connect(servers)
+
+    def fail(r, i, completion):
+        raise ValueError("the verifier broke")
+
+    with pytest.raises(ValueError, match="the verifier broke"):
+        engine.generate(requests, PARAMS, fail)
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+
+
+def test_a_server_with_other_weights_is_refused_at_the_start(model, servers, connect):
+    perturb(model)
+    servers[1].deaf = True  # says yes to the update and keeps its own
+    with pytest.raises(RolloutError, match=rf"{servers[1].url} does not sample from the trainer's"):
+        connect(servers)
+
+
+def test_an_update_left_open_by_a_killed_trainer_is_taken_over(
+    model, tokenizer, servers, connect, requests
+):
+    servers[0].updating = True
+    perturb(model)
+    engine = connect(servers[:1])
+    assert generate(engine, requests) == expected(model, tokenizer, requests)
+
+
+def test_a_server_of_another_kind_is_told_from_one_that_is_away(servers, connect, monkeypatch):
+    from srft.rollout.client import Server, ServerFailure
+
+    def call(self, method, path, body=None, timeout=None):
+        if path == "/weight_info":
+            raise ServerFailure("/weight_info: status 404: Not Found")
+
+    monkeypatch.setattr(Server, "call", call)
+    with pytest.raises(RolloutError, match="no calls for receiving weights; start servers with"):
+        connect(servers)
+
+
+def test_servers_and_engine_have_to_agree_in_the_recipe():
+    for rollout, message in (
+        ({"engine": "vllm-server"}, "servers is empty"),
+        ({"servers": ["http://a:1"]}, "set it to vllm-server"),
+        ({"engine": "vllm-server", "servers": ["a:1"]}, "not an address"),
+        ({"engine": "vllm-server", "servers": ["http://a:1", "http://a:1/"]}, "twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config({"rollout": rollout})
+
+
+def test_nccl_without_a_gpu_is_refused(servers, connect):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="not on a GPU"):
+        connect(servers, transfer="nccl")
