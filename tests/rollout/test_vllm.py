@@ -133,7 +133,7 @@ def remote_config(servers, **settings):
 
 @pytest.fixture(scope="module")
 def remote(policy, tokenizer, servers):
-    engine = build_engine(policy, tokenizer, remote_config(servers, timeout_s=3.0))
+    engine = build_engine(policy, tokenizer, remote_config(servers, timeout_s=6.0))
     yield engine
     engine.close()
 
@@ -189,7 +189,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(engine, model, requ
 def test_a_completion_depends_on_its_seed_alone(engine, requests):
     params = SamplingParams(max_tokens=48, temperature=1.5)
     together = engine.generate(requests, params)
-    assert together == engine.generate(requests, params)
+    assert tokens_of(together) == tokens_of(engine.generate(requests, params))
     alone = RolloutRequest(requests[4].prompt_ids, n=1, seed=requests[4].seed + 2)
     assert engine.generate([alone], params)[0][0].token_ids == together[4][2].token_ids
     assert len({tuple(c.token_ids) for group in together for c in group}) > len(requests)
@@ -235,7 +235,7 @@ def test_completions_are_handed_out_as_they_finish_and_once(engine, requests):
 
     with pytest.raises(ValueError, match="the verifier broke"):
         engine.generate(requests, params, fail)
-    assert engine.generate(requests, params) == groups
+    assert tokens_of(engine.generate(requests, params)) == tokens_of(groups)
 
 
 def test_an_adapter_is_sampled_with_its_model(engine, model, tokenizer, requests, monkeypatch):
@@ -284,7 +284,7 @@ def test_a_server_that_hangs_is_dropped_and_comes_back(remote, servers, model, t
     servers[0].signal(signal.SIGSTOP)
     try:
         assert same_as_ours(remote, model, tokenizer, requests)
-        assert not remote.servers[0].up and "3 s" in remote.servers[0].reason
+        assert not remote.servers[0].up and "6 s" in remote.servers[0].reason
     finally:
         servers[0].signal(signal.SIGCONT)
     perturb(model)
