@@ -7,6 +7,7 @@ given back to the allocator, and the weights sent anew when it wakes.
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -21,6 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import ConfigError, RolloutError
+from srft.model.output_head import unwrap
 from srft.rollout.config import RolloutConfig
 from srft.rollout.requests import check_requests, context_length
 from srft.rollout.stopping import StopRule, StopRules
@@ -180,8 +182,11 @@ class VLLMEngine:
                 f"rollout.engine is vllm, but vLLM cannot be imported here ({error}); install it "
                 "(docs/rollouts.md), or set rollout.engine=embedded"
             ) from error
-        base = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        base.config.save_pretrained(self.folder.name)
+        base = unwrap(self.model)
+        shape = copy.deepcopy(base.config)
+        if hasattr(shape, "quantization_config"):  # merged weights come whole, not in four bits
+            del shape.quantization_config
+        shape.save_pretrained(self.folder.name)
         self.tokenizer.save_pretrained(self.folder.name)
         window = context_length(self.model)
         if longest is not None and window is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +15,34 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srft.errors import RolloutError
+from srft.model.adapters import merged_weights
+from srft.model.output_head import unwrap
 
 
 def named_weights(
     model: nn.Module, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight, detached, in ``dtype`` (None: as they are).
+    """(name, tensor) of every weight in ``dtype`` (None: as they are), under the names that
+    ``save_pretrained`` would write.
 
-    Shards are gathered, which every rank of the mesh has to take part in: all ranks iterate to the
-    end. Tied weights come under each of their names, since an engine may keep a packed copy for
-    each. An adapter (peft) is added to its base weight, which itself stays as it is. Names are
-    those that ``save_pretrained`` would write.
+    Adapters are added to their base weights and tied weights come under each of their names, since
+    an engine may keep a packed copy for each. Shards are gathered, which every rank of the mesh
+    has to take part in: all ranks iterate to the end.
     """
-    for name, tensor in _checkpoint_names(model, _merged(model)).items():
-        whole = _whole(tensor.detach())
-        yield name, whole.to(dtype) if dtype is not None and whole.is_floating_point() else whole
+    for name, tensor in _as_in_files(unwrap(model), merged_weights(model)):
+        yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    gather = getattr(tensor, "full_tensor", None)
-    return gather() if callable(gather) else tensor
-
-
-def _checkpoint_names(model: Any, state: dict[str, Tensor]) -> Mapping[str, Tensor]:
-    """transformers renames and fuses weights of some architectures when it loads them; engines
-    know the names in the files."""
+def _as_in_files(model: Any, weights: Iterator[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
+    """transformers renames and fuses the weights of some architectures as it loads them; engines
+    know the names in the files. Only there all weights have to be at hand at once."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    reverted: Mapping[str, Tensor] = revert_weight_conversion(base, state)
-    return reverted
-
-
-def _merged(model: Any) -> dict[str, Tensor]:
-    """The state dict, with adapters added to the weights they belong to."""
-    if not hasattr(model, "peft_config"):
-        return dict(model.state_dict())
-    base = model.get_base_model()
-    layers = {
-        name: module for name, module in base.named_modules() if hasattr(module, "base_layer")
-    }
-    merged: dict[str, Tensor] = {}
-    for name, tensor in base.state_dict().items():
-        owner, inside = _adapted_layer(name, layers)
-        if owner is None:
-            merged[name] = tensor
-        elif inside.startswith("base_layer."):
-            own = inside.removeprefix("base_layer.")
-            added = _added(layers[owner], name) if own == "weight" else None
-            merged[f"{owner}.{own}"] = tensor if added is None else _whole(tensor) + added
-    return merged
-
-
-def _adapted_layer(name: str, layers: Mapping[str, Any]) -> tuple[str | None, str]:
-    parts = name.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        owner = ".".join(parts[:end])
-        if owner in layers:
-            return owner, ".".join(parts[end:])
-    return None, name
-
-
-def _added(layer: Any, name: str) -> Tensor | None:
-    """What the active adapters add to a layer's weight; None where they are merged already."""
-    if layer.merged or getattr(layer, "disable_adapters", False):
-        return None
-    if not hasattr(layer, "get_delta_weight"):
-        raise RolloutError(
-            f"{name}: adapters of kind {type(layer).__name__} cannot be added to the base weight for "
-            "vLLM; use LoRA, or rollout.engine=embedded"
-        )
-    with torch.no_grad():
-        deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-    return sum(deltas[1:], deltas[0]).detach() if deltas else None
+    nothing: dict[str, Tensor] = {}
+    if revert_weight_conversion(model, nothing) is nothing:
+        return weights
+    reverted: Mapping[str, Tensor] = revert_weight_conversion(model, dict(weights))
+    return reverted.items()
 
 
 class MemoryFile:
