@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from srft import __version__
-from srft.errors import SRFTError
+from srft.errors import PeerError, SRFTError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -446,6 +447,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors a user can mend are one line on stderr and an exit code, no traceback."""
     try:
         app(args=arguments, standalone_mode=True)
+    except PeerError as error:
+        _leave_quietly(error.exit_code)
     except SRFTError as error:
         _fail(str(error), error, error.exit_code)
     except KeyboardInterrupt as error:
@@ -457,11 +460,22 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str, error: BaseException, code: int) -> Any:
     if os.environ.get("SRFT_TRACEBACK"):
         raise error
+    if "RANK" in os.environ:  # one of several processes, which may all have the same to say
+        from srft.parallel.roll_call import is_to_report
+
+        if not is_to_report(error, code):
+            _leave_quietly(code)
     from srft.secrets import redact
 
     Console(stderr=True).print(
         f"[bold red]error:[/] {_escape(redact(message))}", highlight=False, soft_wrap=True
     )
+    sys.exit(code)
+
+
+def _leave_quietly(code: int) -> Any:
+    """Where another process reports the error: a launcher ends all when the first is gone."""
+    time.sleep(2)
     sys.exit(code)
 
 

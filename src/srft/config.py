@@ -17,6 +17,7 @@ from srft.errors import ConfigError
 from srft.evaluation.config import EvaluationConfig
 from srft.model.config import ModelConfig
 from srft.objective.switches import Switches
+from srft.parallel.config import ParallelConfig
 from srft.rewards.config import RewardConfig
 from srft.rollout.config import RolloutConfig
 from srft.secrets import redact_values
@@ -45,6 +46,9 @@ class SRFTConfig(BaseModel):
     train: TrainConfig = Field(default_factory=TrainConfig, description="Optimisation.")
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="Evaluation."
+    )
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="Training over several processes."
     )
     run: RunConfig = Field(default_factory=RunConfig, description="The run directory.")
     alarms: dict[str, Alarm] = Field(

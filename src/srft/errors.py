@@ -80,3 +80,17 @@ class AlarmError(SRFTError, RuntimeError):
     """An alarm whose action is to stop went off."""
 
     exit_code = 9
+
+
+class RankError(SRFTError, RuntimeError):
+    """A process of the run has died or does not answer; the message names it."""
+
+    exit_code = 10
+
+
+class PeerError(SRFTError, RuntimeError):
+    """Another process of the run has failed and reports why; this one ends with the same code."""
+
+    def __init__(self, rank: int, exit_code: int) -> None:
+        super().__init__(f"rank {rank} has failed and says why")
+        self.exit_code = exit_code

@@ -76,9 +76,9 @@ def run(tmp_path, folders) -> Path:
     write(path / "metrics.jsonl", metrics)
     write(path / "samples.jsonl", [sample(), sample(2)])
     for step, name in ((10, "base"), (20, "other")):
-        folder = path / "checkpoints" / f"step_{step:06d}"
+        folder = path / "checkpoints" / f"step_{step:06d}" / "weights"
         folder.mkdir(parents=True)
-        save_file(load_file(folders[name] / "model.safetensors"), folder / "weights.safetensors")
+        save_file(load_file(folders[name] / "model.safetensors"), folder / "model.safetensors")
     return path
 
 
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, folders):
     folder = run / "checkpoints" / "step_000010"
     import torch
 
-    save_file({"strange.weight": torch.zeros(2)}, folder / "weights.safetensors")
+    save_file({"strange.weight": torch.zeros(2)}, folder / "weights" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"strange\.weight"):
         load(find_model(folder))
 

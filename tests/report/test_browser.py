@@ -325,9 +325,9 @@ def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     recipe["model"]["path"] = str(tmp_path / "base")
     (run / "config.yaml").write_text(yaml.safe_dump(recipe))
-    folder = run / "checkpoints" / "step_000008"
+    folder = run / "checkpoints" / "step_000008" / "weights"
     folder.mkdir(parents=True)
-    save_file(load_file(tmp_path / "tuned" / "model.safetensors"), folder / "weights.safetensors")
+    save_file(load_file(tmp_path / "tuned" / "model.safetensors"), folder / "model.safetensors")
     models = [str(tmp_path / "base"), str(tmp_path / "tuned")]
     analyze(models, run, tmp_path / "out", runs=[run])
     page = Page(browser, tmp_path / "out" / "analysis.html").open("shift")

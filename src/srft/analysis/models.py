@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is. ``weights``: a checkpoint's file that replaces those of ``config.path``."""
+    """Where a model is. ``weights``: a checkpoint's tensors that replace those of ``config.path``."""
 
     name: str
     config: ModelConfig
@@ -39,7 +39,7 @@ def find_model(reference: str | Path, options: Mapping[str, Any] | None = None) 
     """
     options = dict(options or {})
     path = Path(reference).expanduser()
-    if (path / "weights.safetensors").is_file():
+    if (path / "weights").is_dir():
         return _checkpoint(path, options)
     if (path / "config.yaml").is_file() or (path / "metrics.jsonl").is_file():
         if holds_model(path / "model"):
@@ -58,9 +58,7 @@ def find_model(reference: str | Path, options: Mapping[str, Any] | None = None) 
 
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint of a run, by step."""
-    folders = [
-        p for p in (run / "checkpoints").glob("step_*") if (p / "weights.safetensors").is_file()
-    ]
+    folders = [p for p in (run / "checkpoints").glob("step_*") if (p / "weights").is_dir()]
     return sorted((int(p.name.removeprefix("step_")), p) for p in folders)
 
 
@@ -88,7 +86,7 @@ def _checkpoint(folder: Path, options: dict[str, Any]) -> Source:
     return Source(
         f"{run.name}@{int(folder.name.removeprefix('step_'))}",
         config,
-        folder / "weights.safetensors",
+        folder / "weights",
         run,
     )
 
@@ -122,61 +120,29 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
     Raises:
         CheckpointError: names or shapes are not this model's.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from srft.model.adapters import trained_names
+    from srft.parallel.sharding import own_tensors
+    from srft.parallel.tensors import read_tensors
 
     try:
-        tensors = load_file(weights)
-        outcome = model.load_state_dict(tensors, strict=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        read_tensors(weights, own_tensors(model))
+    except CheckpointError as error:
         raise CheckpointError(
-            f"{weights}: cannot be read into {type(model).__name__}: {error}"
+            f"{error}; analyse the exported model (<run>/model) in its place"
         ) from error
-    # Tied tensors are saved once, under one of their names.
-    tied = _tied_names(model)
-    trained = trained_names(model)
-    missing = [
-        name
-        for name in outcome.missing_keys
-        if name not in tied and (trained is None or name in trained)
-    ]
-    odd = [*outcome.unexpected_keys, *missing]
-    if odd:
-        raise CheckpointError(
-            f"{weights}: {len(odd)} tensors do not fit {type(model).__name__}, such as {odd[0]}; "
-            "analyse the exported model (<run>/model) in its place"
-        )
-
-
-def _tied_names(model: PreTrainedModel) -> set[str]:
-    """Names of parameters that share their storage with one of another name."""
-    first: dict[int, str] = {}
-    tied: set[str] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            tied |= {name, first[id(parameter)]}
-        first.setdefault(id(parameter), name)
-    return tied
 
 
 def parameter_count(run: Path) -> int | None:
-    """Parameters of a run's model, read from the headers of its safetensors files; tied ones once.
-    None where there are none, or the adapters alone."""
-    import json
-    import math
+    """Parameters of a run's model, read from its safetensors files' headers; tied ones once. None
+    where there are none, or the adapters alone."""
+    from srft.parallel.tensors import layout
 
-    files = sorted((run / "model").glob("*.safetensors"))
-    if not files:
+    folder = run / "model"
+    if not any(folder.glob("*.safetensors")):
         checkpoints = checkpoints_of(run)
-        files = [checkpoints[-1][1] / "weights.safetensors"] if checkpoints else []
-    total = 0
-    for path in files:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        if any(".lora_" in name for name in header):
+        if not checkpoints:
             return None
-        total += sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
-    return total or None
+        folder = checkpoints[-1][1] / "weights"
+    found = layout(folder)
+    if any(".lora_" in name for name in found):
+        return None
+    return sum(size.numel() for size, _ in found.values()) or None

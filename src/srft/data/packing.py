@@ -90,14 +90,20 @@ def pack(
     advantages: Tensor | None,
     token_budget: int,
     device: torch.device | str = "cpu",
-    at_least: int = 1,
     share_prompts: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[PackedBatch]:
     """Cut ``sequences`` into micro-batches of at most ``token_budget`` tokens (prompts included).
 
     advantages: float32, one per sequence, or None for zeros. share_prompts: sequences with the same
     prompt stand together, and the prompt once (packed attention only). See :func:`partition` for
-    how the cut is made and for ``at_least``. The result depends on the arguments alone.
+    how the cut is made. The result depends on the arguments alone.
+
+    rank, ranks: of all micro-batches only those of one rank, equally many on each: their number is
+    raised to a multiple of ``ranks``, and they are dealt out from the longest on, so that ranks work
+    on sequences of similar length at the same time. One that goes without gets an empty micro-batch,
+    whose forward and backward passes do no more than take part.
 
     Raises DataError where a sequence has an empty prompt (nothing predicts its first token) or an
     empty response (nothing to train on).
@@ -112,12 +118,34 @@ def pack(
             )
     table = sequence_table(sequences, advantages)
     units = _units(sequences, token_budget, share_prompts)
-    return [
+    lengths = [_tokens(sequences, unit) for unit in units]
+    parts = partition(lengths, token_budget)
+    rounds = -(-len(parts) // ranks)
+    if len(parts) < rounds * ranks:
+        parts = partition(lengths, token_budget, at_least=rounds * ranks)
+    packs = [
         _pack_one(sequences, table, [units[u] for u in chosen]).to(device)
-        for chosen in partition(
-            [_tokens(sequences, unit) for unit in units], token_budget, at_least
-        )
+        for chosen in parts[rank::ranks]
     ]
+    if len(packs) < rounds:
+        packs.append(empty_pack(sequences[0].prompt_ids[0]).to(device))
+    return packs
+
+
+def empty_pack(token: int) -> PackedBatch:
+    """A micro-batch of no sequence: the model runs on a single ``token`` that nothing is read from,
+    so that its loss is an exact zero with a gradient path through every weight."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return PackedBatch(
+        input_ids_N=torch.tensor([token]),
+        position_ids_N=torch.zeros(1, dtype=torch.int64),
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+        max_length=1,
+        target_T=nothing,
+        predict_T=nothing,
+        index=token_index(sequence_table([])),
+        rows=(),
+    )
 
 
 def _units(
@@ -150,8 +178,7 @@ def partition(
     Sequences of similar length come together (sorted, then cut), the number of micro-batches is
     the fewest such a cut needs, and among the cuts into that many the one whose fullest
     micro-batch is smallest is taken. A sequence longer than the budget is alone in its own.
-    ``at_least`` asks for more micro-batches where there are sequences enough: ranks that must run
-    the same number of forward passes agree on the largest and pass it here.
+    ``at_least`` asks for more micro-batches where there are sequences enough.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")

@@ -96,6 +96,7 @@ def evaluate(
     size: int | None = None,
     identity: Mapping[str, Any] | None = None,
     data: DataConfig | None = None,
+    share: Sequence[int] | None = None,
 ) -> EvaluationResult:
     """Evaluate on ``problems`` with ``n`` samples of each.
 
@@ -105,6 +106,7 @@ def evaluate(
         verifier): JSON values. A file made under another identity or other sampling settings is
         refused, not mixed.
     data: how problems that are not tokenized yet become tokens (chat template and the like).
+    share: numbers of the problems to ask here, where other processes ask the others; none: all.
 
     A sample that cannot be scored (its ground truth cannot be read) counts as wrong.
 
@@ -119,6 +121,8 @@ def evaluate(
     started = time.monotonic()
     settings = {**asdict(params), "seed": seed, **(identity or {})}
     items = _number(_tokenized(problems, tokenizer, data))
+    if share is not None:
+        items = [items[number] for number in share]
     total = len(items) * n
     with Journal(out_path, settings) as journal:
         requests, where = _missing(items, n, seed, journal)

@@ -214,16 +214,25 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def save_adapter(model: nn.Module, folder: Path) -> None:
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the adapters as peft writes them; shards as in ``merged_weights``."""
+    base: Any = unwrap(model)
+    state = _peft().get_peft_model_state_dict(base, adapter_name=_active(base))
+    for name, tensor in state.items():
+        yield f"base_model.model.{name}", _whole(tensor)
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors, as ``PeftModel.save_pretrained``
-    does."""
-    peft = _peft()
+    does. tensors: the ``adapter_weights``, where they have been gathered."""
     from safetensors.torch import save_file
 
     base: Any = unwrap(model)
-    state = peft.get_peft_model_state_dict(base, adapter_name=_active(base))
+    found = dict(adapter_weights(model)) if tensors is None else tensors
     save_file(
-        {f"base_model.model.{name}": _whole(t).contiguous() for name, t in state.items()},
+        {name: tensor.contiguous() for name, tensor in found.items()},
         folder / "adapter_model.safetensors",
         metadata={"format": "pt"},
     )

@@ -361,13 +361,15 @@ def save_model(
     dtype: torch.dtype | None = None,
     files: Mapping[str, str] | None = None,
     adapters_only: bool = False,
+    tensors: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write weights (safetensors), config, generation config and tokenizer to ``folder``, whole
     or not at all, so that ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
 
     dtype: precision of the written weights; None keeps the model's. files: further text files by
     name, such as a model card. Adapters are added to the weights; with ``adapters_only`` they are
-    written as peft writes them, in the precision they are trained in.
+    written as peft writes them, in the precision they are trained in. tensors: what is written, by
+    name, where the model does not hold it whole: of adapters, as peft names them.
 
     Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
     was there before is replaced. Returns the folder.
@@ -383,9 +385,9 @@ def save_model(
         temporary.mkdir()
         with _savable_generation_config(model), _quiet_transformers():
             if adapters_only:
-                save_adapter(model, temporary)
+                save_adapter(model, temporary, tensors)
             else:
-                _save_weights(model, temporary, dtype)
+                _save_weights(model, temporary, dtype, tensors)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -421,18 +423,24 @@ def _savable_generation_config(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _save_weights(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
+def _save_weights(
+    model: Any,
+    folder: Path,
+    dtype: torch.dtype | None,
+    tensors: Mapping[str, torch.Tensor] | None,
+) -> None:
     adapted = has_adapters(model)
-    if not adapted and dtype in (None, model.dtype):
+    if tensors is None and not adapted and dtype in (None, model.dtype):
         model.save_pretrained(folder)
         return
     dtype = dtype or model.dtype
     # What is saved is a plain model with the merged weights: its class knows nothing of adapters.
     plain = _without_weights(model) if adapted else model
-    own = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    held = model.state_dict().values() if tensors is None else tensors.values()
+    own = {tensor.data_ptr() for tensor in held}
     cast: dict[str, torch.Tensor] = {}
     by_address: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    for name, tensor in merged_weights(model):
+    for name, tensor in merged_weights(model) if tensors is None else tensors.items():
         written = tensor.to(dtype) if tensor.is_floating_point() else tensor
         if tensor.data_ptr() in own:
             # Tied weights stay one tensor, which is then written once.

@@ -8,8 +8,8 @@
     constant  1                                         such sequences * constant_length
 
 ``counts`` is summed over every micro-batch and rank before the first forward pass; the losses of
-micro-batches are then simply added, on one rank and over ranks (a trainer whose gradient reduction
-averages over ranks multiplies by their number). A sequence is never cut over micro-batches.
+micro-batches are then simply added, on one rank and over ranks (whose gradients are summed, not
+averaged). A sequence is never cut over micro-batches.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def compute_loss(
     return loss, metrics
 
 
-def reduce_metrics(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+def reduce_metrics(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
     """Metrics of all micro-batches as plain numbers.
 
     ``x/total`` becomes ``x``, ``x/sum`` over ``x/count`` becomes ``x``, ``x/max`` and ``x/min``

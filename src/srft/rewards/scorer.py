@@ -68,6 +68,13 @@ class _Part:
     function: RewardFunction | None = None
 
 
+def mean_metrics(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Means over the logged values of several scorers (one in each process) together."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    values = {name: [v for part in parts for v in part.get(name, ())] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
 RewardLike = str | RewardFunction | RewardSpec
 
 
@@ -169,9 +176,13 @@ class Scorer:
 
     def take_metrics(self) -> dict[str, float]:
         """Means of what functions logged with ``log_metric`` since the last call."""
+        return mean_metrics([self.take_logged()])
+
+    def take_logged(self) -> dict[str, list[float]]:
+        """Every value that functions logged with ``log_metric`` since the last call."""
         with self._lock:
             metrics, self._metrics = self._metrics, {}
-        return {name: sum(values) / len(values) for name, values in metrics.items()}
+        return metrics
 
     def take_extras(self) -> dict[str, list[Any]]:
         """Columns that functions logged with ``log_extra`` since the last call."""

@@ -1,15 +1,16 @@
-"""Checkpoints that are either whole or absent.
+"""Checkpoints that are either whole or absent, for any number of processes.
 
 A checkpoint is a folder ``checkpoints/step_000123`` with
 
-    weights.safetensors   every parameter and persistent buffer, in the precision it is trained in;
-                          of a model with adapters these alone
-    optimizer.pt          optimizer state and torch's random state (tensors only: read with weights_only)
-    state.json            step, sampler position, byte offsets of the logs, and whatever else resumes a run
-    manifest.json         SHA-256 of the three, so that a damaged checkpoint is noticed
+    weights/*.safetensors     every parameter and persistent buffer, in the precision it is trained in;
+                              of a model with adapters these alone
+    optimizer/*.safetensors   AdamW's moments, and torch's random state of each process
+    state.json                step, sampler position, byte offsets of the logs, and what else resumes a run
+    manifest.json             SHA-256 of every file, so that a damaged checkpoint is noticed
 
-It is written under a temporary name, flushed to the disk, and renamed: a process killed at any
-moment leaves the previous checkpoint as the newest one.
+Each process writes its own parts (``parallel/tensors.py``), and any number of processes can go on from
+them. The folder is written under a temporary name, flushed to the disk, and renamed by the main process
+once all have finished: killed at any moment, the previous checkpoint is the newest one.
 """
 
 from __future__ import annotations
@@ -19,69 +20,116 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from srft.errors import CheckpointError
-from srft.model.adapters import trained_names
 from srft.model.loading import first_not_finite
+from srft.parallel.sharding import own_tensors
+from srft.parallel.tensors import layout, read_tensors, write_tensors
+from srft.parallel.world import ALONE, World
 
-_FORMAT = 1
+_FORMAT = 2
 _PREFIX = "step_"
+_PARTS = ("weights", "optimizer")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint that was read: tensors on the CPU."""
+    """A whole checkpoint whose checksums are right; ``restore`` reads its tensors."""
 
     path: Path
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    torch_rng: Tensor
     state: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes checkpoints to ``folder`` and keeps the ``keep`` newest.
+
+    With ``background``, ``save`` returns once it has copied everything to the host's memory, and a
+    thread does the rest, one checkpoint at a time: a kill then costs at most the steps since the one
+    before. Errors come with the next ``save`` or ``wait``.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World = ALONE, background: bool = False):
+        self.folder, self.keep = folder, keep
+        # A thread's collectives must not mix with those of the loop.
+        self.world = world.apart() if background else world
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._pending: Future[Path] | None = None
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+    ) -> None:
+        """Writes ``step_<step>``; all processes call together.
+
+        Raises:
+            CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        tensors = {
+            "weights": own_tensors(model),
+            "optimizer": {
+                **_moments(model, optimizer),
+                f"random.{self.world.rank}": torch.get_rng_state(),
+            },
+        }
+        self.wait()
+        if self._thread is None:
+            save_checkpoint(self.folder, step, tensors, state, self.keep, self.world)
+            return
+        # What dcp.async_save does, with the checksums and the renaming in the thread as well.
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        staged: Any = {part: stager.stage(dict(found)) for part, found in tensors.items()}
+        stager.close()
+        self._pending = self._thread.submit(
+            save_checkpoint, self.folder, step, staged, state, self.keep, self.world
+        )
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     keep: int,
+    world: World = ALONE,
 ) -> Path:
-    """Writes ``folder/step_<step>`` and removes all but the ``keep`` newest.
-
-    Raises:
-        CheckpointError: the disk is full or not writable; earlier checkpoints are untouched.
-    """
+    """Writes ``folder/step_<step>`` and removes all but the ``keep`` newest."""
     target = folder / f"{_PREFIX}{step:06d}"
     temporary = folder / f".writing-{target.name}"
+    problem = None
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(model_tensors(model), temporary / "weights.safetensors")
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "torch_rng": torch.get_rng_state()},
-            temporary / "optimizer.pt",
-        )
-        (temporary / "state.json").write_text(json.dumps({"format": _FORMAT, **state}))
-        sums = {name: _sha256(temporary / name) for name in _FILES}
-        (temporary / "manifest.json").write_text(json.dumps(sums, indent=1))
-        for path in [*temporary.iterdir(), temporary]:
-            fsync(path)
-        if target.exists():  # a damaged one that a resume passed over
-            shutil.rmtree(target)
-        temporary.rename(target)
-        fsync(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save reports a full disk as RuntimeError, safetensors as SafetensorError.
-        shutil.rmtree(temporary, ignore_errors=True)
+        if world.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for part in _PARTS:
+                (temporary / part).mkdir(parents=True)
+    except OSError as error:
+        problem = str(error)
+    try:
+        _agree(problem, world)
+        for part in _PARTS:
+            write_tensors(temporary / part, tensors[part], world)
+        _agree(_finish(temporary, target, state, world), world)
+    except CheckpointError as error:
+        if world.main:
+            shutil.rmtree(temporary, ignore_errors=True)
         previous = [path.name for path in list_checkpoints(folder)]
         kept = (
             f"the previous checkpoint {previous[-1]} is untouched"
@@ -92,49 +140,102 @@ def save_checkpoint(
             f"{target}: the checkpoint could not be written ({error}); {kept}. "
             "Free space or make the folder writable, then resume."
         ) from error
-    # Older ones, and what a process killed while writing has left.
-    for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
-        shutil.rmtree(old, ignore_errors=True)
+    if world.main:
+        # Older ones, and what a process killed while writing has left.
+        for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once (tied ones under their first name) and every persistent buffer; where
-    ``model`` has adapters, only what is trained: the rest is the base's, which stays as it was."""
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    trained = trained_names(model)
-    if trained is not None:
-        return {name: parameters[name].contiguous() for name in parameters if name in trained}
-    known = {id(p) for p in model.parameters()}
-    every_name = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name not in every_name and id(tensor) not in known
-    }
-    return {name: tensor.contiguous() for name, tensor in {**parameters, **buffers}.items()}
+def _agree(problem: str | None, world: World) -> None:
+    """Goes on where no process has a problem."""
+    found = world.first(problem, "a checkpoint")
+    if found is not None:
+        raise CheckpointError(found)
 
 
-def restore_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copies ``weights`` into ``model`` in place.
+def _finish(temporary: Path, target: Path, state: Mapping[str, Any], world: World) -> str | None:
+    """Checksums, small files, flushing and renaming; what went wrong in this process, if anything."""
+    problem = None
+    sums: dict[str, str] = {}
+    try:
+        files = sorted(temporary.glob("*/*"))
+        sums = {_name(files[i], temporary): _seal(files[i]) for i in world.share(len(files))}
+    except OSError as error:
+        problem = str(error)
+    found = world.gather((problem, sums), "a checkpoint's checksums")
+    problem = next((p for p, _ in found if p is not None), None)
+    if problem is not None or not world.main:
+        return problem
+    try:
+        small = temporary / "state.json"
+        small.write_text(json.dumps({"format": _FORMAT, **state}))
+        every = {name: value for _, part in found for name, value in part.items()}
+        every["state.json"] = _seal(small)
+        (temporary / "manifest.json").write_text(json.dumps(dict(sorted(every.items())), indent=1))
+        for path in [temporary / "manifest.json", *(temporary / p for p in _PARTS), temporary]:
+            fsync(path)
+        if target.exists():  # a damaged one that a resume passed over
+            shutil.rmtree(target)
+        temporary.rename(target)
+        fsync(target.parent)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World = ALONE,
+) -> None:
+    """Weights, moments and random state of ``checkpoint``, in place.
 
     Raises:
         CheckpointError: the names or shapes are not this model's.
     """
-    own = model_tensors(model)
-    if own.keys() != weights.keys():
-        odd = sorted(own.keys() ^ weights.keys())
-        raise CheckpointError(
-            f"the checkpoint is of another model: {len(odd)} tensors differ, such as {odd[0]}"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if tensor.shape != weights[name].shape:
-                raise CheckpointError(
-                    f"the checkpoint is of another model: {name} is {tuple(weights[name].shape)} there, "
-                    f"{tuple(tensor.shape)} here"
-                )
-            tensor.copy_(weights[name])
+    read_tensors(checkpoint.path / "weights", own_tensors(model), world)
+    folder = checkpoint.path / "optimizer"
+    stored = layout(folder)
+    parameters = dict(model.named_parameters())
+    into: dict[str, Tensor] = {}
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, (size, dtype) in stored.items():
+        kind, _, name = key.partition(".")
+        if kind == "random":
+            into[key] = torch.zeros(size, dtype=dtype)
+            continue
+        if name not in parameters:
+            raise CheckpointError(f"{folder}: of another model: {name} is not a parameter here")
+        like = parameters[name].detach()
+        fits = size == like.shape and kind != "step"
+        into[key] = torch.zeros_like(like, dtype=dtype) if fits else torch.zeros(size, dtype=dtype)
+        state.setdefault(name, {})[kind] = into[key]
+    read_tensors(folder, into, world)
+    _set_moments(model, optimizer, state)
+    states = sum(key.startswith("random.") for key in stored)
+    torch.set_rng_state(into[f"random.{world.rank % states}"])
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``<kind>.<parameter>``."""
+    return {
+        f"{kind}.{name}": value
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _set_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Through ``load_state_dict``, which numbers parameters and puts tensors where they belong."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    numbered = {i: dict(state[name]) for i, name in enumerate(order) if name in state}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -142,56 +243,54 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
+def load_newest(folder: Path, world: World = ALONE) -> tuple[Checkpoint, list[str]]:
     """The newest whole checkpoint, and a sentence for each newer one that is damaged.
 
     Raises:
         CheckpointError: there is none.
     """
     damaged: list[str] = []
-    for path in reversed(list_checkpoints(folder)):
+    names = world.from_main(lambda: [p.name for p in list_checkpoints(folder)], "checkpoints")
+    for name in reversed(names):
         try:
-            return read_checkpoint(path), damaged
+            return read_checkpoint(folder / name, world), damaged
         except CheckpointError as error:
             damaged.append(str(error))
     detail = f": {' '.join(damaged)}" if damaged else ""
     raise CheckpointError(f"{folder}: no checkpoint to resume from{detail}")
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint.
+def read_checkpoint(path: Path, world: World = ALONE) -> Checkpoint:
+    """Verifies one checkpoint, each process a share of its files.
 
     Raises:
-        CheckpointError: a file is missing, altered or cut short.
+        CheckpointError: in every process, where a file is missing, altered or cut short.
     """
+    problem, state = None, {}
     try:
-        sums = json.loads((path / "manifest.json").read_text())
-        for name in _FILES:
-            if _sha256(path / name) != sums[name]:
-                raise CheckpointError(
-                    f"{path / name}: damaged (its checksum is not the one recorded)."
-                )
-        tensors = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        sums = list(json.loads((path / "manifest.json").read_text()).items())
+        for name, expected in (sums[i] for i in world.share(len(sums))):
+            if _sha256(path / name) != expected:
+                problem = f"{path / name}: damaged (its checksum is not the one recorded)."
+            elif name.startswith("weights/") and (odd := first_not_finite(load_file(path / name))):
+                problem = f"{path}: {odd} holds numbers that are not finite."
         state = json.loads((path / "state.json").read_text())
         if state.pop("format") != _FORMAT:
-            raise CheckpointError(f"{path}: written by another version of srft.")
-        weights = load_file(path / "weights.safetensors")
-        if (odd := first_not_finite(weights)) is not None:
-            raise CheckpointError(f"{path}: {odd} holds numbers that are not finite.")
-        return Checkpoint(
-            path,
-            weights,
-            tensors["optimizer"],
-            tensors["torch_rng"],
-            state,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: damaged or incomplete ({error}).") from error
+            problem = f"{path}: written by another version of srft."
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        problem = problem or f"{path}: damaged or incomplete ({error})."
+    _agree(problem, world)
+    return Checkpoint(path, state)
 
 
-_FILES = ("weights.safetensors", "optimizer.pt", "state.json")
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _seal(path: Path) -> str:
+    """Flushes a file to the disk and returns its checksum."""
+    fsync(path)
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from srft.errors import NotFinite, RolloutNotFinite
 from srft.objective.method import Method, Progress
+from srft.parallel.world import ALONE, World
 from srft.rewards.scorer import Score, Scorer
 from srft.types import (
     Completion,
@@ -99,8 +100,12 @@ def collect(
     seed: int,
     decode: Callable[[Sequence[int]], str],
     first_group: int = 0,
+    world: World = ALONE,
 ) -> Collected:
     """Samples ``group_size`` rollouts a prompt and scores them while generation goes on.
+
+    Each process of ``world`` samples and scores those of its share of the prompts; all get them all.
+    What is sampled does not depend on which process does it.
 
     ``step`` and ``seed`` decide what is sampled. ``demo_scores[index]`` are the scores of example
     ``index``'s demonstrations. ``first_group`` numbers the groups when a step is collected in
@@ -123,46 +128,78 @@ def collect(
         collected.rollouts = [[] for _ in examples]
         return collected
 
+    share = world.share(len(examples))
     plans = [
-        _plan(example, method, progress, group_size, request_seed(seed, step, first_group + g))
-        for g, example in enumerate(examples)
+        _plan(examples[g], method, progress, group_size, request_seed(seed, step, first_group + g))
+        for g in share
     ]
-    requests = [request for plan in plans for request, _ in plan]
-    owners = [(g, prefix) for g, plan in enumerate(plans) for _, prefix in plan]
-    session = scorer.session()
-    texts: dict[tuple[int, int], str] = {}
-
-    def score_now(r: int, i: int, completion: Completion) -> None:
-        g, prefix = owners[r]
-        ids = (*prefix, *completion.token_ids)
-        texts[(r, i)] = _whole_text(prefix, completion, decode)
-        session.add((r, i), examples[g].example, texts[(r, i)], ids)
-
     start = time.perf_counter()
-    completions = engine.generate(requests, params, on_completion=score_now)
-    generated = time.perf_counter()
-    drawn = [
-        (r, i, _sequence(examples[g], first_group + g, prefix, completion))
-        for r, (g, prefix) in enumerate(owners)
-        for i, completion in enumerate(completions[r])
-    ]
-    _check_logprobs([sequence for _, _, sequence in drawn])
+    mine = _Share([examples[g] for g in share], [first_group + g for g in share], plans)
+    problem: NotFinite | None = None
     try:
-        scores: dict[Any, Score] = session.results()
+        mine.sample(engine, scorer, params, decode)
     except NotFinite as error:
-        error.sequences = [sequence for _, _, sequence in drawn]
-        raise
-    collected.generate_seconds = generated - start
-    collected.score_seconds = time.perf_counter() - generated
-
-    collected.rollouts = [[] for _ in examples]
-    for r, i, sequence in drawn:
-        score = scores[(r, i)]
-        if score.scorable:
-            scored = replace(sequence, reward=score.reward, correct=score.correct)
-            group = collected.rollouts[sequence.group - first_group]
-            group.append(Rollout(scored, texts[(r, i)], score))
+        problem = error
+    # What one process refuses, all do.
+    problem = world.first(problem, f"rollouts of step {step + 1}")
+    if problem is not None:
+        raise problem
+    collected.rollouts = world.merge(mine.rollouts, f"rollouts of step {step + 1}")
+    collected.generate_seconds = mine.generate_seconds
+    # What was left to wait for: verifiers, and other processes.
+    collected.score_seconds = time.perf_counter() - start - mine.generate_seconds
     return collected
+
+
+@dataclass
+class _Share:
+    """The prompts of one process: their numbers in the step, and the plan of each."""
+
+    examples: Sequence[TokenizedExample]
+    groups: Sequence[int]
+    plans: Sequence[list[tuple[RolloutRequest, tuple[int, ...]]]]
+    rollouts: list[list[Rollout]] = field(default_factory=list)
+    generate_seconds: float = 0.0
+
+    def sample(
+        self,
+        engine: RolloutEngine,
+        scorer: Scorer,
+        params: SamplingParams,
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        """Fills ``rollouts``, prompt by prompt."""
+        requests = [request for plan in self.plans for request, _ in plan]
+        owners = [(g, prefix) for g, plan in enumerate(self.plans) for _, prefix in plan]
+        session = scorer.session()
+        texts: dict[tuple[int, int], str] = {}
+
+        def score_now(r: int, i: int, completion: Completion) -> None:
+            g, prefix = owners[r]
+            ids = (*prefix, *completion.token_ids)
+            texts[(r, i)] = _whole_text(prefix, completion, decode)
+            session.add((r, i), self.examples[g].example, texts[(r, i)], ids)
+
+        start = time.perf_counter()
+        completions = engine.generate(requests, params, on_completion=score_now)
+        self.generate_seconds = time.perf_counter() - start
+        drawn = [
+            (r, i, _sequence(self.examples[g], self.groups[g], prefix, completion))
+            for r, (g, prefix) in enumerate(owners)
+            for i, completion in enumerate(completions[r])
+        ]
+        _check_logprobs([sequence for _, _, sequence in drawn])
+        try:
+            scores: dict[Any, Score] = session.results()
+        except NotFinite as error:
+            error.sequences = [sequence for _, _, sequence in drawn]
+            raise
+        self.rollouts = [[] for _ in self.examples]
+        for r, i, sequence in drawn:
+            score = scores[(r, i)]
+            if score.scorable:
+                scored = replace(sequence, reward=score.reward, correct=score.correct)
+                self.rollouts[owners[r][0]].append(Rollout(scored, texts[(r, i)], score))
 
 
 def _sequence(

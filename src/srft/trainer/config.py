@@ -80,6 +80,10 @@ class RunConfig(BaseModel):
         50, ge=0, description="Steps between checkpoints; 0: only at the end."
     )
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    background_checkpoints: bool = Field(
+        False,
+        description="Write checkpoints in a thread from a copy in the host's memory, while training goes on.",
+    )
     samples_every: int = Field(10, ge=0, description="Steps between saved samples; 0: never.")
     samples_prompts: int = Field(
         4, ge=1, description="Prompts whose whole group is saved each time."

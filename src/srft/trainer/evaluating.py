@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from srft.config import SRFTConfig
@@ -51,7 +52,9 @@ class Evaluator:
         self, step: int, progress: Callable[[str, int, int], None] | None = None
     ) -> dict[str, float]:
         """Figures of each set as ``eval/<set>/...`` and over all sets together as ``eval/accuracy``;
-        a line for each set goes to evaluation.jsonl. ``progress(set, done, total)`` counts samples."""
+        a line for each set goes to evaluation.jsonl. ``progress(set, done, total)`` counts samples.
+        Problems are shared out over processes."""
+        world = self._setup.world
         metrics: dict[str, float] = {}
         results: list[EvaluationResult] = []
         for name, data in self._setup.evaluation.items():
@@ -65,7 +68,10 @@ class Evaluator:
                 seed=self._settings.seed,
                 progress=None if progress is None else lambda d, t, n=name: progress(n, d, t),  # type: ignore[misc]
                 name=name,
+                share=world.share(len(data.problems)),
             )
+            problems = tuple(world.merge(list(result.problems), f"evaluation on {name}"))
+            result = replace(result, problems=problems, size=len(problems))
             results.append(result)
             metrics.update({f"eval/{name}/{key}": value for key, value in result.metrics().items()})
             self.log.write(record(result, step, self._settings.confidence))

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft import __version__
 from srft.config import SRFTConfig
+from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.loading import save_model
+from srft.parallel.world import ALONE, World
 from srft.secrets import redact_values
 from srft.trainer.logs import read_jsonl
 from srft.trainer.run_dir import RunDir
@@ -25,17 +28,37 @@ def export_model(
     folder: Path,
     config: SRFTConfig,
     run: RunDir,
+    world: World = ALONE,
 ) -> Path:
     """Writes weights (or the adapters alone, where the recipe says so), config, tokenizer and
-    README.md to ``folder``, whole or not at all."""
+    README.md to ``folder``, whole or not at all. All processes of ``world`` gather a sharded model's
+    weights; the main one writes."""
+    adapters_only = config.model.lora is not None and config.model.lora.export == "adapter"
+    tensors = _gathered(model, adapters_only, world) if world.size > 1 else None
+    if not world.main:
+        return folder
     return save_model(
         model,
         tokenizer,
         folder,
         dtype=_export_dtype(model, config),
         files={"README.md": model_card(config, run)},
-        adapters_only=config.model.lora is not None and config.model.lora.export == "adapter",
+        adapters_only=adapters_only,
+        tensors=tensors,
     )
+
+
+def _gathered(model: PreTrainedModel, adapters_only: bool, world: World) -> dict[str, Tensor]:
+    """What is to be written, whole, in the main process's memory; nothing in the others."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    again = every - {
+        name for name, _ in model.named_parameters()
+    }  # tied: one of their names will do
+    tensors = {}
+    for name, tensor in adapter_weights(model) if adapters_only else merged_weights(model):
+        if world.main and name not in again:
+            tensors[name] = tensor.cpu()
+    return tensors
 
 
 def _export_dtype(model: PreTrainedModel, config: SRFTConfig) -> torch.dtype:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from srft.data.packing import PackedBatch
 from srft.objective.loss import compute_loss
 from srft.objective.method import Method, Progress
+from srft.parallel.sharding import total_norm, whole
 from srft.types import TokenBatch
 
 
@@ -36,7 +37,7 @@ def gradient_analysis(
             loss, _ = compute_loss(alone, forward(number, packed), counts, progress)
             loss.backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        figures[f"gradient/norm/{term.name}"] = float(torch.nn.utils.get_total_norm(gradients))
+        figures[f"gradient/norm/{term.name}"] = total_norm(gradients)
         earlier = by_source.get(term.source)
         by_source[term.source] = (
             [g.clone() for g in gradients]
@@ -46,8 +47,10 @@ def gradient_analysis(
     model.zero_grad(set_to_none=True)
     if "sft" in by_source and "rl" in by_source:
         sft, rl = by_source["sft"], by_source["rl"]
-        dot = sum(float((a.double() * b.double()).sum()) for a, b in zip(sft, rl, strict=True))
-        norms = [float(torch.nn.utils.get_total_norm(gradients)) for gradients in (sft, rl)]
+        dot = sum(
+            float(whole((a.double() * b.double()).sum())) for a, b in zip(sft, rl, strict=True)
+        )
+        norms = [total_norm(gradients) for gradients in (sft, rl)]
         if min(norms) > 0:
             figures["gradient/cosine"] = dot / (norms[0] * norms[1])
     return figures

@@ -54,6 +54,23 @@ class JsonlLog:
             self._file.close()
 
 
+class SilentLog(JsonlLog):
+    """The log of a process that is not the one to write it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def offset(self) -> int:
+        return 0
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a log; a last line cut short by a crash is left out, and so is a line that
     something else has damaged (the report says how many these are)."""

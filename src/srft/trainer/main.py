@@ -22,7 +22,10 @@ QUICKSTART = Path(__file__).parent.parent / "lab" / "quickstart.yaml"
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
     """Trains by ``config``, writes plots and report, and prints results and places."""
-    result = SRFTTrainer(args=config, console=console).train(resume=resume)
+    trainer = SRFTTrainer(args=config, console=console)
+    result = trainer.train(resume=resume)
+    if not trainer.world.main:
+        return result
     plots = plot_run(result.run_dir)
     table = evaluation_table(result.evaluations)
     if table is not None:

@@ -13,7 +13,7 @@ from srft.data.packing import PackedBatch, pack
 from srft.objective.method import Method, Progress
 from srft.objective.table import take_tokens
 from srft.trainer.collect import Collected
-from srft.trainer.update import prepare
+from srft.trainer.update import mean_entropy, prepare
 from srft.types import TokenBatch, TrainingSequence
 
 _DIGITS = 5
@@ -82,11 +82,14 @@ def _token_figures(
     # travels in the place of the group.
     numbered = [replace(sequence, group=i) for i, sequence in enumerate(sequences)]
     figures: list[dict[str, Any]] = [{} for _ in sequences]
-    for packed in pack(numbered, table.advantage_S, token_budget, device):
-        batch = forward(packed)
+    batches = [forward(p) for p in pack(numbered, table.advantage_S, token_budget, device)]
+    # The step's own mean is not known yet; that of the group stands in for it.
+    mean = mean_entropy([(batch.index, batch.entropy_T) for batch in batches])
+    for scored in batches:
+        batch = replace(scored, batch_entropy=mean)
         loss_T = token_losses(method, batch, progress)
-        for row, number in enumerate(packed.index.sequences.group_S.tolist()):
-            mine = packed.index.sequence_T == row
+        for row, number in enumerate(batch.index.sequences.group_S.tolist()):
+            mine = batch.index.sequence_T == row
             figures[number] = {
                 "advantage": round(table.advantage_S[number].item(), _DIGITS),
                 "logprob": _rounded(batch.logprob_T[mine]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from srft.model.adapters import (
 )
 from srft.model.config import ModelConfig
 from srft.model.loading import (
+    autocast_dtype,
     check_finite_weights,
     check_vocabulary,
     choose_attention,
@@ -42,6 +45,9 @@ from srft.model.output_head import unwrap
 from srft.model.scoring import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
+from srft.parallel.replica import ReplicaEngine
+from srft.parallel.sharding import shard
+from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
@@ -66,6 +72,7 @@ class Setup:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    world: World
     train: list[TokenizedExample]
     demo_scores: list[list[Score]]
     evaluation: dict[str, EvaluationData]
@@ -96,6 +103,7 @@ def set_up(
     evaluation: Any | None,
     tokenizer: PreTrainedTokenizerBase | None,
     console: Console,
+    world: World,
 ) -> Setup:
     """Reads data, builds the model and checks that they fit.
 
@@ -112,7 +120,7 @@ def set_up(
         if name
     }
     set_seed(config.train.seed)
-    device = _device(config)
+    device = choose_device(config)
     model_config = config.model
     if isinstance(model, str):
         model_config = model_config.model_copy(update={"path": model})
@@ -132,8 +140,8 @@ def set_up(
     scorer = _scorer(config, rewards)
     try:
         with console.status("verifying answers and demonstrations"):
-            examples = _check_answers(config, examples, scorer, notes)
-            examples, demo_scores = _score_demonstrations(config, examples, scorer, notes)
+            examples = _check_answers(config, examples, scorer, notes, world)
+            examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
         policy = _policy(model, model_config, device)
         check_finite_weights(policy, model_config.path)
@@ -145,17 +153,22 @@ def set_up(
         with compute():
             check_scoring(policy, tokenizer)
             longest = _longest(config, methods, examples, evaluation_data)
-            engine = build_engine(policy, tokenizer, config.rollout, longest)
+            engine = _engine(config, policy, tokenizer, longest, world)
     except BaseException:
         scorer.close()
         raise
     reference = None
     if any(method.needs_reference for method in methods):
         reference = frozen_reference(policy)
+        with reference() as frozen:
+            if frozen is not policy:
+                shard(frozen, world, config.parallel, autocast_dtype(model_config, device))
+    shard(policy, world, config.parallel, autocast_dtype(model_config, device))
     return Setup(
         policy,
         tokenizer,
         device,
+        world,
         examples,
         demo_scores,
         evaluation_data,
@@ -209,14 +222,30 @@ def _policy(
     return model
 
 
-def _device(config: SRFTConfig) -> torch.device:
-    if config.train.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _engine(
+    config: SRFTConfig,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    world: World,
+) -> RolloutEngine:
+    """What samples: the policy itself, or where it is to be sharded a whole copy of it."""
+    if world.size == 1:
+        return build_engine(policy, tokenizer, config.rollout, longest)
+    replica = copy.deepcopy(policy).requires_grad_(False).eval()
+    engine = build_engine(replica, tokenizer, config.rollout, longest)
+    return ReplicaEngine(engine, replica, policy)
+
+
+def choose_device(config: SRFTConfig) -> torch.device:
+    """``train.device``; with several processes on a machine each takes the GPU of its number."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device: cuda is asked for but PyTorch sees no GPU; set it to cpu or auto"
         )
-    return torch.device(config.train.device)
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _read(config: SRFTConfig, train: Any | None, evaluation: Any | None) -> Splits:
@@ -271,13 +300,17 @@ def _check_answers(
     examples: list[TokenizedExample],
     scorer: Scorer,
     notes: list[str],
+    world: World,
 ) -> list[TokenizedExample]:
     """Rows whose ground truth does not verify against itself could never be rewarded.
 
     Raises:
         DataError: there are some, and ``data.invalid_rows`` is error.
     """
-    failed = check_answers([tokenized.example for tokenized in examples], scorer).failed
+    failed = world.from_main(
+        lambda: check_answers([tokenized.example for tokenized in examples], scorer).failed,
+        "the verification of answers",
+    )
     if not failed:
         return examples
     shown = "\n".join(f"  {finding}" for finding in failed[:_SHOWN])
@@ -299,6 +332,7 @@ def _score_demonstrations(
     examples: Sequence[TokenizedExample],
     scorer: Scorer,
     notes: list[str],
+    world: World,
 ) -> tuple[list[TokenizedExample], list[list[Score]]]:
     """Scores every demonstration with the verifier that scores rollouts, applies the policy for
     those that fail, and numbers the examples by their place in the list.
@@ -307,10 +341,13 @@ def _score_demonstrations(
         RewardError: a reward function failed.
         DataError: no demonstration passes, so the verifier cannot be the right one.
     """
-    report = check_demonstrations(
-        [tokenized.example for tokenized in examples],
-        scorer,
-        [tokenized.demonstration_ids for tokenized in examples],
+    report = world.from_main(
+        lambda: check_demonstrations(
+            [tokenized.example for tokenized in examples],
+            scorer,
+            [tokenized.demonstration_ids for tokenized in examples],
+        ),
+        "the verification of demonstrations",
     )
     policy = config.reward.failed_demonstrations
     if report.failed:

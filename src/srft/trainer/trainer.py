@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -30,27 +29,30 @@ from srft.data.sampler import PromptSampler
 from srft.errors import AlarmError, NotFinite, NumericalError
 from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
+from srft.parallel.sharding import own_tensors
+from srft.parallel.world import join_world
+from srft.rewards.scorer import mean_metrics
 from srft.secrets import redact, redact_values
 from srft.trainer.alarms import raised
 from srft.trainer.checkpoint import (
     Checkpoint,
+    Checkpointer,
     list_checkpoints,
     load_newest,
-    restore_model,
-    save_checkpoint,
+    restore,
 )
 from srft.trainer.collect import Collected, collect, group_metrics, request_seed
 from srft.trainer.config import Stage
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model
 from srft.trainer.live import LiveView
-from srft.trainer.logs import JsonlLog, open_tracker
+from srft.trainer.logs import JsonlLog, SilentLog, open_tracker
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
 from srft.trainer.refusals import save_refused
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.samples import sample_records
-from srft.trainer.setup import set_up
+from srft.trainer.setup import choose_device, set_up
 from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.stopping import StopRequest
 from srft.trainer.update import UpdateResult, forward, update
@@ -85,17 +87,20 @@ class SRFTTrainer:
         console: Console | None = None,
     ) -> None:
         self.args = args or SRFTConfig()
-        self.console = console or Console()
-        self.run = choose_run_dir(self.args)
-        self.setup = set_up(
-            self.args,
-            model,
-            train_dataset,
-            reward_funcs,
-            eval_dataset,
-            processing_class,
-            self.console,
-        )
+        self.world = join_world(self.args.parallel, choose_device(self.args))
+        self.console = (console or Console()) if self.world.main else Console(quiet=True)
+        with self.world.together("setting up"):
+            self.run = self.world.from_main(lambda: choose_run_dir(self.args), "the run directory")
+            self.setup = set_up(
+                self.args,
+                model,
+                train_dataset,
+                reward_funcs,
+                eval_dataset,
+                processing_class,
+                self.console,
+                self.world,
+            )
         self.model = self.setup.model
         self.tokenizer = self.setup.tokenizer
         self.optimizer = build_optimizer(self.model, self.args.train)
@@ -106,6 +111,12 @@ class SRFTTrainer:
             self.args.data.shuffle,
         )
         self.evaluator = Evaluator(self.setup, self.args, self.run)
+        self.checkpoints = Checkpointer(
+            self.run.checkpoints,
+            self.args.run.keep_checkpoints,
+            self.world,
+            self.args.run.background_checkpoints,
+        )
         self.state = TrainState()
         self.total_steps = self.args.total_steps
 
@@ -115,7 +126,7 @@ class SRFTTrainer:
         """Runs all stages; with ``resume`` from the newest whole checkpoint of the run directory.
 
         Ctrl-C and SIGTERM end the step in hand, write a checkpoint and return, with ``stopped_by``
-        set; a second one acts at once.
+        set; a second one acts at once. Of several processes, the main one writes to the run directory.
 
         Raises:
             ConfigError: the run directory holds another run.
@@ -123,9 +134,12 @@ class SRFTTrainer:
             NumericalError: refused steps, where ``train.on_nonfinite`` says stop.
             AlarmError: an alarm whose action is to stop.
             RewardError, RolloutError: from the reward functions and the engine.
+            RankError: a process is gone; PeerError: another process failed, and says why.
         """
         metrics: dict[str, Any] = {}
+        stopped_by: str | None = None
         with ExitStack() as stack:
+            stack.enter_context(self.world.together("training"))
             stack.callback(self.setup.close)
             self._open_logs(self._resume() if resume else self._begin(), stack)
             stop = stack.enter_context(StopRequest())
@@ -137,7 +151,9 @@ class SRFTTrainer:
             resumed_finished = self.state.stage == len(self.setup.methods)
             if self.state.step == 0 and self.args.evaluation.at_start:
                 self._evaluate()
-            while self.state.stage < len(self.setup.methods) and not stop.requested:
+            while self.state.stage < len(self.setup.methods):
+                if stopped_by := self.world.first(stop.requested, "the next step"):
+                    break
                 metrics = self._train_step()
                 self._log(metrics)
                 self._watch(metrics)
@@ -151,14 +167,15 @@ class SRFTTrainer:
             if finished and not resumed_finished:
                 self._evaluate()
             self._checkpoint()
-            model_dir = self._export() if finished and self.args.run.export else None
+            self.checkpoints.wait()
+            model_dir = self._export(self.run.model) if finished and self.args.run.export else None
         return TrainResult(
             self.run.path,
             model_dir,
             self.state.step,
             metrics,
             self.evaluator.records(),
-            None if finished else stop.requested,
+            None if finished else stopped_by,
         )
 
     def _train_step(self) -> dict[str, Any]:
@@ -207,7 +224,9 @@ class SRFTTrainer:
             "learning_rate": rate,
             **figures,
             **result.metrics,
-            **self.setup.scorer.take_metrics(),
+            **mean_metrics(
+                self.world.gather(self.setup.scorer.take_logged(), "metrics of rewards")
+            ),
             **phases,
             "time/other": end - start - sum(phases.values()),
             "time/step": end - start,
@@ -231,7 +250,8 @@ class SRFTTrainer:
         try:
             self._fill(kept, wanted, method, progress)
         except NotFinite as error:
-            save_refused(self.run.refused, self.state.step, str(error), error.sequences)
+            if self.world.main:
+                save_refused(self.run.refused, self.state.step, str(error), error.sequences)
             return Collected(refused=str(error))
         if method.collect_unsolved:
             self.state.unsolved += kept.unsolved
@@ -263,6 +283,7 @@ class SRFTTrainer:
                 seed=request_seed(self.args.train.seed, round_),
                 decode=self.setup.decode,
                 first_group=first,
+                world=self.world,
             )
 
     def _update(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
@@ -294,6 +315,7 @@ class SRFTTrainer:
             reference=self.setup.reference,
             compute=self.setup.compute,
             refused_dir=self.run.refused,
+            world=self.world,
         )
 
     def _temperature(self, method: Method) -> float:
@@ -321,7 +343,8 @@ class SRFTTrainer:
     def _check_weights(self) -> None:
         """Refused steps spare the weights. Where these are broken all the same, no step mends them,
         and no checkpoint may take the place of a good one."""
-        if (odd := first_not_finite(dict(self.model.named_parameters()))) is not None:
+        odd = self.world.first(first_not_finite(own_tensors(self.model)), "the weights")
+        if odd is not None:
             raise NumericalError(
                 f"after step {self.state.step} the weight {odd} is not finite. Resume from the last "
                 "checkpoint with a lower train.learning_rate"
@@ -392,12 +415,13 @@ class SRFTTrainer:
         if better is not None:
             self.state.best = better
             if self.state.step:
-                export_model(self.model, self.tokenizer, self.run.best, self.args, self.run)
+                self._export(self.run.best)
 
     # -- starting, saving, resuming ------------------------------------------------------------
 
     def _begin(self) -> dict[str, int]:
-        create_run_dir(self.run, self.args)
+        if self.world.main:
+            create_run_dir(self.run, self.args)
         for note in self.setup.notes:
             self.console.print(note, highlight=False, markup=False)
         return {}
@@ -405,10 +429,11 @@ class SRFTTrainer:
     def _resume(self) -> dict[str, int]:
         """Weights, optimizer, random state and positions of the newest whole checkpoint; returns
         the lengths in bytes to which the logs are cut back."""
-        if self.run.config.exists() and not list_checkpoints(self.run.checkpoints):
+        nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
+        if self.world.from_main(lambda: nothing, "checkpoints"):
             self.console.print("resume: no checkpoint was written yet; starting from the beginning")
             return {}
-        checkpoint, damaged = load_newest(self.run.checkpoints)
+        checkpoint, damaged = load_newest(self.run.checkpoints, self.world)
         for sentence in [*damaged, *check_same_recipe(self.run, self.args)]:
             self.console.print(f"resume: {sentence}", highlight=False, markup=False)
         self._restore(checkpoint)
@@ -417,16 +442,16 @@ class SRFTTrainer:
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        restore_model(self.model, checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        restore(checkpoint, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
         self.state = TrainState(**checkpoint.state["train"])
         self.total_steps = checkpoint.state["total_steps"]
-        torch.set_rng_state(checkpoint.torch_rng)
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
         def log(path: Path) -> JsonlLog:
+            if not self.world.main:
+                return SilentLog(path)
             opened = JsonlLog(path, offsets.get(path.name, 0))
             stack.callback(opened.close)
             return opened
@@ -437,7 +462,7 @@ class SRFTTrainer:
         self.evaluator.log = log(self.run.evaluation)
         self.trackers = [
             open_tracker(name, self.run.path, redact_values(self.args.model_dump(mode="json")))
-            for name in self.args.run.trackers
+            for name in (self.args.run.trackers if self.world.main else ())
         ]
         for tracker in self.trackers:
             stack.callback(tracker.close)
@@ -452,18 +477,11 @@ class SRFTTrainer:
             "sampler": self.sampler.state_dict(),
             "logs": {log.path.name: log.offset for log in logs},
         }
-        save_checkpoint(
-            self.run.checkpoints,
-            self.state.step,
-            self.model,
-            self.optimizer,
-            state,
-            self.args.run.keep_checkpoints,
-        )
+        self.checkpoints.save(self.state.step, self.model, self.optimizer, state)
 
-    def _export(self) -> Path:
+    def _export(self, folder: Path) -> Path:
         self.view.phase("exporting")
-        return export_model(self.model, self.tokenizer, self.run.model, self.args, self.run)
+        return export_model(self.model, self.tokenizer, folder, self.args, self.run, self.world)
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)

@@ -6,7 +6,8 @@ alike. Counts are taken over the whole optimizer step first, so micro-batches si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,13 @@ from srft.model.scoring import TokenScores, score
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
 from srft.objective.table import sequence_table, take_rows, token_index
+from srft.parallel.sharding import total_norm
+from srft.parallel.world import ALONE, World
 from srft.trainer.collect import request_seed
 from srft.trainer.config import TrainConfig
 from srft.trainer.gradients import gradient_analysis
-from srft.trainer.optimization import gradient_norm
 from srft.trainer.refusals import save_refused
-from srft.types import SequenceTable, TokenBatch, TrainingSequence
+from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
 
 Compute = Callable[[], AbstractContextManager[Any]]
 """What forward passes run in: autocast, or nothing."""
@@ -63,8 +65,12 @@ def update(
     reference: Reference | None = None,
     compute: Compute = nullcontext,
     refused_dir: Path | None = None,
+    world: World = ALONE,
 ) -> UpdateResult:
     """Moves the weights by ``config.optimizer_steps_per_batch`` optimizer steps on ``sequences``.
+
+    Every process of ``world`` is given all sequences; the micro-batches are dealt out, and all
+    processes return the same figures and refuse the same steps.
 
     A step whose loss, entropies, log-probabilities or gradient are not finite is refused: weights
     and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
@@ -72,7 +78,7 @@ def update(
     """
     device = next(model.parameters()).device
     share = packs(unwrap(model))
-    parts = list(_parts(method, sequences, config, step, device, share))
+    parts = list(_parts(method, sequences, config, step, device, share, world))
     if not any(part.packs for part in parts):
         # Every advantage is zero: there is nothing to learn from, which is not an error.
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
@@ -81,7 +87,8 @@ def update(
     model.eval()  # the old policy is the one that was sampled: without dropout
     old = [_old(model, p, temperature, compute) for p in batches] if need_old else []
     model.train()
-    batch_entropy = _batch_entropy(batches, old) if need_old else None
+    seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
+    batch_entropy = mean_entropy(seen, world) if need_old else None
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
         before = old[number] if need_old else None
@@ -116,25 +123,30 @@ def update(
             finite &= loss.isfinite() & _all_finite(batch)
             sums.append(metrics)
             number += 1
-        norm = gradient_norm(model.parameters())
-        if not (finite and norm < float("inf")):
+        # Over all processes, so that all of them refuse or none.
+        outcomes = world.gather((loss_sum.item(), bool(finite)), f"loss of step {step + 1}")
+        total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
+        norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
+        if not (all_finite and norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
             model.eval()
-            scores = (
-                "" if finite or not loss_sum.isfinite() else ", log-probabilities or entropies not"
-            )
-            reason = f"loss {loss_sum.item():g}, gradient norm {norm:g}{scores}"
+            hidden = not all_finite and math.isfinite(total)
+            scores = ", log-probabilities or entropies not" if hidden else ""
+            reason = f"loss {total:g}, gradient norm {norm:g}{scores}"
             advantages = [p.index.sequences.advantage_S for p in part.packs]
             more = {"counts": part.counts, "advantages": advantages}
-            save_refused(refused_dir, step, reason, sequences, more)
-            return UpdateResult({"train/gradient_norm": norm, "loss": loss_sum.item()}, reason)
+            save_refused(refused_dir if world.main else None, step, reason, sequences, more)
+            return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
         clip_to(model, norm, config.max_grad_norm)
         optimizer.step()
         norms.append(norm)
     optimizer.zero_grad(set_to_none=True)
     model.eval()
-    figures = {**reduce_metrics(sums), **extra, **_work_done(batches, len(sequences))}
-    return UpdateResult({**figures, "train/gradient_norm": sum(norms) / len(norms)})
+    shares = world.gather((_plain(sums), _work_done(batches)), f"metrics of step {step + 1}")
+    figures = {**reduce_metrics(m for share, _ in shares for m in share), **extra}
+    work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
+    figures["train/sequences_skipped"] = 1 - work.pop("sequences") / len(sequences)
+    return UpdateResult({**figures, **work, "train/gradient_norm": sum(norms) / len(norms)})
 
 
 def _all_finite(batch: TokenBatch) -> Tensor:
@@ -142,14 +154,20 @@ def _all_finite(batch: TokenBatch) -> Tensor:
     return (batch.logprob_T.detach().isfinite() & batch.entropy_T.isfinite()).all()
 
 
-def _work_done(batches: Sequence[PackedBatch], sequences: int) -> dict[str, float]:
-    """What the passes worked through, and the share of the sequences that needed none."""
-    computed = sum(len(batch.rows) for batch in batches)
+def _plain(sums: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+    """Numbers in place of tensors, brought to the host in one copy."""
+    values = [torch.stack([t.double() for t in part.values()]).tolist() for part in sums]
+    return [dict(zip(part, row, strict=True)) for part, row in zip(sums, values, strict=True)]
+
+
+def _work_done(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    """What this process's passes worked through."""
+    real = [batch for batch in batches if batch.rows]
     return {
-        "train/tokens": float(sum(batch.num_tokens for batch in batches)),
-        "train/response_tokens": float(sum(batch.num_response_tokens for batch in batches)),
-        "train/micro_batches": float(len(batches)),
-        "train/sequences_skipped": 1 - computed / sequences,
+        "sequences": float(sum(len(batch.rows) for batch in real)),
+        "train/tokens": float(sum(batch.num_tokens for batch in real)),
+        "train/response_tokens": float(sum(batch.num_response_tokens for batch in real)),
+        "train/micro_batches": float(len(real)),
     }
 
 
@@ -178,8 +196,10 @@ def _parts(
     step: int,
     device: torch.device,
     share_prompts: bool,
+    world: World = ALONE,
 ) -> Iterator[_Part]:
-    """Divides the batch by prompts into the optimizer steps it is to give."""
+    """Divides the batch by prompts into the optimizer steps it is to give; of each, the counts of
+    all processes and the micro-batches of this one."""
     table, kept = prepare(method, sequences)
     for rows in _divide(table.group_S, kept, config, step):
         part_table = take_rows(table, torch.tensor(rows))
@@ -188,11 +208,16 @@ def _parts(
         moving = active(method, part_table)
         chosen = [sequences[row] for row, moves in zip(rows, moving.tolist(), strict=True) if moves]
         advantage_S = part_table.advantage_S[moving]
-        budget = config.tokens_per_micro_batch
-        yield _Part(
-            part_counts,
-            pack(chosen, advantage_S, budget, device, share_prompts=share_prompts),
+        packs = pack(
+            chosen,
+            advantage_S,
+            config.tokens_per_micro_batch,
+            device,
+            share_prompts=share_prompts,
+            rank=world.rank,
+            ranks=world.size,
         )
+        yield _Part(part_counts, packs)
 
 
 def _divide(
@@ -252,9 +277,18 @@ def _old(
         return score(model, packed, temperature=temperature)
 
 
-def _batch_entropy(packs: Sequence[PackedBatch], old: Sequence[TokenScores]) -> tuple[float, float]:
-    """Mean entropy of demonstration tokens and of rollout tokens over the whole batch, in nats."""
-    entropy = torch.cat([o.entropy_T for o in old])
-    demo = torch.cat([p.index.sequences.is_demo_S[p.index.sequence_T] for p in packs])
-    means = [entropy[mask].mean().item() if mask.any() else 0.0 for mask in (demo, ~demo)]
-    return means[0], means[1]
+def mean_entropy(
+    parts: Sequence[tuple[TokenIndex, Tensor]], world: World = ALONE
+) -> tuple[float, float]:
+    """Mean entropy of demonstration tokens and of rollout tokens over all ``parts`` (the tokens of a
+    micro-batch and the entropy of each) of all processes, in nats."""
+    entropy = torch.cat([entropy_T for _, entropy_T in parts]).double()
+    demo = torch.cat([index.sequences.is_demo_S[index.sequence_T] for index, _ in parts])
+    sums = [(entropy[mask].sum().item(), int(mask.sum())) for mask in (demo, ~demo)]
+    demos, rollouts = zip(*world.gather(sums, "entropy of the batch"), strict=True)
+    return _mean(demos), _mean(rollouts)
+
+
+def _mean(parts: Sequence[tuple[float, int]]) -> float:
+    """From (sum, count) of every process; 0.0 where there is nothing."""
+    return sum(total for total, _ in parts) / max(1, sum(count for _, count in parts))

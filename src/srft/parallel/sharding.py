@@ -1,0 +1,93 @@
+"""A model cut over processes by FSDP2, and back to whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from srft.model.adapters import trained_names
+from srft.model.output_head import body, unwrap
+from srft.parallel.config import ParallelConfig
+from srft.parallel.world import World
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def shard(
+    model: nn.Module, world: World, config: ParallelConfig, autocast: torch.dtype | None
+) -> None:
+    """Cuts ``model`` in place over ``world.mesh``, layer by layer; nothing in a world of one.
+
+    ``autocast`` is the dtype of matrix products, which ``gather_dtype=auto`` follows.
+    """
+    if world.size == 1:
+        return
+    dtype = autocast if config.gather_dtype == "auto" else _DTYPES[config.gather_dtype]
+    options: dict[str, Any] = {
+        "mesh": world.mesh,
+        "reshard_after_forward": config.reshard_after_forward,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=_DTYPES[config.reduce_dtype]
+        ),
+    }
+    for layer in _layers(model):
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss of every micro-batch is already divided by counts over all ranks, so gradients
+            # are to be added, not averaged. Plain sums only: gloo knows no scaled ones.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that are gathered one at a time: what transformers says must not be split, else
+    the entries of the body's longest list of modules."""
+    names = getattr(unwrap(model), "_no_split_modules", None) or ()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if layers:
+        return layers
+    lists = [module for module in body(model).modules() if isinstance(module, nn.ModuleList)]
+    longest: Any = max(lists, key=len, default=[])
+    return list(longest)
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once (tied ones under their first name) and every persistent buffer, as this
+    process holds them: DTensors where the model is sharded. Where it has adapters, only what is
+    trained: the rest is the base's, which stays as it was."""
+    if isinstance(model, FSDPModule):
+        model.reshard()  # a forward pass without a backward pass leaves the root's weights gathered
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    trained = trained_names(model)
+    if trained is not None:
+        return {name: tensor for name, tensor in parameters.items() if name in trained}
+    every_name = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {
+        name: tensor for name, tensor in model.state_dict().items() if name not in every_name
+    }
+    return {**parameters, **buffers}
+
+
+def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor) of everything in ``own_tensors``, gathered one at a time. All processes
+    have to go through it together; in a world of one the tensors are the model's own."""
+    for name, tensor in own_tensors(model).items():
+        yield name, whole(tensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may hold a part (all processes call together)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def total_norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm over all tensors and processes; 0.0 where there are none."""
+    tensors = list(tensors)
+    return float(whole(torch.nn.utils.get_total_norm(tensors))) if tensors else 0.0

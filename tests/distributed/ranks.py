@@ -1,0 +1,94 @@
+"""Functions run in several processes that form one world, as a launcher would start them.
+
+The processes are forked from a server that has imported the heavy libraries once, so that a start
+costs a fraction of a second, and a test may kill them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["srft.trainer.trainer", "tests.distributed.work"])
+
+
+@dataclass
+class Outcome:
+    """What became of one process: its result, or its error as text; the exit code where it died."""
+
+    value: Any = None
+    error: str | None = None
+    exit_code: int | None = None
+
+
+def start(function: Callable[..., Any], size: int, *arguments: Any) -> list[tuple[Any, Any]]:
+    """(process, pipe) of each rank, on their way."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(size):
+        ours, theirs = _context.Pipe(duplex=False)
+        process = _context.Process(
+            target=_enter, args=(rank, size, port, theirs, function, arguments), daemon=True
+        )
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+    return started
+
+
+def finish(started: Sequence[tuple[Any, Any]], timeout_s: float = 400.0) -> list[Outcome]:
+    """Waits for every process; what is still there after ``timeout_s`` is killed and reported so."""
+    deadline = time.monotonic() + timeout_s
+    outcomes = []
+    for process, pipe in started:
+        outcome = Outcome()
+        try:
+            if pipe.poll(max(0.0, deadline - time.monotonic())):
+                outcome = pipe.recv()
+            else:
+                outcome.error = f"nothing after {timeout_s} s"
+                process.kill()
+        except EOFError:
+            outcome.error = "ended without a word"
+        process.join(max(1.0, deadline - time.monotonic()))
+        outcome.exit_code = process.exitcode
+        outcomes.append(outcome)
+    return outcomes
+
+
+def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """``function(*arguments)`` in ``size`` processes; its results by rank. All must succeed."""
+    outcomes = finish(start(function, size, *arguments))
+    failed = [f"rank {r}: {o.error}" for r, o in enumerate(outcomes) if o.error]
+    assert not failed, "\n".join(failed)
+    return [outcome.value for outcome in outcomes]
+
+
+def _enter(
+    rank: int, size: int, port: int, pipe: Any, function: Callable[..., Any], arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        pipe.send(Outcome(function(*arguments)))
+    except BaseException as error:  # whatever ends a process is what its test wants to see
+        pipe.send(Outcome(error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    pipe.close()

@@ -1,0 +1,108 @@
+"""Training on several processes is training on one, up to float32 rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.distributed import work
+from tests.distributed.ranks import on_ranks
+
+from srft.trainer.logs import read_jsonl
+
+# Names of runs, and what each adds to the recipe. Three prompts a step on two processes: one has two
+# prompts and the other one, with demonstrations for some only.
+RUNS = {
+    "srft": {},
+    "grpo": {"method": "grpo"},
+    "luffy": {"method": "luffy"},
+    "one-prompt": {"train": {"prompts_per_step": 1}},
+    "small-micro-batches": {"train": {"tokens_per_micro_batch": 90}},
+    "two-optimizer-steps": {"method": "grpo", "train": {"optimizer_steps_per_batch": 2}},
+    "batch-entropy": {"objective": {"entropy_level": "batch"}},
+    "reference": {"method": "grpo", "objective": {"kl_coefficient": 0.1}},
+    "sequence-ratio": {"method": "gspo"},
+    "gates": {"method": "hpt"},
+    "refill": {"method": "dapo", "train": {"max_refill_rounds": 2}},
+    "interleaved": {"method": "relift", "train": {"interleave_prompts": 2}},
+    "gradients": {"train": {"gradient_analysis_every": 1}},
+}
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_model, tmp_path_factory):
+    """``recipes(place, **sections)``: every run of RUNS as plain values, under a folder of its own."""
+
+    def build(place: str, **more) -> dict[str, dict]:
+        folder = tmp_path_factory.mktemp(place)
+        found = {}
+        for name, changes in RUNS.items():
+            values = {
+                "model": {"path": str(tiny_model)},
+                "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+                "rollout": {"group_size": 3, "max_tokens": 12},
+                "train": {"steps": 3, "prompts_per_step": 3, "learning_rate": 1e-3},
+                "evaluation": {"every_steps": 2},
+                "run": {"dir": str(folder / name), "live": "never", "samples_every": 2},
+            }
+            for section, settings in {**changes, **more}.items():
+                old = values.get(section)
+                values[section] = {**old, **settings} if isinstance(old, dict) else settings
+            found[name] = values
+        return found
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def some_demonstrations(rows):
+    """The rows with demonstrations of three kinds: none, one, two."""
+    found = []
+    for i, row in enumerate(rows[:20]):
+        row = dict(row)
+        demo = row.pop("demonstration")
+        row["demonstrations"] = [demo] * (i % 3)
+        found.append(row)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(recipes, some_demonstrations) -> dict[str, Path]:
+    """Run directories of one process."""
+    plain = recipes("alone")
+    on_ranks(work.train_all, 1, list(plain.values()), some_demonstrations, "a_third")
+    return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
+
+
+@pytest.fixture(scope="module")
+def together(recipes, some_demonstrations) -> dict[str, Path]:
+    """Run directories of two processes, one sharded model."""
+    plain = recipes("together")
+    on_ranks(work.train_all, 2, list(plain.values()), some_demonstrations, "a_third")
+    return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
+
+
+def assert_same_figures(one: list[dict], other: list[dict]) -> None:
+    assert len(one) == len(other) == 3
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            # Of the mismatch with the sampler only its own size is rounding.
+            tolerance = 1e-4 if key.startswith("mismatch") else 2e-5
+            assert theirs[key] == pytest.approx(value, rel=tolerance, abs=tolerance), key
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one(alone, together, name):
+    one, two = alone[name], together[name]
+    assert_same_figures(work.logged(one), work.logged(two))
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (one, two))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=1e-5)
+    for log in ("samples.jsonl", "evaluation.jsonl"):
+        ours, theirs = read_jsonl(one / log), read_jsonl(two / log)
+        assert len(ours) == len(theirs) > 0
+    assert [r["correct"] for r in ours] == [r["correct"] for r in theirs]

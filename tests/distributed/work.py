@@ -1,0 +1,116 @@
+"""What the processes of the distributed tests do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from srft.config import parse_config
+from srft.trainer.logs import read_jsonl
+from srft.trainer.optimization import build_optimizer
+from srft.trainer.trainer import SRFTTrainer
+
+Recipe = Mapping[str, Any]
+
+
+def a_third(prompts, completions, **columns):
+    """Right for about a third of completions, so that groups are mixed."""
+    return [float(len(text) % 3 == 0) for text in completions]
+
+
+def never(completions, **columns):
+    return [0.0] * len(completions)
+
+
+REWARDS = {"a_third": a_third, "never": never}
+
+
+def train(
+    recipe: Recipe, rows: Sequence[Any], reward: str = "a_third", resume: bool = False
+) -> Path:
+    """One run; its directory."""
+    trainer = SRFTTrainer(
+        args=parse_config(dict(recipe)),
+        train_dataset=list(rows),
+        eval_dataset=list(rows[:5]),
+        reward_funcs=REWARDS[reward],
+    )
+    return trainer.train(resume=resume).run_dir
+
+
+def train_all(recipes: Sequence[Recipe], rows: Sequence[Any], reward: str) -> None:
+    """Several runs one after another in the same processes."""
+    for recipe in recipes:
+        train(recipe, rows, reward)
+
+
+def logged(run_dir: Path) -> list[dict]:
+    """Metrics without what depends on the clock or on how work is divided."""
+    rows = read_jsonl(Path(run_dir) / "metrics.jsonl")
+    left_out = ("time/", "tokens_per_second", "total/seconds", "train/micro_batches")
+    return [{k: v for k, v in row.items() if not k.startswith(left_out)} for row in rows]
+
+
+def carry_on(
+    model_path: str, source: Path | None, target: Path, replicate: int, background: bool
+) -> dict[str, Any]:
+    """Restores from ``source``, or makes two optimizer steps where there is none; saves to
+    ``target``. Every tensor of the state, whole."""
+    world = join_world(ParallelConfig(replicate=replicate), torch.device("cpu"))
+    model = load_model(ModelConfig(path=model_path))
+    shard(model, world, ParallelConfig(), None)
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1))
+    if source is None:
+        for step in range(2):
+            for i, parameter in enumerate(model.parameters()):
+                torch.manual_seed(100 * step + i)
+                parameter.grad = _distributed_like(torch.randn(parameter.shape), parameter)
+            optimizer.step()
+    else:
+        checkpoint, _ = load_newest(source, world)
+        restore(checkpoint, model, optimizer, world)
+    saver = Checkpointer(target, 2, world, background)
+    saver.save(7, model, optimizer, {"logs": {}})
+    if background:  # what is trained on meanwhile is not what was saved
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1.0)
+    saver.wait()
+    checkpoint, _ = load_newest(target, world)
+    restore(checkpoint, model, optimizer, world)
+    names = dict(model.named_parameters())
+    moments = {
+        f"{kind}.{name}": whole(value).clone()
+        for name, parameter in names.items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+    return {**{name: tensor.clone() for name, tensor in full_tensors(model)}, **moments}
+
+
+def _distributed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+
+
+def train_with_fault(
+    recipe: Recipe, rows: Sequence[Any], ranks: Sequence[int], module: str, name: str, call: int
+) -> None:
+    """A run in which the processes ``ranks`` are killed at one call of a function, or, where
+    ``call`` is negative, stop there for good."""
+    found = importlib.import_module(module)
+    original = getattr(found, name)
+    calls = 0
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == abs(call) and int(os.environ["RANK"]) in ranks:
+            if call < 0:
+                time.sleep(3600)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(found, name, faulty)
+    train(recipe, rows)
