@@ -89,6 +89,6 @@ def _enter(
     )
     try:
         pipe.send(Outcome(function(*arguments)))
-    except BaseException as error:  # whatever ends a process is what its test wants to see
+    except BaseException as error:  # noqa: BLE001  # whatever ends a process, its test wants to see
         pipe.send(Outcome(error=f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     pipe.close()

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
 from srft.config import parse_config
+from srft.model.config import ModelConfig
+from srft.model.loading import load_model
+from srft.parallel.config import ParallelConfig
+from srft.parallel.sharding import full_tensors, shard, whole
+from srft.parallel.world import join_world
+from srft.trainer.checkpoint import Checkpointer, load_newest, restore
+from srft.trainer.config import TrainConfig
 from srft.trainer.logs import read_jsonl
 from srft.trainer.optimization import build_optimizer
 from srft.trainer.trainer import SRFTTrainer

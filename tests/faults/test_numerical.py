@@ -196,7 +196,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(recipe, tmp_path):
     with torch.no_grad():
         next(trainer.model.parameters())[0, 0] = INF
     state = {**checkpoints.read_checkpoint(newest).state}
-    checkpoints.save_checkpoint(folder, 4, trainer.model, trainer.optimizer, state, 2)
+    checkpoints.Checkpointer(folder, 2).save(4, trainer.model, trainer.optimizer, state)
     trainer.setup.close()
     found, said = checkpoints.load_newest(folder)
     assert found.path.name == "step_000002"

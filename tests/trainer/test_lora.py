@@ -20,6 +20,11 @@ from srft.trainer.trainer import SRFTTrainer
 peft = pytest.importorskip("peft")
 
 
+def saved_weights(checkpoint):
+    (file,) = (checkpoint / "weights").iterdir()
+    return load_file(file)
+
+
 @pytest.fixture
 def lora(recipe, tiny_model, tmp_path):
     """``lora(name, **sections)``: a quick recipe that trains adapters, run directory ``name``."""
@@ -41,7 +46,7 @@ def test_a_run_moves_the_adapters_and_leaves_the_base(lora, tiny_model, tmp_path
         assert torch.equal(
             ours.get(name, ours.get(name.replace(".weight", ".base_layer.weight"))), tensor
         )
-    saved = load_file(tmp_path / "run/checkpoints/step_000006/weights.safetensors")
+    saved = saved_weights(tmp_path / "run/checkpoints/step_000006")
     assert saved and all(".lora_" in name for name in saved)
     assert any(t.abs().max() > 0 for name, t in saved.items() if ".lora_B." in name)
     exported = AutoModelForCausalLM.from_pretrained(result.model_dir)
@@ -76,8 +81,7 @@ def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatc
             SRFTTrainer(args=config).train()
     SRFTTrainer(args=config).train(resume=True)
     whole, broken = (
-        load_file(tmp_path / name / "checkpoints/step_000006/weights.safetensors")
-        for name in ("whole", "broken")
+        saved_weights(tmp_path / name / "checkpoints/step_000006") for name in ("whole", "broken")
     )
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
@@ -127,6 +131,6 @@ def test_a_model_that_peft_wrapped_is_trained(recipe, tiny_model, tmp_path):
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     config = recipe(train={"steps": 2})
     result = SRFTTrainer(model=wrapped, args=config, processing_class=tokenizer).train()
-    saved = load_file(tmp_path / "run/checkpoints/step_000002/weights.safetensors")
+    saved = saved_weights(tmp_path / "run/checkpoints/step_000002")
     assert len(saved) == 4
     assert not has_adapters(AutoModelForCausalLM.from_pretrained(result.model_dir))
