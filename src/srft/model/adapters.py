@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
@@ -154,6 +155,8 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     check_adapters(model)
     base = unwrap(model)
+    if isinstance(base, FSDPModule):
+        base.reshard()  # a forward pass without a backward pass leaves the root's weights gathered
     changed: dict[str, Any] = {n: m for n, m in base.named_modules() if _is_changed(m)}
     for name, tensor in base.state_dict().items():
         owner = _owner(name, changed)

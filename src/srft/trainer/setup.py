@@ -229,8 +229,9 @@ def _engine(
     longest: int,
     world: World,
 ) -> RolloutEngine:
-    """What samples: the policy itself, or where it is to be sharded a whole copy of it."""
-    if world.size == 1:
+    """What samples: the policy itself, or where it is to be sharded a whole copy of it. vLLM has
+    weights of its own in any case."""
+    if world.size == 1 or config.rollout.engine in ("vllm", "vllm-server"):
         return build_engine(policy, tokenizer, config.rollout, longest)
     replica = copy.deepcopy(policy).requires_grad_(False).eval()
     engine = build_engine(replica, tokenizer, config.rollout, longest)
