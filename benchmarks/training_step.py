@@ -32,6 +32,7 @@ import trl
 from datasets import Dataset
 
 from srft.model.attention import use_packed_attention
+from srft.model.products import use_fast_products
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.rollout.config import RolloutConfig
@@ -68,6 +69,7 @@ class Ours:
     def __init__(self, model: Any, rollouts: list[TrainingSequence]) -> None:
         self.model = model
         use_packed_attention(model)
+        use_fast_products(model)
         self.method = get_method("grpo", {"advantage_epsilon": 1e-4})
         self.config = TrainConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=8192)
         self.optimizer = build_optimizer(model, self.config)

@@ -9,7 +9,7 @@ import torch
 
 from srft.data.packing import pack
 from srft.errors import ModelError
-from srft.model import loading
+from srft.model import fast
 from srft.model.attention import (
     can_pack,
     packed_attention,
@@ -107,7 +107,7 @@ def test_gradient_checkpointing_keeps_sequences_apart(make_model, make_sequences
     use_packed_attention(model)
     batches = pack(make_sequences(*LENGTHS), None, 999)
     plain = loss_and_grads(model, batches)
-    loading._enable_checkpointing(model)
+    fast.enable_checkpointing(model)
     again = loss_and_grads(model, batches)
     for name, grad in again[2].items():
         torch.testing.assert_close(grad, plain[2][name])

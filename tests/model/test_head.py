@@ -1,6 +1,10 @@
-"""The fused head is log-softmax and entropy, with their gradients, in bounded memory."""
+"""The fused head is log-softmax and entropy, with their gradients, in bounded memory: by PyTorch's
+operations and by the Triton kernels, which run in Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
+
+import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,6 +20,22 @@ VARIANTS = {
     "temperature": {"temperature": 0.6},
     "all": {"softcap": 4.0, "logit_scale": 1.7, "temperature": 1.3},
 }
+
+
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+INTERPRETED = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None,
+    reason="Triton's interpreter: absent, or off where there is a GPU",
+)
+EVERY_WAY = pytest.mark.parametrize(
+    "device, kernels",
+    [
+        ("cpu", "torch"),
+        pytest.param("cpu", "triton", marks=INTERPRETED),
+        pytest.param("cuda", "torch", marks=CUDA),
+        pytest.param("cuda", "triton", marks=CUDA),
+    ],
+)
 
 
 def naive(
@@ -58,20 +78,27 @@ def test_gradients_pass_gradcheck(variant: str, with_bias: bool) -> None:
     assert torch.autograd.gradcheck(both, leaves)
 
 
+@EVERY_WAY
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
-def test_float32_agrees_with_naive_float64(variant: str, spread: float) -> None:
-    hidden, weight, bias, target = inputs(67, 32, 501, torch.float32, spread)
+def test_float32_agrees_with_naive_float64(
+    variant: str, spread: float, device: str, kernels: str
+) -> None:
+    # No size a multiple of a block's; few, because the interpreter is slow.
+    T, D, V = (67, 33, 501) if (device, kernels) != ("cpu", "triton") else (19, 18, 75)
+    tensors = inputs(T, D, V, torch.float32, spread)
+    hidden, weight, bias = (x.detach().to(device).requires_grad_() for x in tensors[:3])
+    target = tensors[3].to(device)
     options = VARIANTS[variant]
     ours = fused_logprob_entropy(
-        hidden, weight, target, bias, chunk_tokens=16, chunk_vocab=100, **options
+        hidden, weight, target, bias, chunk_tokens=16, chunk_vocab=50, kernels=kernels, **options
     )
     wide = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]
     theirs = naive(wide[0], wide[1], target, wide[2], **options)
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=3e-6 * spread)
-    mix = torch.linspace(-1, 1, 67)
+    mix = torch.linspace(-1, 1, T, device=device)
     (ours[0] * mix + ours[1] * mix.flip(0).square()).sum().backward()
     wide_mix = mix.double()
     (theirs[0] * wide_mix + theirs[1] * wide_mix.flip(0).square()).sum().backward()
@@ -90,14 +117,50 @@ def test_chunk_sizes_change_nothing(chunks: tuple[int, int]) -> None:
         torch.testing.assert_close(a, b)
 
 
+@EVERY_WAY
 @pytest.mark.parametrize("which", [0, 1])
-def test_each_output_alone_gives_its_own_gradient(which: int) -> None:
-    hidden, weight, _, target = inputs(9, 4, 11, torch.float64)
-    ours = fused_logprob_entropy(hidden, weight, target)[which]
-    theirs = naive(hidden, weight, target)[which]
+def test_each_output_alone_gives_its_own_gradient(which: int, device: str, kernels: str) -> None:
+    hidden, weight, _, target = (x.detach().to(device) for x in inputs(9, 4, 11, torch.float32))
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    ours = fused_logprob_entropy(hidden, weight, target, kernels=kernels)[which]
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    theirs = naive(wide[0], wide[1], target)[which]
     grads = torch.autograd.grad(ours.sum(), (hidden, weight))
-    for a, b in zip(grads, torch.autograd.grad(theirs.sum(), (hidden, weight)), strict=True):
-        torch.testing.assert_close(a, b)
+    for a, b in zip(grads, torch.autograd.grad(theirs.sum(), wide), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+
+
+@EVERY_WAY
+def test_bfloat16_factors_are_summed_in_float32(device: str, kernels: str) -> None:
+    hidden, weight, _, target = (x.detach().to(device) for x in inputs(21, 40, 70, torch.bfloat16))
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    ours = fused_logprob_entropy(hidden, weight, target, kernels=kernels)
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    theirs = naive(wide[0], wide[1], target)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(ours[0].sum() + ours[1].sum(), (hidden, weight))
+    expected = torch.autograd.grad(theirs[0].sum() + theirs[1].sum(), wide)
+    for a, b in zip(grads, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.double(), b, rtol=2**-6, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_halves_on_a_gpu_take_the_kernels_and_little_memory() -> None:
+    T, D, V = 4096, 256, 65536
+    hidden = torch.randn(T, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(V, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    target = torch.randint(V, (T,), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    logprob, _ = fused_logprob_entropy(hidden, weight, target)
+    logprob.sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 4 * T * V / 2
+    other = fused_logprob_entropy(hidden, weight, target, kernels="torch")[0]
+    torch.testing.assert_close(logprob, other, rtol=1e-4, atol=1e-3)
 
 
 def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
@@ -134,10 +197,12 @@ def test_autocast_rounds_factors_but_not_logits() -> None:
     torch.testing.assert_close(logprob.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_huge_logits_stay_finite() -> None:
-    hidden = torch.tensor([[1e4], [-1e4]], requires_grad=True)
-    weight = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
-    logprob, entropy = fused_logprob_entropy(hidden, weight, torch.tensor([0, 0]), chunk_vocab=1)
+@EVERY_WAY
+def test_huge_logits_stay_finite(device: str, kernels: str) -> None:
+    hidden = torch.tensor([[1e4], [-1e4]], device=device, requires_grad=True)
+    weight = torch.tensor([[1.0], [0.0], [-1.0]], device=device, requires_grad=True)
+    target = torch.tensor([0, 0], device=device)
+    logprob, entropy = fused_logprob_entropy(hidden, weight, target, chunk_vocab=1, kernels=kernels)
     assert logprob.tolist() == [0.0, -2e4]
     assert entropy.tolist() == [0.0, 0.0]
     (logprob.sum() + entropy.sum()).backward()
@@ -201,3 +266,12 @@ def test_a_temperature_of_zero_is_refused() -> None:
     hidden, weight, _, target = inputs(2, 4, 11, torch.float32)
     with pytest.raises(ModelError, match="temperature"):
         fused_logprob_entropy(hidden, weight, target, temperature=0.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on this machine")
+def test_kernels_that_cannot_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, _, target = inputs(2, 4, 11, torch.float32)
+    monkeypatch.setattr("srft.model.head.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"set model\.kernels to auto"):
+        fused_logprob_entropy(hidden, weight, target, kernels="triton")
+    fused_logprob_entropy(hidden, weight, target)

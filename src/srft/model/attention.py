@@ -348,6 +348,12 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(PACKED_ATTENTION)
 
 
+def leave_out_of_compiled_code() -> None:
+    """Its buckets differ in every row: what is compiled for one would never be used again."""
+    outside = torch.compiler.disable(packed_attention)
+    ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, outside)
+
+
 def _text_config(model: PreTrainedModel) -> Any:
     return model.config.get_text_config(decoder=True)
 

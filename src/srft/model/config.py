@@ -100,6 +100,17 @@ class ModelConfig(BaseModel):
         description="Keep only the input of each layer for the backward pass and compute the rest "
         "again: about a third more time for much less memory.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the layers for the update with torch.compile: less time a step, after "
+        "some tens of seconds at the start (docs/performance.md). On a CPU it needs a C++ compiler.",
+    )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        description="auto takes what is fastest where it runs: on CUDA the Triton kernels of the output "
+        "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products. "
+        "torch takes PyTorch's own everywhere.",
+    )
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="packed runs sequences end to end in one row without padding; padded runs them "

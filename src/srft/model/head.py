@@ -20,25 +20,30 @@ Soft-capping z = c tanh(l / c) multiplies that by 1 - (z / c)^2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from srft.errors import ModelError
+from srft.model.products import outer, product
 
 # One tile should stay in cache on a CPU; on a GPU it should be large enough to fill the device.
 _CPU_TILE = (256, 4096)
-_GPU_TILE = (2048, 32768)
+_GPU_TILE = (8192, 8192)
+
+Kernels = Literal["auto", "torch", "triton"]
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """What happens between the matrix product and log-softmax, and how it is cut up.
 
     ``operand`` is the dtype the factors of matrix products are rounded to (the autocast dtype
-    where autocast is on); ``compute`` that of sums, logits and everything after.
+    where autocast is on); ``compute`` that of sums, logits and everything after. ``triton``: by
+    Triton's kernels; ``plain``: products by PyTorch's default library.
     """
 
     softcap: float | None
@@ -48,6 +53,8 @@ class _Head:
     chunk_vocab: int
     operand: torch.dtype
     compute: torch.dtype
+    triton: bool
+    plain: bool
 
     def tiles(self, length: int, chunk: int) -> list[slice]:
         return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
@@ -64,7 +71,13 @@ class _Head:
         """``a @ b`` summed and returned in the compute dtype."""
         if self.native_half(a):
             return torch.mm(a, b, out_dtype=self.compute)
-        return torch.mm(a, b)
+        return torch.mm(a, b) if self.plain else product(a, b.t())
+
+    def outer(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a.T @ b`` summed and returned in the compute dtype."""
+        if self.native_half(a) or self.plain:
+            return self.product(a.t(), b)
+        return outer(a, b)
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Tile of scaled, capped logits, before the temperature."""
@@ -88,10 +101,11 @@ class _LogprobEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        head: _Head,
+        head: Head,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
-            lse, entropy, target_logit = _sweep(hidden, weight, bias, target, head)
+            sweep = _triton().sweep if head.triton else _sweep
+            lse, entropy, target_logit = sweep(hidden, weight, bias, target, head)
         ctx.save_for_backward(hidden, weight, bias, target, lse, entropy)
         ctx.head = head
         ctx.set_materialize_grads(False)
@@ -107,14 +121,14 @@ class _LogprobEntropy(torch.autograd.Function):
             return None, None, None, None, None
         if grad_logprob is None:
             grad_logprob = torch.zeros_like(lse)
-        saved = _Saved(hidden, weight, bias, target, lse, entropy)
+        saved = Saved(hidden, weight, bias, target, lse, entropy)
         with torch.autocast(hidden.device.type, enabled=False):
             grads = _backward(saved, grad_logprob, grad_entropy, ctx.head, ctx.needs_input_grad)
         return *grads, None, None
 
 
 @dataclass(frozen=True)
-class _Saved:
+class Saved:
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -124,7 +138,7 @@ class _Saved:
 
 
 def _sweep(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: Head
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-sum-exp, entropy, target's logit), all T, after the temperature."""
     T, V = hidden.shape[0], weight.shape[0]
@@ -163,14 +177,20 @@ def _collect_target(z: Tensor, target: Tensor, v: slice, target_logit: Tensor) -
 
 
 def _backward(
-    saved: _Saved,
+    saved: Saved,
     grad_logprob: Tensor,
     grad_entropy: Tensor | None,
-    head: _Head,
+    head: Head,
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients by hidden, weight and bias, each in the dtype of its input."""
     T, V = saved.hidden.shape[0], saved.weight.shape[0]
+    gradient = _triton().tile_gradient if head.triton else _tile_gradient
+    # A sum's gradient is one number spread over T: kernels want T of them.
+    outer_gradients = (
+        grad_logprob.contiguous(),
+        None if grad_entropy is None else grad_entropy.contiguous(),
+    )
     hidden = head.operands(saved.hidden)
     grad_hidden = torch.zeros_like(saved.hidden, dtype=head.compute) if needs[0] else None
     grad_weight = torch.empty_like(saved.weight) if needs[1] else None
@@ -184,16 +204,13 @@ def _backward(
         # Summed over tokens in the compute dtype, rounded to the weight's own only once.
         sum_v = None if grad_weight is None else torch.zeros_like(weight_v, dtype=head.compute)
         for t in head.tiles(T, head.chunk_tokens):
-            z = head.logits(hidden[t], weight_v, bias_v)
-            grad_entropy_t = None if grad_entropy is None else grad_entropy[t]
-            dz = _tile_gradient(z, saved, t, v, grad_logprob[t], grad_entropy_t, head)
-            dz_operand = dz.to(head.operand) if head.native_half(dz) else dz
+            dz = gradient(hidden[t], weight_v, bias_v, saved, t, v, *outer_gradients, head)
             if grad_hidden is not None:
-                _accumulate(grad_hidden[t], dz_operand, weight_v, head)
+                grad_hidden[t] += head.product(dz, weight_v)
             if sum_v is not None:
-                _accumulate(sum_v, dz_operand.t(), hidden[t], head)
+                sum_v += head.outer(dz, hidden[t])
             if grad_bias is not None:
-                grad_bias[v] += dz.sum(dim=0)
+                grad_bias[v] += dz.sum(dim=0, dtype=head.compute)
         if grad_weight is not None and sum_v is not None:
             grad_weight[v] = sum_v
     return (
@@ -204,15 +221,20 @@ def _backward(
 
 
 def _tile_gradient(
-    z: Tensor,
-    saved: _Saved,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    saved: Saved,
     t: slice,
     v: slice,
     grad_logprob: Tensor,
     grad_entropy: Tensor | None,
-    head: _Head,
+    head: Head,
 ) -> Tensor:
-    """Gradient by the raw logits (before bias, scale and cap) of one tile; may overwrite ``z``."""
+    """Gradient by the raw logits (before bias, scale and cap) of one tile, as a factor of products:
+    hidden [t], weight and bias [v] are the tile's own, the gradients those of all T."""
+    z = head.logits(hidden, weight, bias)
+    grad_logprob = grad_logprob[t]
     slope = None if head.softcap is None else 1.0 - (z / head.softcap).square_()
     logp = z.div_(head.temperature) if head.temperature != 1.0 else z
     logp -= saved.lse[t, None]
@@ -220,7 +242,7 @@ def _tile_gradient(
         dz = logp.exp_().mul_(-grad_logprob[:, None])
     else:
         p = logp.exp()
-        dz = logp.add_(saved.entropy[t, None]).mul_(grad_entropy[:, None])
+        dz = logp.add_(saved.entropy[t, None]).mul_(grad_entropy[t, None])
         dz.add_(grad_logprob[:, None]).mul_(p).neg_()
     local = saved.target[t] - v.start
     inside = (local >= 0) & (local < dz.shape[1])
@@ -229,14 +251,31 @@ def _tile_gradient(
     if slope is not None:
         dz *= slope
     factor = head.logit_scale / head.temperature
-    return dz if factor == 1.0 else dz.mul_(factor)
+    if factor != 1.0:
+        dz *= factor
+    return dz.to(head.operand) if head.native_half(dz) else dz
 
 
-def _accumulate(total: Tensor, a: Tensor, b: Tensor, head: _Head) -> None:
-    if head.native_half(a):
-        total += head.product(a, b)
-    else:
-        total.addmm_(a, b)
+def _triton() -> Any:
+    from srft.model import head_triton
+
+    return head_triton
+
+
+def _takes_triton(hidden: Tensor, operand: torch.dtype, kernels: Kernels) -> bool:
+    """auto takes the kernels where factors are halves on a CUDA device: float32 products without
+    TF32, which Triton does one by one, are faster in PyTorch's library."""
+    if kernels == "torch" or not hidden.numel():
+        return False
+    if kernels == "auto":
+        half = operand in (torch.bfloat16, torch.float16)
+        return hidden.is_cuda and half and find_spec("triton") is not None
+    if find_spec("triton") is None or not _triton().runs_on(hidden.device):
+        raise ModelError(
+            "the Triton kernels of the output head need Triton and a CUDA device (or Triton's "
+            "interpreter, TRITON_INTERPRET=1): set model.kernels to auto"
+        )
+    return operand != torch.float64
 
 
 def _operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -273,6 +312,7 @@ def fused_logprob_entropy(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
     chunk_vocab: int | None = None,
+    kernels: Kernels = "auto",
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T, entropy_T) in nats of softmax(cap(scale (hidden W^T + bias)) / temperature).
 
@@ -281,7 +321,8 @@ def fused_logprob_entropy(
     factors of matrix products are rounded to its dtype. At most a few tiles of ``chunk_tokens`` x
     ``chunk_vocab`` numbers are alive at a time (chosen by device when None). Gradients cost one
     more matrix product than the usual way; under ``no_grad`` nothing is kept. With the entropy
-    unused, its part of the backward pass is skipped.
+    unused, its part of the backward pass is skipped. ``kernels``: "torch" for PyTorch's operations,
+    "triton" for the kernels of ``head_triton.py``, "auto" for those where they are the faster ones.
 
     Raises ModelError for a token id outside the vocabulary, for widths that do not agree and for
     a temperature of 0 or below.
@@ -289,7 +330,7 @@ def fused_logprob_entropy(
     _check(hidden_TD, weight_VD, target_T, temperature)
     tile = _GPU_TILE if hidden_TD.is_cuda else _CPU_TILE
     operand = _operand_dtype(hidden_TD, weight_VD)
-    head = _Head(
+    head = Head(
         softcap=softcap,
         logit_scale=logit_scale,
         temperature=temperature,
@@ -297,6 +338,8 @@ def fused_logprob_entropy(
         chunk_vocab=chunk_vocab or tile[1],
         operand=operand,
         compute=torch.float64 if operand == torch.float64 else torch.float32,
+        triton=_takes_triton(hidden_TD, operand, kernels),
+        plain=kernels == "torch",
     )
     logprob_T, entropy_T = _LogprobEntropy.apply(hidden_TD, weight_VD, bias_V, target_T, head)
     return logprob_T, entropy_T

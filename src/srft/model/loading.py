@@ -35,6 +35,7 @@ from srft.model.adapters import (
 )
 from srft.model.attention import can_pack, use_packed_attention
 from srft.model.config import ADAPTER_CONFIG, ModelConfig
+from srft.model.fast import prepare_compute
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,8 +104,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTr
     keep_four_bits_trainable(model)
     if config.lora:
         add_lora(model, config.lora, base=_source(config.path))
-    if config.gradient_checkpointing:
-        _enable_checkpointing(model)
+    prepare_compute(model, config)
     return model
 
 
@@ -116,12 +116,6 @@ def _base_of(adapters: Path) -> str:
             f"{adapters / ADAPTER_CONFIG} names no base model: set base_model_name_or_path there"
         )
     return str(base)
-
-
-def _enable_checkpointing(model: Any) -> None:
-    # transformers is renaming this method; the older name warns where the newer exists.
-    newer = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _model_config(config: ModelConfig) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,12 +14,13 @@ from srft.errors import ModelError
 @dataclass(frozen=True)
 class OutputHead:
     """logits = cap(logit_scale (hidden weight_VD^T + bias_V)) with cap(z) = c tanh(z / c), c the
-    ``softcap``."""
+    ``softcap``. ``kernels``: as in ``ModelConfig``."""
 
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
+    kernels: Literal["auto", "torch"] = "auto"
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -72,6 +73,7 @@ def output_head(model: nn.Module) -> OutputHead:
         bias=bias,
         softcap=None if cap is None else float(cap),
         logit_scale=_logit_scale(base, config),
+        kernels=getattr(base, "srft_kernels", "auto"),
     )
 
 

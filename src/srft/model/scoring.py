@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
 from srft.model.attention import packed_layout, packs
+from srft.model.fast import uncompiled
 from srft.model.head import fused_logprob_entropy
 from srft.model.output_head import body, output_head, unwrap
 from srft.types import TrainingSequence
@@ -69,6 +70,7 @@ def _score(model: nn.Module, packed: PackedBatch, **options: Any) -> tuple[Tenso
         bias_V=head.bias,
         softcap=head.softcap,
         logit_scale=head.logit_scale,
+        kernels=head.kernels,
         **options,
     )
 
@@ -178,7 +180,8 @@ def _worst_difference(
     for row in packed.rows:
         prompt, response = sequences[row].prompt_ids, sequences[row].response_ids
         input_ids = torch.tensor([[*prompt, *response]], device=device)
-        logits = model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        with uncompiled(model):
+            logits = model(input_ids=input_ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         logp = logits.float().log_softmax(dim=-1)
         target = torch.tensor(response, device=device)
         logprobs.append(logp.gather(1, target[:, None])[:, 0])

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from srft.errors import RolloutError
+from srft.model.fast import uncompiled
 
 ATTENTION_NAME = "srft_rollout"
 
@@ -180,7 +181,7 @@ def sampling_mode(model: nn.Module, attention: str | None = ATTENTION_NAME) -> I
         if attention is not None:
             for config, _ in before:
                 config._attn_implementation_internal = attention
-        with torch.inference_mode():
+        with torch.inference_mode(), uncompiled(model):
             yield
     finally:
         for config, name in before:

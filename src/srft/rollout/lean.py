@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from srft.model.products import FastLinear, product, product_plus
 from srft.rollout.attention import rollout_attention
 from srft.rollout.cache import RowCache
 
@@ -25,7 +26,7 @@ _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 )
 _NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
-_TORCH_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU)
+_TORCH_MODULES = (nn.Linear, FastLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 # Types whose frequencies do not depend on the length of the sequence, so that a table holds.
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 # Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
@@ -56,6 +57,9 @@ class LeanDecoder:
         self.embedding = base.embed_tokens.weight
         self.final_norm = base.norm
         self.head = model.lm_head
+        fast = getattr(model, "srft_kernels", "auto") == "auto"
+        self.linear = product if fast else functional.linear
+        self.add_linear = product_plus if fast else _add_linear
         self.layers = [_read_layer(layer) for layer in base.layers]
         attention = base.layers[0].self_attn
         self.heads = model.config.num_attention_heads
@@ -79,7 +83,7 @@ class LeanDecoder:
         half = self.size // 2
         for number, layer in enumerate(self.layers):
             normed = _norm(layer.norm_1, hidden)
-            qkv = functional.linear(normed, layer.qkv, layer.qkv_bias)
+            qkv = self.linear(normed, layer.qkv, layer.qkv_bias)
             qkv = qkv.view(len(token_A), both + self.kv_heads, self.size)
             qk = qkv[:, :both]
             if layer.head_scale is not None:
@@ -97,11 +101,14 @@ class LeanDecoder:
                 scaling=self.scaling,
                 sliding_window=layer.window,
             )
-            hidden = _add_linear(hidden, out.view(len(token_A), -1), layer.output)
+            out = out.view(len(token_A), -1)
+            hidden = self.add_linear(hidden, out, layer.output.weight, layer.output.bias)
             normed = _norm(layer.norm_2, hidden)
-            gate, up = functional.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            hidden = _add_linear(hidden, functional.silu(gate).mul_(up), layer.down)
-        return functional.linear(_norm(self.final_norm, hidden), self.head.weight, self.head.bias)
+            gate_up = self.linear(normed, layer.gate_up, layer.gate_up_bias)
+            gate, up = gate_up.chunk(2, -1)
+            inner = functional.silu(gate).mul_(up)
+            hidden = self.add_linear(hidden, inner, layer.down.weight, layer.down.bias)
+        return self.linear(_norm(self.final_norm, hidden), self.head.weight, self.head.bias)
 
 
 def lean_decoder(model: Any, positions: int) -> LeanDecoder | None:
@@ -170,7 +177,7 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
     return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _add_linear(residual: Tensor, x: Tensor, linear: nn.Linear) -> Tensor:
-    if linear.bias is not None:
-        return residual + functional.linear(x, linear.weight, linear.bias)
-    return torch.addmm(residual, x, linear.weight.t())
+def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None:
+        return residual + functional.linear(x, weight, bias)
+    return torch.addmm(residual, x, weight.t())

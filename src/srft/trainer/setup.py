@@ -32,6 +32,7 @@ from srft.model.adapters import (
     has_adapters,
 )
 from srft.model.config import ModelConfig
+from srft.model.fast import prepare_compute
 from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
@@ -219,6 +220,7 @@ def _policy(
     if config.lora and not has_adapters(model):
         add_lora(model, config.lora)
     check_adapters(model)
+    prepare_compute(model, config)
     return model
 
 

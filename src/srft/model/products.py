@@ -1,0 +1,141 @@
+"""Products of float32 matrices on a CPU, by the faster of the two libraries inside PyTorch.
+
+PyTorch hands them to MKL, which on processors of other makers than its own stays with 256-bit
+vectors. oneDNN, in the same build and with the same float32 sums, takes 512-bit ones where the
+processor has them, and is then about twice as fast (docs/performance.md). Which one is used depends
+on the processor and on the sizes alone, so that a resumed run computes the same to the bit.
+
+A layer is given the faster products by changing its class: weights, names, hooks and what is saved
+stay as they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Multiplications below which oneDNN's preparation of a call costs more than it saves.
+_LEAST_WORK = 1 << 20
+
+
+def onednn_is_faster() -> bool:
+    """Whether this processor has vectors of 512 bits that MKL leaves unused."""
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and _maker() == "AuthenticAMD"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _maker() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("vendor_id"))
+    return next(names, "unknown")
+
+
+_ONEDNN = onednn_is_faster()
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is the faster one for ``x`` [..., K] by ``weight`` [N, K]."""
+    return (
+        _ONEDNN
+        and x.dtype == weight.dtype == torch.float32
+        and x.is_cpu
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` without gradient, for ``x`` [..., K] and ``weight`` [N, K]."""
+    if takes(x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return functional.linear(x, weight, bias)
+
+
+def product_plus(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``residual + x @ weight.T + bias`` without gradient; x [M, K], weight [N, K]."""
+    if takes(x, weight):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+    if bias is not None:
+        return residual + functional.linear(x, weight, bias)
+    return torch.addmm(residual, x, weight.t())
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """``a.T @ b`` without gradient, for [T, N] and [T, K]: the gradient of a weight."""
+    if not takes(a.t(), b.t()):
+        return a.t() @ b
+    # oneDNN wants one factor turned over in memory: the smaller one.
+    if a.shape[1] <= b.shape[1]:
+        return torch.ops.mkldnn._linear_pointwise(a.t(), b.t(), None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(b.t(), a.t(), None, "none", [], "").t().contiguous()
+
+
+# Operators of their own, because torch.compile must take these calls as they stand: its own lowering
+# of oneDNN's products demands that weights never change.
+@torch.library.custom_op("srft::linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return product(x, weight, bias)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("srft::outer", mutates_args=())
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return outer(a, b)
+
+
+@_outer.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[1], b.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    for_x, for_weight, for_bias = ctx.needs_input_grad
+    flat = grad.reshape(-1, grad.shape[-1])
+    return (
+        _linear(grad, weight.t(), None) if for_x else None,
+        _outer(flat, x.reshape(-1, x.shape[-1])) if for_weight else None,
+        flat.sum(0) if for_bias else None,
+    )
+
+
+_linear.register_autograd(_backward, setup_context=_keep)
+
+
+class FastLinear(nn.Linear):
+    """``nn.Linear``, by the faster library where it is known which."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if takes(input, self.weight):
+            return _linear(input, self.weight, self.bias)
+        return functional.linear(input, self.weight, self.bias)
+
+
+def use_fast_products(model: nn.Module) -> None:
+    """Give every plain linear layer of ``model`` the faster products, where there are any."""
+    if not onednn_is_faster():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear

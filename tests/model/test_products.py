@@ -1,0 +1,98 @@
+"""The faster float32 products: the same numbers, and only where they are known to be faster."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tests.toys import tiny_model
+from torch import nn
+
+from srft.model import products
+from srft.model.config import ModelConfig
+from srft.model.fast import prepare_compute
+from srft.model.products import FastLinear, outer, product, product_plus, use_fast_products
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN"
+)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor where oneDNN is the faster one, and for products of any size."""
+    monkeypatch.setattr(products, "_ONEDNN", True)
+    monkeypatch.setattr(products, "_LEAST_WORK", 1)
+
+
+def _near(ours: torch.Tensor, wide: torch.Tensor) -> None:
+    torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 7, 3), (64, 33, 17), (3, 200, 130)])
+def test_products_agree_with_float64(taken: None, shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    m, k, n = shape
+    x, weight, bias, rest = torch.randn(m, k), torch.randn(n, k), torch.randn(n), torch.randn(m, n)
+    assert products.takes(x, weight)
+    wide = x.double() @ weight.double().t()
+    _near(product(x, weight), wide)
+    _near(product(x, weight, bias), wide + bias.double())
+    _near(product(rest, weight.t()), rest.double() @ weight.double())
+    _near(product_plus(rest, x, weight, None), rest.double() + wide)
+    _near(product_plus(rest, x, weight, bias), rest.double() + wide + bias.double())
+    for a, b in ((rest, x), (x, rest)):
+        _near(outer(a, b), a.double().t() @ b.double())
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_has_the_gradients_of_the_plain_one(taken: None, bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(24, 40, bias=bias)
+    fast = copy.deepcopy(plain)
+    fast.__class__ = FastLinear
+    x = torch.randn(2, 9, 24, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    for layer, at in ((plain, x), (fast, y)):
+        layer(at).square().sum().backward()
+    pairs = [(x.grad, y.grad), (plain.weight.grad, fast.weight.grad)]
+    if bias:
+        pairs.append((plain.bias.grad, fast.bias.grad))
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_other_dtypes_autocast_and_small_products_stay_with_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_ONEDNN", True)
+    x, weight = torch.zeros(128, 128), torch.zeros(128, 128)
+    assert products.takes(x, weight)
+    assert not products.takes(x[:63], weight)
+    assert not products.takes(x.double(), weight.double())
+    assert not products.takes(x.bfloat16(), weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not products.takes(x, weight)
+        assert FastLinear(128, 128)(x).dtype == torch.bfloat16
+    monkeypatch.setattr(products, "_ONEDNN", False)
+    assert not products.takes(x, weight)
+
+
+def test_the_recipe_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    for kernels, kind in (("torch", nn.Linear), ("auto", FastLinear)):
+        model = tiny_model("qwen3")
+        names = list(model.state_dict())
+        prepare_compute(model, ModelConfig(kernels=kernels))
+        assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {kind}
+        assert list(model.state_dict()) == names
+
+
+def test_on_other_processors_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    model = tiny_model("qwen3")
+    use_fast_products(model)
+    assert not any(isinstance(m, FastLinear) for m in model.modules())
