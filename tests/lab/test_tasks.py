@@ -11,6 +11,7 @@ from srft.lab import (
     FAMILIES,
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
+    TASK_SETS,
     lab_eval,
     lab_train,
     make_problem,
@@ -223,3 +224,18 @@ def test_rows_survive_a_round_trip_through_jsonl(tmp_path):
     rows = lab_train(12)
     write_jsonl(rows, tmp_path / "train.jsonl")
     assert [json.loads(line) for line in (tmp_path / "train.jsonl").open()] == rows
+
+
+def test_the_hard_set_trains_beyond_the_corpus_and_keeps_a_family_back():
+    hard = TASK_SETS["lab-hard"]
+    assert not set(hard.inside) & set(hard.outside) and set(hard.families) <= set(FAMILIES)
+    rows = lab_eval(20, tasks="lab-hard")
+    assert [row["family"] for row in rows[::20]] == [*hard.inside, *hard.outside]
+    assert all(is_held_out(row["prompt"]) for row in rows)
+    train = lab_train(50, tasks="lab-hard")
+    assert {row["family"] for row in train} == set(hard.inside)
+    read = {f: max(FAMILIES[f].depths + FAMILIES[f].corpus_depths) for f in FAMILIES}
+    deeper = {f for f, depths in hard.inside.items() if max(depths) > read[f]}
+    assert deeper == {"story", "poly", "machine", "total"}
+    with pytest.raises(ValueError, match="choice"):
+        lab_eval(1, families=("choice",), tasks="lab-hard")

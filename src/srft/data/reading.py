@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("srft.data")
 
-LAB = "lab"
+LAB_SOURCES = ("lab", "lab-hard")
 LAB_TRAIN_ROWS = 4096
 LAB_EVAL_ROWS_PER_FAMILY = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -59,7 +59,7 @@ def load_examples(
     """Read ``source`` and check every row.
 
     source: a hub dataset id, a local folder, a .jsonl, .json, .parquet, .csv or .tsv file, or
-        ``lab`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
+        ``lab`` or ``lab-hard`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
     split: of a hub dataset or folder; None takes ``train`` where there is one.
     columns: ``data.columns``: {"prompt" | "demonstration" | "answer": column or dotted path}.
     limit: read the first ``limit`` rows.
@@ -189,8 +189,8 @@ def _load(
     seed: int,
     prefer: Sequence[str],
 ) -> list[Example]:
-    if source == LAB:
-        return _lab(split, limit, seed, prefer)
+    if source in LAB_SOURCES:
+        return _lab(source, split, limit, seed, prefer)
     problems = Problems(source)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -342,18 +342,22 @@ def _hub(
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
 
 
-def _lab(split: str | None, limit: int | None, seed: int, prefer: Sequence[str]) -> list[Example]:
+def _lab(
+    source: str, split: str | None, limit: int | None, seed: int, prefer: Sequence[str]
+) -> list[Example]:
     from srft.lab.data import lab_eval, lab_train
 
-    chosen = _pick_split(LAB, ["train", "eval"], split, prefer)
+    chosen = _pick_split(source, ["train", "eval"], split, prefer)
     if chosen == "train":
-        rows = lab_train(LAB_TRAIN_ROWS if limit is None else limit, seed)
+        rows = lab_train(LAB_TRAIN_ROWS if limit is None else limit, seed, source)
     else:
-        rows = lab_eval(LAB_EVAL_ROWS_PER_FAMILY, seed)
+        rows = lab_eval(LAB_EVAL_ROWS_PER_FAMILY, seed, tasks=source)
         if limit is not None:
             # Families stand one after the other: take the rows evenly, not the first family only.
             step = max(1.0, len(rows) / limit)
             rows = [rows[int(k * step)] for k in range(min(limit, len(rows)))]
-    problems = Problems(LAB)
-    labelled = [Row(f"lab[{chosen}]:{number}", row) for number, row in enumerate(rows, start=1)]
+    problems = Problems(source)
+    labelled = [
+        Row(f"{source}[{chosen}]:{number}", row) for number, row in enumerate(rows, start=1)
+    ]
     return _convert(labelled, None, problems, "error")

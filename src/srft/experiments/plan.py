@@ -17,16 +17,26 @@ from srft.errors import ConfigError
 from srft.trainer.main import QUICKSTART
 
 SMALL = (
-    "train.steps=100",
+    "data.train=lab-hard",
+    "data.eval=lab-hard",
+    "data.limit=200",
+    "data.eval_limit=160",
+    "rollout.max_tokens=80",
+    "train.steps=40",
     "train.prompts_per_step=4",
+    "train.learning_rate=5e-4",
+    "evaluation.temperature=0.6",
+    "evaluation.max_tokens=null",
     "evaluation.at_start=false",
     "evaluation.every_steps=0",
     "evaluation.best_metric=null",
     "run.samples_every=0",
     "run.samples_prompts=1",
+    "run.checkpoint_every=20",
     "run.keep_checkpoints=1",
 )
-"""What makes the quickstart small enough to be run a hundred times."""
+"""What makes the quickstart small enough to be run a hundred times, and hard enough that methods
+differ also where they are decoded greedily (docs/experiments.md says how it was chosen)."""
 
 _NOT_FOR_ALL = ("method", "objective", "stages")
 
@@ -74,7 +84,7 @@ class Experiment:
     """Arms, and the one (``reference``) that the others are compared with.
 
     curves: arms drawn over steps; none: the first six. recipe: settings of every arm. keep_models:
-    export each run's final model. then: what to do with the runs, for the reader.
+    export each run's final model, and keep its checkpoints. then: what to do with the runs, for the reader.
     """
 
     name: str
@@ -151,9 +161,8 @@ def arm_recipe(
     for name, part in arm.recipe.items():
         values.setdefault(name, {}).update(part)
     if arm.untrained:
-        # One step, which nobody looks at: the evaluation before it is that of the base model.
-        values["train"]["steps"] = 1
-        values["evaluation"]["at_start"] = True
+        # One step of a size that changes no weight: what is evaluated is the base model.
+        values["train"] |= {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0}
     if data is not None:
         values["data"] |= {"train": data, "limit": None}
     values["train"]["seed"] = seed

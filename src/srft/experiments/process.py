@@ -11,7 +11,7 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +24,8 @@ from srft.trainer.setup import build_methods
 
 FINISHED = "finished.json"
 LOG = "log.txt"
+GREEDY = "greedy.jsonl"
+"""In a run directory: the evaluation at the end once more, each token the likeliest."""
 HEAVY = ("checkpoints", "model", "best", "refused")
 """What is not copied with a run's records."""
 
@@ -109,8 +111,32 @@ def train_one(recipe: str, digest: str) -> str | None:
             raise
     if result.stopped_by:
         return result.stopped_by
+    _evaluate_greedily(trainer, folder)
     _mark_finished(folder, digest, trainer.model)
     return None
+
+
+def _evaluate_greedily(trainer: Any, folder: Path) -> None:
+    """The evaluation at the end once more, each token the likeliest: what the model knows, apart from
+    how much probability it leaves elsewhere."""
+    from srft.evaluation.evaluate import evaluate
+    from srft.rewards.scorer import Scorer
+    from srft.trainer.evaluating import record
+
+    setup, settings = trainer.setup, trainer.args.evaluation
+    params = replace(
+        setup.sampling,
+        temperature=0.0,
+        max_tokens=settings.max_tokens or setup.sampling.max_tokens,
+    )
+    lines = []
+    with Scorer(trainer.args.reward) as scorer:  # the run's own is closed
+        for name, data in setup.evaluation.items():
+            result = evaluate(
+                setup.engine, trainer.tokenizer, data.problems, scorer, params, n=1, name=name
+            )
+            lines.append(json.dumps(record(result, trainer.state.step, settings.confidence)))
+    (folder / GREEDY).write_text("\n".join(lines) + "\n")
 
 
 def _mark_finished(folder: Path, digest: str, model: Any) -> None:
@@ -131,7 +157,7 @@ def compute_parameters(model: Any) -> int:
 
 
 def slim(folder: Path) -> None:
-    """Removes what is large from a finished run; an exported model stays where it was asked for."""
+    """Removes what is large from a finished run."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     shutil.rmtree(folder / "best", ignore_errors=True)
 
@@ -160,7 +186,8 @@ class ProcessRunner:
             return Outcome("failed", f"{type(error).__name__}: {error}")
         if stopped:
             return Outcome("stopped")
-        slim(job.folder)
+        if not job.config.run.export:
+            slim(job.folder)
         return Outcome("finished")
 
     def interrupt(self) -> bool:

@@ -13,35 +13,39 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from srft.evaluation.statistics import Interval, interval_over_problems, paired_difference
 from srft.experiments.plan import Experiment
-from srft.experiments.process import FINISHED, Job
+from srft.experiments.process import FINISHED, GREEDY, Job
 from srft.experiments.runner import Ledger
-from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft.lab import OUT_OF_DISTRIBUTION, TASK_SETS
 
 PARTS = ("in", "out")
-"""In and out of distribution. Problems without a lab family all count as in."""
+"""In and out of distribution. Problems that are not of the lab all count as in."""
+
+Scores = Mapping[str, Mapping[str, Sequence[float]]]
+"""Part -> family -> share of right samples of each problem."""
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One finished run. ``scores``: share of right samples of each problem at the last step (the
-    first where the arm is the base model), by family. FLOPs: 6 N a trained token and 2 N a sampled
-    one, N ``parameters`` (all but the input embedding); attention over the context, passes without
-    gradient and evaluation are left out. ``last``: means over the last tenth of the steps.
+    """One finished run. ``scores``: share of right samples of each problem at the last step;
+    ``greedy``: the same where each token is the likeliest. FLOPs: 6 N a trained token and 2 N a
+    sampled one, N ``parameters`` (all but the input embedding); attention over the context, passes
+    without gradient and evaluation are left out. ``last``: means over the last tenth of the steps.
     ``refused``: steps whose loss or gradient was not finite."""
 
     arm: str
     seed: int
     folder: str
-    scores: Mapping[str, Sequence[float]] = field(repr=False)
+    scores: Scores = field(repr=False)
+    greedy: Scores = field(repr=False)
     steps: int
     refused: int
     parameters: int
@@ -86,13 +90,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class ArmFigures:
-    """All seeds of one arm. Costs are means over its runs."""
+    """All seeds of one arm. Costs are means over its runs. accuracy, difference to the reference and
+    families (means) are by part; greedy and greedy_difference are those of greedy decoding."""
 
     name: str
     seeds: int
     accuracy: Mapping[str, Estimate]
-    families: Mapping[str, float]
     difference: Mapping[str, Difference]
+    families: Mapping[str, Mapping[str, float]]
+    greedy: Mapping[str, Estimate]
+    greedy_difference: Mapping[str, Difference]
     sampled_tokens: float
     trained_tokens: float
     flops: float
@@ -121,16 +128,23 @@ class ExperimentResult:
             "reference": self.experiment.reference,
             "setting": dict(self.setting),
             "arms": [asdict(arm) for arm in self.arms],
-            "runs": [{k: v for k, v in asdict(r).items() if k != "scores"} for r in self.runs],
+            "runs": [_without_scores(r) for r in self.runs],
             "failed": dict(self.failed),
             "missing": list(self.missing),
         }
 
 
+def _without_scores(run: RunFigures) -> dict[str, Any]:
+    values = {k: v for k, v in asdict(run).items() if k not in ("scores", "greedy")}
+    for name, scores in (("accuracy", run.scores), ("greedy", run.greedy)):
+        values[name] = {part: float(np.mean(_flat(scores[part]))) for part in scores}
+    return values
+
+
 def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> ExperimentResult:
     """Reads the finished runs and computes every figure."""
     runs = [
-        read_figures(job, first=_arm(experiment, job.arm).untrained)
+        read_figures(job, untrained=_arm(experiment, job.arm).untrained)
         for job in plan
         if ledger.outcomes[job.name].status == "finished"
     ]
@@ -150,7 +164,7 @@ def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> Exper
         runs,
         {n: o.error or "" for n, o in outcomes.items() if o.status == "failed"},
         [n for n, o in outcomes.items() if o.status == "stopped"],
-        _setting(plan),
+        _setting(plan, experiment.reference),
         ledger.stopped_by,
     )
 
@@ -159,9 +173,10 @@ def _arm(experiment: Experiment, name: str) -> Any:
     return next(arm for arm in experiment.arms if arm.name == name)
 
 
-def _setting(plan: Sequence[Job]) -> dict[str, Any]:
-    """What all arms have in common, for the line above the table."""
-    config = plan[0].config
+def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
+    """The reference's settings, which all arms share but for what they say, for the line above the
+    table."""
+    config = next(job.config for job in plan if job.arm == reference)
     return {
         "seeds": 1 + max(job.seed for job in plan),
         "steps": max(job.config.total_steps for job in plan),
@@ -175,19 +190,17 @@ def _setting(plan: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def read_figures(job: Job, first: bool = False) -> RunFigures:
-    """The figures of a finished run; ``first`` reads its first evaluation and no costs."""
+def read_figures(job: Job, untrained: bool = False) -> RunFigures:
+    """The figures of a finished run; those of the base model have no costs."""
     marks = json.loads((job.folder / FINISHED).read_text())
     metrics = _lines(job.folder / "metrics.jsonl")
     evaluations = _lines(job.folder / "evaluation.jsonl")
-    step = min(e["step"] for e in evaluations) if first else max(e["step"] for e in evaluations)
+    step = max(e["step"] for e in evaluations)
     # A run stopped after its last evaluation evaluates again when it goes on: the later one counts.
     at_step = {record["name"]: record for record in evaluations if record["step"] == step}
-    scores: dict[str, list[float]] = {}
-    for record in at_step.values():
-        for family, counts in record["correct"].items():
-            scores.setdefault(family, []).extend(c / record["n"] for c in counts)
-    end = {} if first else metrics[-1]
+    outside = _outside(job)
+    greedy = _lines(job.folder / GREEDY) if (job.folder / GREEDY).is_file() else []
+    end = {} if untrained else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
     tail = metrics[-max(1, len(metrics) // 10) :]
@@ -195,16 +208,33 @@ def read_figures(job: Job, first: bool = False) -> RunFigures:
         arm=job.arm,
         seed=job.seed,
         folder=str(job.folder),
-        scores=scores,
-        steps=0 if first else len(metrics),
-        refused=0 if first else marks["refused"],
+        scores=_by_part(at_step.values(), outside),
+        greedy=_by_part(greedy, outside),
+        steps=0 if untrained else len(metrics),
+        refused=0 if untrained else marks["refused"],
         parameters=marks["parameters"],
         sampled_tokens=sampled,
         trained_tokens=trained,
         flops=marks["parameters"] * (6 * trained + 2 * sampled),
         seconds=float(end.get("total/seconds", 0.0)),
-        last={key: None if first else _mean(tail, name) for key, name in _LAST.items()},
+        last={key: None if untrained else _mean(tail, name) for key, name in _LAST.items()},
     )
+
+
+def _outside(job: Job) -> Collection[str]:
+    """Families of the run's problems that it is not trained on."""
+    source = job.config.data.eval
+    known = TASK_SETS.get(source) if isinstance(source, str) else None
+    return known.outside if known else OUT_OF_DISTRIBUTION
+
+
+def _by_part(records: Iterable[Mapping[str, Any]], outside: Collection[str]) -> Scores:
+    scores: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        for family, counts in record["correct"].items():
+            part = scores.setdefault(PARTS[family in outside], {})
+            part.setdefault(family, []).extend(c / record["n"] for c in counts)
+    return {part: scores[part] for part in PARTS if part in scores}
 
 
 _LAST = {
@@ -227,16 +257,13 @@ def summarize(
     runs: Sequence[RunFigures], reference: Sequence[RunFigures], is_reference: bool
 ) -> ArmFigures:
     """Means, intervals and the paired difference to the reference's runs."""
-    accuracy, difference = {}, {}
-    for part in PARTS:
-        scores_SP = _stack(runs, part)
-        if scores_SP.size == 0:
-            continue
-        accuracy[part] = estimate(scores_SP)
-        if reference and not is_reference:
-            ours, theirs = _pair(runs, reference, part)
-            difference[part] = compare(ours, theirs)
-    families = list(dict.fromkeys(f for run in runs for f in run.scores))
+    others = [] if is_reference else reference
+    accuracy, difference = _judge(runs, others, "scores")
+    greedy, greedy_difference = _judge(runs, others, "greedy")
+    families = {
+        part: {f: float(np.mean([run.scores[part][f] for run in runs])) for f in found}
+        for part, found in runs[0].scores.items()
+    }
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(run, name) for run in runs]))
@@ -245,8 +272,10 @@ def summarize(
         name=runs[0].arm,
         seeds=len(runs),
         accuracy=accuracy,
-        families={f: float(np.mean([np.mean(run.scores[f]) for run in runs])) for f in families},
         difference=difference,
+        families=families,
+        greedy=greedy,
+        greedy_difference=greedy_difference,
         sampled_tokens=mean("sampled_tokens"),
         trained_tokens=mean("trained_tokens"),
         flops=mean("flops"),
@@ -256,33 +285,38 @@ def summarize(
     )
 
 
-def _families(run: RunFigures, part: str) -> list[str]:
-    inside = [f for f in run.scores if f in IN_DISTRIBUTION]
-    outside = [f for f in run.scores if f in OUT_OF_DISTRIBUTION]
-    if not inside and not outside:
-        inside = list(run.scores)
-    return inside if part == "in" else outside
+def _judge(
+    runs: Sequence[RunFigures], reference: Sequence[RunFigures], kind: Literal["scores", "greedy"]
+) -> tuple[dict[str, Estimate], dict[str, Difference]]:
+    """By part: what the runs reached, and how that differs from the reference, where there is one."""
+    accuracy, difference = {}, {}
+    for part in PARTS:
+        if any(part not in getattr(run, kind) for run in runs):
+            continue
+        accuracy[part] = estimate(_stack(runs, kind, part))
+        if reference and all(part in getattr(run, kind) for run in reference):
+            ours, theirs = _pair(runs, reference)
+            difference[part] = compare(_stack(ours, kind, part), _stack(theirs, kind, part))
+    return accuracy, difference
 
 
-def _scores(run: RunFigures, part: str) -> list[float]:
-    return [score for family in _families(run, part) for score in run.scores[family]]
+def _flat(families: Mapping[str, Sequence[float]]) -> list[float]:
+    return [score for scores in families.values() for score in scores]
 
 
-def _stack(runs: Sequence[RunFigures], part: str) -> np.ndarray:
-    return np.array([_scores(run, part) for run in runs], dtype=np.float64)
+def _stack(runs: Sequence[RunFigures], kind: str, part: str) -> np.ndarray:
+    return np.array([_flat(getattr(run, kind)[part]) for run in runs], dtype=np.float64)
 
 
 def _pair(
-    runs: Sequence[RunFigures], reference: Sequence[RunFigures], part: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores on the seeds that both have; the base model, which has no seed, stands for each."""
+    runs: Sequence[RunFigures], reference: Sequence[RunFigures]
+) -> tuple[Sequence[RunFigures], Sequence[RunFigures]]:
+    """The runs of the seeds that both have; the base model, which has no seed, stands for each."""
     if all(run.steps == 0 for run in runs):
-        runs = [runs[0]] * len(reference)
-        pairs = list(zip(runs, reference, strict=True))
-    else:
-        by_seed = {run.seed: run for run in reference}
-        pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
-    return _stack([a for a, _ in pairs], part), _stack([b for _, b in pairs], part)
+        return [runs[0]] * len(reference), reference
+    by_seed = {run.seed: run for run in reference}
+    both = [run for run in runs if run.seed in by_seed]
+    return both, [by_seed[run.seed] for run in both]
 
 
 def estimate(scores_SP: np.ndarray) -> Estimate:

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.table import Table
 
 from srft.experiments.results import ArmFigures, Difference, Estimate, ExperimentResult
-from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
 _PARTS = {"in": "in distribution", "out": "out of distribution"}
 _MARKS = {"ahead": "▲", "behind": "▼", "open": ""}
@@ -45,6 +44,8 @@ def markdown(result: ExperimentResult) -> str:
             _grid(*accuracy_rows(result)),
             READING.format(reference=result.experiment.reference),
         ]
+        if any(arm.greedy for arm in result.arms):
+            blocks += ["Decoded greedily:", _grid(*accuracy_rows(result, greedy=True))]
         blocks += [_grid(*family_rows(result.arms)), _grid(*cost_rows(result.arms)), COSTS]
     if result.failed:
         blocks.append(
@@ -60,18 +61,22 @@ def markdown(result: ExperimentResult) -> str:
 Rows = tuple[list[str], list[list[str]]]
 
 
-def accuracy_rows(result: ExperimentResult) -> Rows:
+def accuracy_rows(result: ExperimentResult, greedy: bool = False) -> Rows:
     """Heading and rows: accuracy and difference to the reference, in and out of distribution."""
-    parts = [p for p in _PARTS if any(p in arm.accuracy for arm in result.arms)]
+    figures = {
+        arm.name: (arm.greedy, arm.greedy_difference) if greedy else (arm.accuracy, arm.difference)
+        for arm in result.arms
+    }
+    parts = [p for p in _PARTS if all(p in accuracy for accuracy, _ in figures.values())]
     head = ["arm", "seeds"]
     for part in parts:
         head += [_PARTS[part], f"minus {result.experiment.reference}"]
     rows = []
     for arm in result.arms:
+        accuracy, difference = figures[arm.name]
         row = [arm.name, str(arm.seeds)]
         for part in parts:
-            row.append(_accuracy(arm.accuracy[part]))
-            row.append(_difference(arm.difference.get(part)))
+            row += [_accuracy(accuracy[part]), _difference(difference.get(part))]
         rows.append(row)
     return head, rows
 
@@ -96,16 +101,15 @@ def _difference(value: Difference | None) -> str:
 
 def family_rows(arms: Sequence[ArmFigures]) -> Rows:
     """Accuracy of every family, mean over seeds, with the averages of the two kinds."""
-    known = [f for f in (*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION) if f in arms[0].families]
-    other = [f for f in arms[0].families if f not in known]
-    inside = [f for f in known if f in IN_DISTRIBUTION] + other
-    outside = [f for f in known if f in OUT_OF_DISTRIBUTION]
-    head = ["arm", *(f or "all" for f in inside), "avg", *outside, *(["avg"] if outside else [])]
+    columns = {part: list(arms[0].families.get(part, {})) for part in _PARTS}
+    head = ["arm"]
+    for families in columns.values():
+        head += [*(family or "all" for family in families), *(["avg"] if families else [])]
     rows = []
     for arm in arms:
         row = [arm.name]
-        for families in (inside, outside):
-            values = [arm.families.get(f, float("nan")) for f in families]
+        for part, families in columns.items():
+            values = [arm.families[part][family] for family in families]
             row += [f"{100 * v:.1f}" for v in values]
             row += [f"**{100 * sum(values) / len(values):.1f}**"] if values else []
         rows.append(row)

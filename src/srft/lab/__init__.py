@@ -12,6 +12,7 @@ from srft.lab.tasks import (
     FAMILIES,
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
+    TASK_SETS,
     Problem,
     make_problem,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "IN_DISTRIBUTION",
     "OUT_OF_DISTRIBUTION",
+    "TASK_SETS",
     "Problem",
     "Row",
     "base_model_path",

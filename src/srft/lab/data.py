@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from srft.lab.tasks import FAMILIES, IN_DISTRIBUTION, Problem, make_problem
+from srft.lab.tasks import TASK_SETS, Problem, make_problem
 
 Row = dict[str, str]
 
@@ -20,42 +20,49 @@ def _row(problem: Problem) -> Row:
     }
 
 
-def _distinct(family: str, count: int, seed: int, *, held_out: bool) -> list[Row]:
+def _distinct(
+    family: str, depths: tuple[int, ...], count: int, seed: int, *, held_out: bool
+) -> list[Row]:
     """The first `count` problems of a family's stream, repeated prompts left out."""
     rows: dict[str, Row] = {}
     index = 0
     while len(rows) < count:
-        problem = make_problem(family, seed, index, held_out=held_out)
+        problem = make_problem(family, seed, index, held_out=held_out, depths=depths)
         rows.setdefault(problem.prompt, _row(problem))
         index += 1
     return list(rows.values())
 
 
-def lab_train(n: int = 1000, seed: int = 0) -> list[Row]:
-    """`n` training problems with expert demonstrations, the in-distribution families in turn.
+def lab_train(n: int = 1000, seed: int = 0, tasks: str = "lab") -> list[Row]:
+    """`n` training problems with expert demonstrations, the families trained on in turn. `tasks` is a
+    name of `TASK_SETS`.
 
     The first m of them are the same for every n >= m.
     """
-    families = len(IN_DISTRIBUTION)
-    each = -(-n // families)
-    columns = [_distinct(f, each, seed, held_out=False) for f in IN_DISTRIBUTION]
-    return [columns[i % families][i // families] for i in range(n)]
+    inside = TASK_SETS[tasks].inside
+    each = -(-n // len(inside))
+    columns = [_distinct(f, d, each, seed, held_out=False) for f, d in inside.items()]
+    return [columns[i % len(inside)][i // len(inside)] for i in range(n)]
 
 
-def lab_eval(n_per_family: int, seed: int = 0, families: Sequence[str] = ()) -> list[Row]:
-    """`n_per_family` held-out problems of each family (all of them by default), grouped by family.
+def lab_eval(
+    n_per_family: int, seed: int = 0, families: Sequence[str] = (), tasks: str = "lab"
+) -> list[Row]:
+    """`n_per_family` held-out problems of each family of `tasks` (or of `families` alone), grouped by
+    family, those trained on first.
 
-    Disjoint from `lab_train` of any seed and from the pre-training corpus.
+    Disjoint from `lab_train` of any seed and set, and from the pre-training corpus.
 
     Raises:
         ValueError: a family that does not exist.
     """
-    unknown = sorted(set(families) - set(FAMILIES))
+    known = TASK_SETS[tasks].families
+    unknown = sorted(set(families) - set(known))
     if unknown:
-        raise ValueError(f"unknown lab family {unknown[0]!r}; known: {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown lab family {unknown[0]!r}; known: {', '.join(known)}")
     rows: list[Row] = []
-    for family in families or FAMILIES:
-        rows += _distinct(family, n_per_family, seed, held_out=True)
+    for family in families or known:
+        rows += _distinct(family, known[family], n_per_family, seed, held_out=True)
     return rows
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 LETTERS = tuple("abcdefghjkmnpqrstuvwz")
@@ -239,6 +239,41 @@ IN_DISTRIBUTION = ("chain", "story", "dot", "poly", "total", "machine")
 OUT_OF_DISTRIBUTION = ("long", "blend", "choice")
 
 
+@dataclass(frozen=True)
+class TaskSet:
+    """What is trained on, and what is asked besides to see how far that carries: family -> depths."""
+
+    inside: Mapping[str, tuple[int, ...]]
+    outside: Mapping[str, tuple[int, ...]]
+
+    @property
+    def families(self) -> dict[str, tuple[int, ...]]:
+        """Those trained on first."""
+        return {**self.inside, **self.outside}
+
+
+def _usual(families: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    return {family: FAMILIES[family].depths for family in families}
+
+
+TASK_SETS: dict[str, TaskSet] = {
+    "lab": TaskSet(_usual(IN_DISTRIBUTION), _usual(OUT_OF_DISTRIBUTION)),
+    # What the base model can do ends sharply at the depths of its corpus. Here half of the problems of
+    # four families are one deeper, so there is something to learn beside how to begin; and one
+    # family (dot) that the base can work out is never shown.
+    "lab-hard": TaskSet(
+        {
+            "chain": (4, 5, 6),
+            "story": (4, 5),
+            "poly": (3, 4),
+            "machine": (5, 6),
+            "total": (6, 7),
+        },
+        {"dot": (2, 3), **_usual(("blend", "long"))},
+    ),
+}
+
+
 def is_held_out(prompt: str) -> bool:
     """Whether a prompt belongs to the evaluation split: a fifth of all prompts, by checksum.
 
@@ -248,12 +283,19 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 5 == 0
 
 
-def make_problem(family: str, seed: int, index: int, *, held_out: bool = False) -> Problem:
-    """Problem `index` of `family` under `seed`, from the training or the held-out split: the same
-    on every machine and Python."""
+def make_problem(
+    family: str,
+    seed: int,
+    index: int,
+    *,
+    held_out: bool = False,
+    depths: tuple[int, ...] | None = None,
+) -> Problem:
+    """Problem `index` of `family` under `seed`, from the training or the held-out split, of its usual
+    depths unless others are given: the same on every machine and Python."""
     rng = random.Random(f"{family}/{seed}/{index}")  # a str seed is hashed with SHA-512
     spec = FAMILIES[family]
     while True:
-        problem = spec.generate(rng, rng.choice(spec.depths))
+        problem = spec.generate(rng, rng.choice(depths or spec.depths))
         if is_held_out(problem.prompt) == held_out:
             return problem
