@@ -403,6 +403,7 @@ def lab_data(
 _LAB_EXPERIMENTS = {
     "table1": "Orders of stages: SFT, RL, SFT then RL, RL then SFT, SRFT.",
     "table2": "SRFT against SFT, RL and the methods that use both.",
+    "longer": "The main arms of table2, with three times the steps.",
     "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
     "methods": "Every method of the table, once over.",
     "defaults": "The choices on which the paper is silent.",

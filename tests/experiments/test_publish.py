@@ -63,7 +63,7 @@ def test_blocks_are_filled_and_the_rest_of_the_page_stays(tmp_path):
     data = tmp_path / "data"
     assert collect(tmp_path / "out", data) == ["small"]
     run = json.loads((data / "small.json").read_text())["runs"][0]
-    assert run == {"folder": "small/srft/seed0", "accuracy": {"in": 0.33333}}
+    assert run == {"folder": "small/srft/seed0", "accuracy": {"in": 0.33333333}}
     page = "before\n<!-- lab: small sft_now srft -->\nold\n<!-- end -->\nafter\n"
     filled = fill(page, data)
     assert filled.startswith("before\n<!-- lab") and filled.endswith("<!-- end -->\nafter\n")

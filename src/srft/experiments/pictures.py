@@ -113,9 +113,10 @@ def _band(ax: Axes, runs: Sequence[RunFigures], arm: ArmFigures, key: str, numbe
     if not steps:
         return False
     values = np.array([[points[step] for step in steps] for points in series])
-    smoothed = [smooth(list(row)) if key != "evaluation" else list(row) for row in values]
+    window = min(15, 1 + len(steps) // 5)
+    smoothed = [list(row) if key == "evaluation" else smooth(list(row), window) for row in values]
     color = CYCLE[number % len(CYCLE)]
-    marker = "o" if len(steps) <= 20 else None
+    marker = "o" if key == "evaluation" else None
     mean = np.mean(smoothed, axis=0)
     ax.plot(steps, mean, color=color, label=plain_text(arm.name), marker=marker, markersize=3.5)
     low, high = np.min(smoothed, axis=0), np.max(smoothed, axis=0)

@@ -46,12 +46,12 @@ def collect(out: Path, data: Path) -> list[str]:
 
 
 def rounded(value: Any) -> Any:
-    """Five significant digits say all that the tables show."""
+    """Eight significant digits say more than the tables show."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def fill(page: str, data: Path) -> str:
