@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["srft.trainer.trainer", "tests.distributed.work"])
@@ -30,16 +31,34 @@ class Outcome:
     exit_code: int | None = None
 
 
-def start(function: Callable[..., Any], size: int, *arguments: Any) -> list[tuple[Any, Any]]:
-    """(process, pipe) of each rank, on their way."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+_stores: list[TCPStore] = []  # they end with the tests
+
+
+def start(
+    function: Callable[..., Any], size: int, *arguments: Any, agent: bool = True
+) -> list[tuple[Any, Any]]:
+    """(process, pipe) of each rank, on their way. With ``agent`` the store is kept here, as torchrun
+    does; without, by the first rank."""
+    if agent:
+        _stores.append(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        port = _stores[-1].port
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    variables = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": str(agent),
+    }
     started = []
     for rank in range(size):
         ours, theirs = _context.Pipe(duplex=False)
+        mine = {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         process = _context.Process(
-            target=_enter, args=(rank, size, port, theirs, function, arguments), daemon=True
+            target=_enter, args=(mine, theirs, function, arguments), daemon=True
         )
         process.start()
         theirs.close()
@@ -76,17 +95,10 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
 
 
 def _enter(
-    rank: int, size: int, port: int, pipe: Any, function: Callable[..., Any], arguments: Any
+    variables: dict[str, str], pipe: Any, function: Callable[..., Any], arguments: Any
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(variables)
     try:
         pipe.send(Outcome(function(*arguments)))
     except BaseException as error:  # noqa: BLE001  # whatever ends a process, its test wants to see

@@ -5,18 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
-import torch
 from tests.distributed import work
 from tests.distributed.ranks import finish, on_ranks, start
 
 from srft.trainer.checkpoint import list_checkpoints
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_equal(one: dict[str, numpy.ndarray], other: dict[str, numpy.ndarray]) -> None:
     assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
+    for name, values in one.items():
+        assert numpy.array_equal(values, other[name]), name
 
 
 def test_a_checkpoint_passes_between_any_numbers_of_processes_unchanged(tiny_model, tmp_path):
@@ -76,26 +76,30 @@ def assert_identical_run(one: Path, other: Path) -> None:
     assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
-# What is killed, and where: while sampling, in the middle of the second checkpoint's files, at the
-# last moment before it gets its name.
+# What is killed, and where: while sampling, in the middle of the second checkpoint's files (the ninth
+# call in the main process, which writes the small files too, the third in the other), at the last
+# moment before it gets its name.
+SAVING = ("srft.trainer.checkpoint", "fsync")
 FAULTS = {
-    "one-while-sampling": ((1,), "srft.trainer.trainer", "collect", 4),
-    "one-while-saving": ((1,), "srft.trainer.checkpoint", "fsync", 4),
-    "all-while-saving": ((0, 1), "srft.trainer.checkpoint", "fsync", 4),
-    "main-before-naming": ((0,), "srft.trainer.checkpoint", "fsync", 12),
+    "one-while-sampling": ("srft.trainer.trainer", "collect", {1: 4}),
+    "one-while-saving": (*SAVING, {1: 4}),
+    "all-while-saving": (*SAVING, {0: 10, 1: 4}),
+    "main-before-naming": (*SAVING, {0: 15}),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_run_whose_processes_were_killed_resumes_exactly(base, whole, tmp_path, fault):
-    ranks, module, name, call = FAULTS[fault]
+@pytest.mark.parametrize(
+    ("fault", "agent"), [*((fault, True) for fault in FAULTS), ("main-before-naming", False)]
+)
+def test_a_run_whose_processes_were_killed_resumes_exactly(base, whole, tmp_path, fault, agent):
+    killed = FAULTS[fault][2]
     recipe = recipe_at(base, tmp_path / "run")
-    outcomes = finish(start(work.train_with_fault, 2, recipe, base[1], ranks, module, name, call))
+    outcomes = finish(start(work.train_with_fault, 2, recipe, base[1], *FAULTS[fault], agent=agent))
     for rank, outcome in enumerate(outcomes):
-        if rank in ranks:
+        if rank in killed:
             assert outcome.exit_code == -9
         else:
-            assert "RankError" in outcome.error and f"rank {ranks[0]} of 2" in outcome.error
+            assert outcome.error.startswith(f"RankError: missing: rank {1 - rank} of 2")
     assert names(tmp_path / "run") == ["step_000002"]
     assert len(work.logged(tmp_path / "run")) in (2, 3, 4)
     on_ranks(work.train, 2, recipe, base[1], "a_third", True)
@@ -104,13 +108,16 @@ def test_a_run_whose_processes_were_killed_resumes_exactly(base, whole, tmp_path
 
 
 def test_a_process_that_stalls_is_named_by_the_others_in_time(base, tmp_path):
-    recipe = recipe_at(base, tmp_path / "run", parallel={"timeout_s": 15.0})
-    stalled = ((1,), "srft.trainer.trainer", "collect", -3)
-    started = start(work.train_with_fault, 2, recipe, base[1], *stalled)
-    (outcome,) = finish(started[:1])
-    assert "RankError" in outcome.error and "missing: rank 1 of 2" in outcome.error
-    assert "timeout_s=15" in outcome.error and "last seen" in outcome.error
+    recipe = recipe_at(base, tmp_path / "run", parallel={"timeout_s": 8.0})
+    stalled = ("srft.trainer.trainer", "collect", {1: -3})
+    started = start(work.train_with_fault, 3, recipe, base[1], *stalled)
+    outcomes = finish([started[0], started[2]])
     started[1][0].kill()
+    said = [outcome.error.splitlines()[0] for outcome in outcomes]
+    (named,) = [line for line in said if line.startswith("RankError")]
+    assert "missing: rank 1 of 3" in named and "rank 2 of 3" not in named
+    assert "timeout_s=8" in named and "last seen" in named
+    assert sum(line.startswith("PeerError: rank") for line in said) == 1
 
 
 @pytest.mark.parametrize("size", [1, 4])

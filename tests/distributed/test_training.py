@@ -28,6 +28,11 @@ RUNS = {
     "refill": {"method": "dapo", "train": {"max_refill_rounds": 2}},
     "interleaved": {"method": "relift", "train": {"interleave_prompts": 2}},
     "gradients": {"train": {"gradient_analysis_every": 1}},
+    "copies": {"parallel": {"replicate": 2}},
+    "kept-weights": {"parallel": {"reshard_after_forward": False}},
+    "activation-checkpointing": {"model": {"gradient_checkpointing": True}},
+    "adapters": {"model": {"lora": {"rank": 4}}, "objective": {"kl_coefficient": 0.1}},
+    "padded": {"model": {"attention": "padded"}},
 }
 
 
@@ -71,7 +76,7 @@ def some_demonstrations(rows):
 @pytest.fixture(scope="module")
 def alone(recipes, some_demonstrations) -> dict[str, Path]:
     """Run directories of one process."""
-    plain = recipes("alone")
+    plain = recipes("alone", parallel={"replicate": 1})
     on_ranks(work.train_all, 1, list(plain.values()), some_demonstrations, "a_third")
     return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
 

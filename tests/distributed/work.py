@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -69,7 +70,7 @@ def logged(run_dir: Path) -> list[dict]:
 
 def carry_on(
     model_path: str, source: Path | None, target: Path, replicate: int, background: bool
-) -> dict[str, Any]:
+) -> dict[str, numpy.ndarray]:
     """Restores from ``source``, or makes two optimizer steps where there is none; saves to
     ``target``. Every tensor of the state, whole."""
     world = join_world(ParallelConfig(replicate=replicate), torch.device("cpu"))
@@ -96,11 +97,12 @@ def carry_on(
     restore(checkpoint, model, optimizer, world)
     names = dict(model.named_parameters())
     moments = {
-        f"{kind}.{name}": whole(value).clone()
+        f"{kind}.{name}": whole(value)
         for name, parameter in names.items()
         for kind, value in optimizer.state[parameter].items()
     }
-    return {**{name: tensor.clone() for name, tensor in full_tensors(model)}, **moments}
+    tensors = {**dict(full_tensors(model)), **moments}
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
 
 
 def _distributed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -110,10 +112,11 @@ def _distributed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def train_with_fault(
-    recipe: Recipe, rows: Sequence[Any], ranks: Sequence[int], module: str, name: str, call: int
+    recipe: Recipe, rows: Sequence[Any], module: str, name: str, at: Mapping[int, int]
 ) -> None:
-    """A run in which the processes ``ranks`` are killed at one call of a function, or, where
-    ``call`` is negative, stop there for good."""
+    """A run in which each rank of ``at`` is killed at its so-and-so-manieth call of a function, or,
+    where that is negative, stops there for good."""
+    call = at.get(int(os.environ["RANK"]), 0)
     found = importlib.import_module(module)
     original = getattr(found, name)
     calls = 0
@@ -121,7 +124,7 @@ def train_with_fault(
     def faulty(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == abs(call) and int(os.environ["RANK"]) in ranks:
+        if calls == abs(call):
             if call < 0:
                 time.sleep(3600)
             os.kill(os.getpid(), signal.SIGKILL)

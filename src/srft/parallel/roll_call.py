@@ -26,6 +26,7 @@ from srft.errors import PeerError, RankError, SRFTError
 _GRACE_S = 5.0
 _CONNECT_S = 300.0
 _REPORT = "report"
+_MEND = "Look at its output, then go on with --resume"
 
 
 @functools.cache
@@ -74,15 +75,19 @@ class RollCall:
         process, or PeerError where another process has the report."""
         if isinstance(error, PeerError) or getattr(error, "judged", False):
             return error
-        if not _from_a_peer(error):
-            return self._report(error)
-        self.store.set(f"failed/{self.rank}", "1")
-        deadline = time.monotonic() + _GRACE_S
-        while time.monotonic() < deadline:
-            if self.store.check([_REPORT]) or not self._absent():
-                break
-            time.sleep(0.1)
-        return self._report(RankError(self._message(error)))
+        try:
+            if not _from_a_peer(error):
+                return self._report(error)
+            self.store.set(f"failed/{self.rank}", "1")
+            deadline = time.monotonic() + _GRACE_S
+            while time.monotonic() < deadline:
+                if self.store.check([_REPORT]) or not self._absent():
+                    break
+                time.sleep(0.1)
+            return self._report(RankError(self._message(error)))
+        except dist.DistError:
+            # Without torchrun the first process keeps the store: each one says so for itself.
+            return RankError(f"missing: rank 0 of {self.size}, with whom the store went. {_MEND}")
 
     def _report(self, error: Exception) -> Exception:
         code = error.exit_code if isinstance(error, SRFTError) else 1
@@ -111,7 +116,7 @@ class RollCall:
         )
         return (
             f"missing: {said}. It has died, or did not answer for parallel.timeout_s="
-            f"{self.timeout_s:g} seconds. Look at its output, then go on with --resume"
+            f"{self.timeout_s:g} seconds. {_MEND}"
         )
 
     def _place(self, rank: int) -> tuple[int, str]:
