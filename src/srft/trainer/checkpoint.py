@@ -221,9 +221,11 @@ def restore(
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as ``<kind>.<parameter>``."""
     return {
-        f"{kind}.{name}": value
+        f"{kind}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
+        # What bitsandbytes' eight bits stand for: constants, which all parameters share.
+        if not kind.startswith("qmap")
     }
 
 

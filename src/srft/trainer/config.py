@@ -19,6 +19,11 @@ class TrainConfig(BaseModel):
     )
     prompts_per_step: int = Field(16, ge=1, description="Prompts in one step.")
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw_8bit keeps AdamW's two moments in eight bits each (bitsandbytes): 2 bytes a "
+        "weight in place of 8, for rounding in the moments. One process only.",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after warm-up."
     )

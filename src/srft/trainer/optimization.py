@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from srft.errors import ConfigError
 from srft.trainer.config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay acts on matrices only, not on norms and biases."""
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay acts on matrices only, not on norms and biases.
+
+    Raises ConfigError where states of eight bits are asked for and cannot be had.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **settings, fused=True)
+    if any(isinstance(p, DTensor) for p in trained):
+        raise ConfigError(
+            "train.optimizer: adamw_8bit cannot hold the state of weights that are shared out among "
+            "processes; set it to adamw, whose state is shared out with them"
+        )
+    return _eight_bit()(groups, **settings)
+
+
+def _eight_bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "train.optimizer: adamw_8bit needs bitsandbytes: pip install 'srft[qlora]', or set it "
+            "to adamw"
+        ) from error
+
+    class Resumable(AdamW8bit):
+        """A checkpoint holds the count of steps, here an int, as a tensor, and no constants."""
+
+        def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
+            super().load_state_dict(state_dict, move_to_device)
+            for state in self.state.values():
+                state["step"] = int(state["step"])
+                if "absmax1" in state:
+                    device = state["absmax1"].device
+                    state["qmap1"] = self.name2qmap["dynamic"].to(device)
+                    state["qmap2"] = self.name2qmap["udynamic"].to(device)
+
+    return Resumable
 
 
 def learning_rate(step: int, total: int, peak: float, config: TrainConfig) -> float:
