@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -141,6 +142,19 @@ def test_a_worker_killed_from_outside_is_replaced_and_its_item_scored(pool: Veri
     assert pool.submit(MATH, "#### 7", "7").result().score == 1.0
 
 
+def test_workers_killed_at_random_lose_nothing_and_change_nothing(pool: VerifierPool) -> None:
+    futures = [pool.submit("hostile:echo", str(i), None) for i in range(600)]
+    rng, kills = random.Random(0), 0
+    while not futures[-1].done():
+        if pids := pool.worker_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills += 1
+        time.sleep(0.1)
+    assert kills > 3
+    assert [f.result().score for f in futures] == list(range(600))
+
+
 def test_an_item_that_kills_its_worker_is_scored_zero_and_counted(
     pool: VerifierPool, tmp_path: Path
 ) -> None:
@@ -275,6 +289,31 @@ def test_a_script_without_main_guard_runs_once_and_ends_with_items_running(
     assert script.returncode == 0, errors
     assert output.count("imported") == 1 and "1.0" in output and not errors
     assert _gone(_pids(output), within_s=5.0)
+
+
+@pytest.mark.slow
+def test_every_rank_of_torchrun_has_workers_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(
+        textwrap.dedent("""
+        import os
+        from srft.rewards.scorer import Scorer
+        from srft.types import Example
+        with Scorer("math", timeout_s=1.0) as scorer:
+            texts = [r"\\boxed{\\frac{1}{2}}", "#### 9", r"\\boxed{9^{9^{9^{9}}}}"]
+            rewards = [s.reward for s in scorer.score([Example("", (), "0.5")] * 3, texts)]
+            print(f"rank {os.environ['RANK']}: {rewards} of {scorer._pool.workers}", flush=True)
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "rank.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "src")),
+    )  # fmt: skip
+    share = max(1, min(16, len(os.sched_getaffinity(0)) // 2))
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"rank {rank}: [1.0, 0.0, 0.0] of {share}" for rank in (0, 1)
+    ]
 
 
 def test_no_process_outlives_a_trainer_that_was_killed(hostile: Path, tmp_path: Path) -> None:

@@ -29,18 +29,22 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 
 from srft.errors import RewardError
-from srft.rewards.verifiers import Verdict
+from srft.rewards.verifiers import Status, Verdict
 from srft.rewards.worker import READY, Job, Limits, dumps
 from srft.secrets import without_secrets
 
 _FIRST_LOOK_S = 0.02
 _LOOK_EVERY_S = 0.05
 _START_LIMIT_S = 120.0
+_DEATHS: dict[int | None, str] = {-signal.SIGPROF: "timeout", -signal.SIGKILL: "killed"}
+# A worker that dies by itself may have been unlucky once. One killed from outside says next to
+# nothing about the item; on a busy machine the same item can be hit more than once.
+_TRIES = {"crash": 2, "killed": 5}
 _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
     "from srft.rewards.worker import nursery_main; nursery_main(int(sys.argv[1]))"
@@ -187,16 +191,16 @@ class _Slot(threading.Thread):
         self._end_worker()
 
     def _verify(self, payload: bytes) -> Verdict:
-        status = "crash"
-        # A worker killed from outside says nothing about the item, so the item gets a second one.
-        for attempt in (1, 2):
+        tries = Counter[str]()
+        while True:
             status, score = self._attempt(payload)
             if self._state.closing.is_set():
                 raise RewardError("the verifier pool was closed before this completion was scored")
-            if status != "crash":
+            tries[status] += 1
+            if tries[status] >= _TRIES.get(status, 1):
                 break
-            if attempt == 1:
-                self._state.count("restarted")
+            self._state.count("restarted")
+        status = "crash" if status == "killed" else status
         self._state.count(status)
         return Verdict(score, status)  # type: ignore[arg-type]
 
@@ -212,7 +216,7 @@ class _Slot(threading.Thread):
             score, status, tired = connection.recv()
         except (EOFError, OSError):
             code = self._end_worker(grace_s=1.0)
-            return ("timeout" if code == -signal.SIGPROF else "crash"), 0.0
+            return _DEATHS.get(code, "crash"), 0.0
         if status.startswith("error:"):
             raise RewardError(f"a verifier failed:\n{status[6:].strip()}")
         self._served += 1
@@ -318,7 +322,8 @@ class VerifierPool:
     items after which a worker is replaced, which keeps its caches from growing.
 
     An item past a limit scores 0 with status "timeout" or "memory"; one whose worker died is tried
-    once more in a fresh worker and then scores 0 with status "crash". Safe to use from any thread,
+    once more in a fresh worker (up to four times more where the worker was killed from outside) and
+    then scores 0 with status "crash". Safe to use from any thread,
     and in a forked child (which gets workers of its own).
     """
 
@@ -365,20 +370,10 @@ class VerifierPool:
             return self._state
 
     def stats(self) -> dict[str, int]:
-        """Items by outcome since the start: ok, text_only, no_answer, bad_gold, timeout, memory, crash, and
-        `restarted`, the workers that died and whose item was tried again."""
-        names = (
-            "ok",
-            "text_only",
-            "no_answer",
-            "bad_gold",
-            "timeout",
-            "memory",
-            "crash",
-            "restarted",
-        )
+        """Items by outcome (`Verdict.status`) since the start, and `restarted`: the workers that died
+        and whose item was tried again."""
         counts = self._state.counts() if self._state else Counter()
-        return {name: counts[name] for name in names}
+        return {name: counts[name] for name in (*get_args(Status), "restarted")}
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers alive now."""
