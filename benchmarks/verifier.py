@@ -1,34 +1,42 @@
 r"""Verifier under attack: 10,000 real answers, one in a hundred hostile, every one scored.
 
-    python benchmarks/verifier.py [--quick] [--workers 2] [--timeout 1.0]
+    python benchmarks/verifier.py [--quick] [--workers 2] [--timeout 1.0] [--blocks 5]
 
 Data: GSM8K demonstrations and the benchmarks' ground truths from SRFT_DATA_DIR (../shared/data
-beside the repository unless set). The answers are scored twice by the same verifier: once as they
-are and once with 1 % of them replaced by answers made to hang, or to exhaust memory. Reported:
+beside the repository unless set). The answers are cut into blocks, and each block is scored twice
+by the same worker processes: as it is, and with 1 % of it replaced by answers made to hang or to
+exhaust memory; which comes first alternates. For each block
 
-    expected = seconds without hostile answers + (seconds of hostile answers' limits) / workers
+    expected = seconds without hostile answers + (seconds of time limits reached) / workers
     ratio    = seconds with hostile answers / expected        (target: at most 1.3)
 
-where a hostile answer that was stopped counts with its time limit, and one that was answered in
-time with nothing. The limits are processor seconds: on a machine that is busy with other things the
-ratio by the wall clock grows with the load, and the same ratio in processor seconds (cpu_ratio)
-does not, so the run passes if either meets the target. Also checked: one score for every answer, in
-order; the real answers score the same in both runs; the memory of all processes in the last quarter
-of the run is that of the second.
+where only a hostile answer that was stopped at its time limit counts, with that limit. The limits are
+processor seconds: on a machine that is busy with other things the ratio by the wall clock grows with
+the load, and the same ratio in processor seconds does not. Both are reported, the median over the
+blocks with its range; the run passes if the median of either meets the target.
+
+Also checked: one score for every answer, in order; the real answers score the same in both passes and
+in a third in which a worker is killed from outside every quarter of a second; `math` agrees with
+math-verify called directly on every right and wrong answer; the memory of all processes in the last
+quarter of the run is that of the second.
 Writes benchmarks/results/verifier.json and verifier.md (verifier_quick.* with --quick).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import platform
 import random
-import resource
+import signal
+import statistics
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +44,16 @@ from typing import Any
 
 import psutil
 
+from srft.rewards.scorer import Scorer
+from srft.rewards.verifiers import math_completion_text
+from srft.types import Example
+
 ROOT = Path(__file__).resolve().parents[1]
+TARGET = 1.3
+KILL_EVERY_S = 0.25
+Row = tuple[str, str, str]
+"""(source, answer, completion)"""
+
 HOSTILE = {
     "tower of powers": r"\boxed{9^{9^{9^{9}}}}",
     "tower in prose": "The answer is 9^9^9^9",
@@ -52,24 +69,42 @@ HOSTILE = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """One pass over the answers. seconds: wall time; cpu_seconds: of the worker processes; rss_mb:
-    samples over time of the memory of this process and its children (shared pages counted once), in
-    MiB; stats: the pool's counts."""
+class Pass:
+    """Rows scored once. cpu_seconds: of the verifier processes."""
 
     seconds: float
     cpu_seconds: float
     rewards: list[float]
     statuses: list[str]
-    rss_mb: list[float]
-    stats: dict[str, int]
 
 
-def real_answers(data_dir: Path, n: int) -> list[tuple[str, str, str]]:
-    """(source, answer, completion) of n demonstrations and ground truths."""
+@dataclass(frozen=True)
+class Block:
+    """The same rows without and with hostile answers. kinds: place of each hostile one, and what
+    it is. limits_s: time limits reached, in seconds."""
+
+    plain: Pass
+    attacked: Pass
+    kinds: dict[int, str]
+    limits_s: float
+    workers: int
+
+    @property
+    def ratio(self) -> float:
+        """By the wall clock."""
+        return self.attacked.seconds / (self.plain.seconds + self.limits_s / self.workers)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """In processor seconds."""
+        return self.attacked.cpu_seconds / (self.plain.cpu_seconds + self.limits_s)
+
+
+def real_answers(data_dir: Path, n: int) -> list[Row]:
+    """n demonstrations and ground truths."""
     import pyarrow.parquet as pq
 
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Row] = []
     for file in sorted((data_dir / "benchmarks").glob("*.parquet")):
         if file.stem != "arc_c":
             for i, row in enumerate(pq.read_table(file).to_pylist(), start=1):
@@ -84,14 +119,14 @@ def real_answers(data_dir: Path, n: int) -> list[tuple[str, str, str]]:
     return rows[:n]
 
 
-def with_hostile(rows: list[tuple[str, str, str]]) -> tuple[list[tuple[str, str, str]], list[int]]:
-    """The rows with one in a hundred replaced, evenly spread over the kinds, and which they are."""
+def with_hostile(rows: list[Row]) -> tuple[list[Row], dict[int, str]]:
+    """The rows with one in a hundred replaced, and which they are: place to kind, the kinds in turn."""
     places = sorted(random.Random(1).sample(range(len(rows)), len(rows) // 100))
-    texts = list(HOSTILE.values())
+    kinds = [list(HOSTILE)[k % len(HOSTILE)] for k in range(len(places))]
     changed = list(rows)
-    for k, place in enumerate(places):
-        changed[place] = (f"hostile:{k}", "1", texts[k % len(texts)])
-    return changed, places
+    for place, kind in zip(places, kinds, strict=True):
+        changed[place] = (f"hostile:{kind}", "1", HOSTILE[kind])
+    return changed, dict(zip(places, kinds, strict=True))
 
 
 class MemoryWatch(threading.Thread):
@@ -114,49 +149,96 @@ class MemoryWatch(threading.Thread):
             self.samples.append(total / 2**20)
 
 
-def score(rows: list[tuple[str, str, str]], workers: int, timeout_s: float) -> Run:
-    """Score all rows in one session, as a training step does."""
-    from srft.rewards.scorer import Scorer
-    from srft.types import Example
+def children_cpu() -> float:
+    """Processor seconds of the verifier processes so far, of those that have ended as well."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            total += sum(process.cpu_times()[:4])  # user, system, and both of reaped children
+    return total
 
-    cpu_before = _children_cpu()
-    with Scorer("math", workers=workers, timeout_s=timeout_s) as scorer:
-        scorer.score([Example(prompt="", answer="1")], ["1"])  # starts the processes
-        watch = MemoryWatch()
-        watch.start()
-        start = time.perf_counter()
-        session = scorer.session()
-        for i, (source, answer, text) in enumerate(rows):
-            session.add(i, Example(prompt="", answer=answer, source=source), text)
-        scores = session.results()
-        seconds = time.perf_counter() - start
-        watch.done.set()
-        watch.join()
-        assert list(scores) == list(range(len(rows))), "scores were lost or out of order"
-        stats = scorer.stats()["pool"]
-    return Run(
+
+def score(scorer: Scorer, rows: Sequence[Row]) -> Pass:
+    """Score all rows in one session, as a training step does."""
+    cpu, start = children_cpu(), time.perf_counter()
+    session = scorer.session()
+    for i, (source, answer, text) in enumerate(rows):
+        session.add(i, Example(prompt="", answer=answer, source=source), text)
+    scores = session.results()
+    seconds = time.perf_counter() - start
+    assert list(scores) == list(range(len(rows))), "scores were lost or out of order"
+    return Pass(
         seconds,
-        _children_cpu() - cpu_before,
+        children_cpu() - cpu,
         [s.reward for s in scores.values()],
         [s.status["math"] for s in scores.values()],
-        watch.samples,
-        stats,
     )
 
 
-def _children_cpu() -> float:
-    """Processor seconds of child processes that have ended, and theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def measure_blocks(scorer: Scorer, rows: list[Row], n: int, timeout_s: float) -> list[Block]:
+    """Both passes over each of `n` blocks, the hostile one first in every other block."""
+    attacked, kinds = with_hostile(rows)
+    size = len(rows) // n
+    blocks = []
+    for number in range(n):
+        part = slice(number * size, (number + 1) * size)
+        passes = {}
+        for hostile in (False, True) if number % 2 == 0 else (True, False):
+            passes[hostile] = score(scorer, (attacked if hostile else rows)[part])
+        here = {i - part.start: kind for i, kind in kinds.items() if part.start <= i < part.stop}
+        stopped = sum(passes[True].statuses[i] == "timeout" for i in here)
+        workers = scorer._pool.workers
+        blocks.append(Block(passes[False], passes[True], here, stopped * timeout_s, workers))
+    return blocks
 
 
-def _memory(samples: list[float]) -> dict[str, float]:
+@contextlib.contextmanager
+def killer(scorer: Scorer) -> Iterator[list[int]]:
+    """Kills a worker every now and then; yields the list of those killed."""
+    done, killed, rng = threading.Event(), list[int](), random.Random(2)
+
+    def kill() -> None:
+        while not done.wait(rng.expovariate(1 / KILL_EVERY_S)):
+            if pids := scorer._pool.worker_pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid := rng.choice(pids), signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    yield killed
+    done.set()
+    thread.join()
+
+
+def agreement(scorer: Scorer, rows: list[Row]) -> dict[str, Any]:
+    """`math` against math-verify called directly, its own limits on, on each completion with its
+    own ground truth and with another problem's."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    shifted = [rows[i - 1][1] for i in range(len(rows))]
+    pairs = rows + [(s, other, t) for (s, _, t), other in zip(rows, shifted, strict=True)]
+    ours = score(scorer, pairs)
+    differ, only_hashes = [], 0
+    for (source, answer, text), reward in zip(pairs, ours.rewards, strict=True):
+        gold = parse(rf"\boxed{{{answer}}}")
+        if float(verify(gold, parse(text))) != reward:
+            with_box = math_completion_text(text)
+            explained = with_box != text and float(verify(gold, parse(with_box))) == reward
+            only_hashes += explained
+            differ += [] if explained else [f"{source}, answer {answer!r}"]
+    right = int(sum(ours.rewards))
+    return {"compared": len(pairs), "right": right, "hashes_only": only_hashes, "differ": differ}
+
+
+def memory(samples: list[float]) -> dict[str, float]:
     """Median in the second and in the last quarter of the run: equal if memory is flat."""
     if len(samples) < 8:
         return {}
     quarter = len(samples) // 4
-    median = lambda values: sorted(values)[len(values) // 2]  # noqa: E731
-    early, late = median(samples[quarter : 2 * quarter]), median(samples[-quarter:])
+    early = statistics.median(samples[quarter : 2 * quarter])
+    late = statistics.median(samples[-quarter:])
     return {
         "early_mb": round(early, 1),
         "late_mb": round(late, 1),
@@ -165,54 +247,69 @@ def _memory(samples: list[float]) -> dict[str, float]:
     }
 
 
-def measure(n: int, workers: int, timeout_s: float, data_dir: Path) -> dict[str, Any]:
-    """Both runs and what follows from them."""
-    rows = real_answers(data_dir, n)
-    attacked, places = with_hostile(rows)
-    plain = score(rows, workers, timeout_s)
-    under = score(attacked, workers, timeout_s)
-    hostile = set(places)
-    statuses = [under.statuses[i] for i in places]
-    stopped = sum(s in ("timeout", "memory", "crash") for s in statuses)
-    limits = stopped * timeout_s
-    expected = plain.seconds + limits / workers
-    kinds = list(HOSTILE)
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range."""
     return {
-        "answers": len(rows),
-        "hostile": len(places),
-        "workers": workers,
-        "timeout_s": timeout_s,
-        "seconds_without": round(plain.seconds, 2),
-        "seconds_with": round(under.seconds, 2),
-        "limits_s": round(limits, 2),
-        "expected_s": round(expected, 2),
-        "ratio": round(under.seconds / expected, 3),
-        "cpu_seconds_without": round(plain.cpu_seconds, 2),
-        "cpu_seconds_with": round(under.cpu_seconds, 2),
-        "cpu_ratio": round(under.cpu_seconds / (plain.cpu_seconds + limits), 3),
-        "target_ratio": 1.3,
-        "real_answers_right": int(sum(plain.rewards)),
-        "wrong_sources": [rows[i][0] for i, r in enumerate(plain.rewards) if r != 1.0],
-        "real_answers_changed_by_attack": sum(
-            a != b
-            for i, (a, b) in enumerate(zip(plain.rewards, under.rewards, strict=True))
-            if i not in hostile
-        ),
-        "hostile_scored_right": int(sum(under.rewards[i] for i in places)),
-        "hostile_outcomes": {
-            kind: sorted({statuses[k] for k in range(len(places)) if kinds[k % len(kinds)] == kind})
-            for kind in kinds
-        },
-        "stats_without": plain.stats,
-        "stats_with": under.stats,
-        "memory": _memory(under.rss_mb),
+        "median": round(statistics.median(values), 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
     }
 
 
-def _machine() -> dict[str, Any]:
+def summary(blocks: list[Block], timeout_s: float) -> dict[str, Any]:
+    """What the blocks say together."""
+    outcomes: dict[str, set[str]] = {kind: set() for kind in HOSTILE}
+    changed = hostile_right = 0
+    for block in blocks:
+        for place, kind in block.kinds.items():
+            outcomes[kind].add(block.attacked.statuses[place])
+            hostile_right += block.attacked.rewards[place] == 1.0
+        pairs = zip(block.plain.rewards, block.attacked.rewards, strict=True)
+        changed += sum(x != y for i, (x, y) in enumerate(pairs) if i not in block.kinds)
+    total = lambda name, kind: round(sum(getattr(getattr(b, kind), name) for b in blocks), 2)  # noqa: E731
+    return {
+        "answers": sum(len(b.plain.rewards) for b in blocks),
+        "hostile": sum(len(b.kinds) for b in blocks),
+        "blocks": len(blocks),
+        "workers": blocks[0].workers,
+        "timeout_s": timeout_s,
+        "seconds": [total("seconds", kind) for kind in ("plain", "attacked")],
+        "cpu_seconds": [total("cpu_seconds", kind) for kind in ("plain", "attacked")],
+        "limits_s": round(sum(b.limits_s for b in blocks), 2),
+        "ratio": spread([b.ratio for b in blocks]),
+        "cpu_ratio": spread([b.cpu_ratio for b in blocks]),
+        "real_answers_right": int(sum(sum(b.plain.rewards) for b in blocks)),
+        "changed_by_attack": changed,
+        "hostile_scored_right": hostile_right,
+        "hostile_outcomes": {kind: sorted(found) for kind, found in outcomes.items()},
+        "ratios": [[round(b.ratio, 3), round(b.cpu_ratio, 3)] for b in blocks],
+    }
+
+
+def measure(n: int, blocks: int, workers: int, timeout_s: float, data: Path) -> dict[str, Any]:
+    """Everything, with one set of worker processes."""
+    rows = real_answers(data, n)
+    watch = MemoryWatch()
+    with Scorer("math", workers=workers, timeout_s=timeout_s) as scorer:
+        scorer.score([Example(prompt="", answer="1")], ["1"])  # starts the processes
+        watch.start()
+        found = summary(measure_blocks(scorer, rows, blocks, timeout_s), timeout_s)
+        watch.done.set()
+        watch.join()
+        stats = scorer.stats()["pool"]
+        with killer(scorer) as killed:
+            survived = score(scorer, rows[: n // blocks])
+        found["killed_from_outside"] = len(killed)
+        found["lost_to_kills"] = n // blocks - int(sum(survived.rewards))
+    with Scorer("math", workers=workers, timeout_s=10 * timeout_s) as scorer:
+        found["agreement"] = agreement(scorer, rows)
+    return found | {"stats": stats, "memory": memory(watch.samples)}
+
+
+def machine() -> dict[str, Any]:
     return {
         "cpu_count": os.cpu_count(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_before": [round(x, 2) for x in os.getloadavg()],
         "platform": platform.platform(),
         "python": platform.python_version(),
         "math_verify": version("math-verify"),
@@ -221,41 +318,57 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _markdown(result: dict[str, Any]) -> str:
-    memory = result["memory"]
+def markdown(r: dict[str, Any]) -> str:
+    m, say = r["memory"], lambda x: f"{x['median']} ({x['low']} to {x['high']})"
+    same = r["agreement"]
+    about = r["machine"]
     lines = [
         "# Verifier under attack",
         "",
-        f"`{result['command']}` on {result['machine']['date']}, "
-        f"{result['machine']['cpu_count']} cores (load {result['machine']['load_average'][0]} at "
-        f"the start), Python {result['machine']['python']}, math-verify "
-        f"{result['machine']['math_verify']}.",
+        f"`{r['command']}` on {about['date']}, {about['cpu_count']} cores (load "
+        f"{about['load_before'][0]} before, {about['load_after'][0]} after), Python "
+        f"{about['python']}, math-verify {about['math_verify']}.",
         "",
         "| | |",
         "|---|---|",
-        f"| answers, of them hostile | {result['answers']:,}, {result['hostile']} |",
-        f"| workers, time limit | {result['workers']}, {result['timeout_s']} s |",
-        f"| seconds without hostile answers | {result['seconds_without']} |",
-        f"| seconds with them | {result['seconds_with']} |",
-        f"| expected: without + limits / workers | {result['expected_s']} |",
-        f"| **ratio (target <= 1.3)** | **{result['ratio']}** |",
-        f"| processor seconds of the workers without, with, ratio to without + limits | "
-        f"{result['cpu_seconds_without']}, {result['cpu_seconds_with']}, {result['cpu_ratio']} |",
-        f"| real answers right | {result['real_answers_right']:,} |",
-        f"| real answers scored otherwise under attack | "
-        f"{result['real_answers_changed_by_attack']} |",
-        f"| hostile answers scored right | {result['hostile_scored_right']} |",
+        f"| answers, of them hostile, in blocks | {r['answers']:,}, {r['hostile']}, {r['blocks']} |",
+        f"| workers, time limit | {r['workers']}, {r['timeout_s']} s |",
+        f"| seconds without and with hostile answers | {r['seconds'][0]}, {r['seconds'][1]} |",
+        f"| processor seconds, the same | {r['cpu_seconds'][0]}, {r['cpu_seconds'][1]} |",
+        f"| time limits reached | {r['limits_s']} s |",
+        f"| **ratio by the wall clock, median over blocks (range); target {TARGET}** | "
+        f"**{say(r['ratio'])}** |",
+        f"| **ratio in processor seconds** | **{say(r['cpu_ratio'])}** |",
+        f"| real answers right | {r['real_answers_right']:,} |",
+        f"| real answers scored otherwise under attack | {r['changed_by_attack']} |",
+        f"| hostile answers scored right | {r['hostile_scored_right']} |",
+        f"| workers killed from outside, answers lost to it | {r['killed_from_outside']}, "
+        f"{r['lost_to_kills']} |",
+        f"| right and wrong answers compared with math-verify called directly | "
+        f"{same['compared']:,} |",
+        f"| of them scored otherwise, because it does not know the mark `####` | "
+        f"{same['hashes_only']} |",
+        f"| of them scored otherwise for another reason | {len(same['differ'])} |",
         f"| memory of all processes, second quarter, last quarter, peak | "
-        f"{memory.get('early_mb', '-')}, {memory.get('late_mb', '-')}, "
-        f"{memory.get('peak_mb', '-')} MiB |",
+        f"{m.get('early_mb', '-')}, {m.get('late_mb', '-')}, {m.get('peak_mb', '-')} MiB |",
         "",
         "| hostile answer | outcome |",
         "|---|---|",
-        *(f"| {kind} | {', '.join(o)} |" for kind, o in result["hostile_outcomes"].items()),
+        *(f"| {kind} | {', '.join(o)} |" for kind, o in r["hostile_outcomes"].items()),
         "",
-        f"Pool counts with hostile answers: {result['stats_with']}.",
+        f"Ratios of each block, wall clock and processor: {r['ratios']}. Pool counts of both passes: "
+        f"{r['stats']}.",
+        *(f"\nScored otherwise: {d}" for d in same["differ"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def passed(r: dict[str, Any]) -> bool:
+    """Whether every target is met."""
+    wrong = r["changed_by_attack"] + r["hostile_scored_right"] + r["lost_to_kills"]
+    in_time = min(r["ratio"]["median"], r["cpu_ratio"]["median"]) <= TARGET
+    flat = r["memory"].get("growth", 0.0) <= 0.1
+    return in_time and flat and not wrong and not r["agreement"]["differ"]
 
 
 def main() -> int:
@@ -263,25 +376,21 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="1,000 answers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds for each answer")
+    parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
-    arguments = parser.parse_args()
-    data_dir = Path(os.environ.get("SRFT_DATA_DIR", ROOT.parent / "shared" / "data"))
-    machine = _machine()
-    n = 1000 if arguments.quick else 10_000
-    result = measure(n, arguments.workers, arguments.timeout, data_dir)
-    result |= {
-        "machine": machine,
-        "command": "python " + " ".join(["benchmarks/verifier.py", *sys.argv[1:]]),
-    }
-    name = "verifier_quick" if arguments.quick else "verifier"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / f"{name}.md").write_text(_markdown(result))
-    print(_markdown(result))
-    memory_flat = result["memory"].get("growth", 0.0) <= 0.1
-    in_time = min(result["ratio"], result["cpu_ratio"]) <= result["target_ratio"]
-    wrong = result["real_answers_changed_by_attack"] + result["hostile_scored_right"]
-    return 0 if in_time and memory_flat and not wrong else 1
+    a = parser.parse_args()
+    data = Path(os.environ.get("SRFT_DATA_DIR", ROOT.parent / "shared" / "data"))
+    about = machine()
+    result = measure(1000 if a.quick else 10_000, a.blocks, a.workers, a.timeout, data)
+    about["load_after"] = [round(x, 2) for x in os.getloadavg()]
+    command = " ".join(["python", "benchmarks/verifier.py", *sys.argv[1:]])
+    result |= {"machine": about, "command": command, "passed": passed(result)}
+    name = "verifier_quick" if a.quick else "verifier"
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (a.out / f"{name}.md").write_text(markdown(result))
+    print(markdown(result))
+    return 0 if result["passed"] else 1
 
 
 if __name__ == "__main__":
