@@ -164,7 +164,8 @@ def test_data_check_shows_tokens_and_finds_a_leak(srft, tmp_path):
     code, out, _ = srft(f"data.train={train}", f"data.eval={held_out}", command=("data", "check"))
     assert code == 0
     assert "fail their verifier, of 2: 1" in out and "t.jsonl:2" in out
-    assert "evaluation data e: 1 (such as" in out
+    assert "evaluation data e that stand in" in out and ": 1 of 1, in 1 rows" in out
+    assert "t.jsonl:1 has " in out and "|<eos>" in out.replace(" ", "")
 
 
 def test_reward_check_lists_disagreements(tmp_path, capsys):

@@ -333,12 +333,16 @@ def data_check(
     recipe: Annotated[str, typer.Argument(help="The recipe whose data is to be looked at.")],
     overrides: Overrides = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show as tokens.")] = 2,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Suite or benchmark to look for in the training data; repeat for more."),
+    ] = None,
 ) -> None:
     """Score every demonstration with the recipe's verifier and show what the model would see."""
     from srft.config import load_config
     from srft.trainer.inspect import check_data
 
-    if not check_data(load_config(recipe, overrides or []), show, console):
+    if not check_data(load_config(recipe, overrides or []), show, console, against or []):
         raise typer.Exit(3)
 
 

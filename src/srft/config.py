@@ -192,7 +192,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{key}: {item['msg']}" if key else str(item["msg"])
+        message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     fields = _fields_at(SRFTConfig, item["loc"][:-1])
     near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"

@@ -8,7 +8,7 @@ from srft.evaluation.benchmarks import BENCHMARKS
 from srft.evaluation.problems import load_benchmark
 from srft.rewards.scorer import Scorer
 
-LOCAL = [b for b in BENCHMARKS.values() if b.file]
+LOCAL = [b for b in BENCHMARKS.values() if b.file and b.file_layout != "hub"]
 
 
 def boxed(answer: str) -> str:

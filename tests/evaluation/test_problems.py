@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections import Counter
 
 import pytest
@@ -12,7 +14,7 @@ from srft.evaluation.choices import LETTERS, Question, shuffle_options
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.types import Example
 
-LOCAL = [b for b in BENCHMARKS.values() if b.file]
+LOCAL = [b for b in BENCHMARKS.values() if b.file and b.file_layout != "hub"]
 
 
 def test_suites_name_benchmarks_and_the_paper_has_its_eight():
@@ -136,15 +138,19 @@ HUB_ROWS = {
     "aime24": {"problem": "p", "solution": "s", "answer": "204"},
     "aime25": {"problem": "p", "answer": "70"},
     "amc": {"problem": "p", "answer": 142.0},
-    "math500": {"problem": "p", "solution": "s", "answer": "5", "level": 1},
+    "math500": {"problem": "p", "solution": "s", "answer": "5", "level": 1, "subject": "Algebra"},
     "minerva": {"question": "p", "answer": "1.6"},
-    "olympiad": {"question": "p", "solution": ["s"], "final_answer": ["1", "2"], "context": "c"},
+    "olympiad": {"question": "p", "solution": ["s"], "final_answer": ["1", "2"], "context": "c",
+                 "subfield": "Algebra"},
     "gsm8k": {"question": "p", "answer": "s\n#### 7"},
     "arc_c": {"question": "p", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
               "answerKey": "2"},
     "gpqa_diamond": {"Question": "p", "Correct Answer": "x\n", "Incorrect Answer 1": "a",
-                     "Incorrect Answer 2": "b", "Incorrect Answer 3": "c", "Explanation": "e"},
-    "mmlu_pro": {"question": "p", "options": ["x", "y", "z"], "answer": "C", "answer_index": 2},
+                     "Incorrect Answer 2": "b", "Incorrect Answer 3": "c", "Explanation": "e",
+                     "High-level domain": "Physics"},
+    "mmlu_pro": {"question_id": 70, "question": "p", "options": ["x", "y", "z", "N/A"],
+                 "answer": "C", "answer_index": 2, "cot_content": "", "category": "law",
+                 "src": "s"},
 }  # fmt: skip
 
 
@@ -169,3 +175,43 @@ def test_rows_as_the_hub_has_them_become_problems(name, monkeypatch):
     assert example.answer == expected.get(name, example.answer)
     if name == "olympiad":
         assert example.prompt.startswith("c\n\np")
+    assert "N/A" not in example.prompt
+    subjects = {"olympiad": "Algebra", "math500": "Algebra", "gpqa_diamond": "Physics"}
+    assert example.columns.get("family") == (subjects | {"mmlu_pro": "law"}).get(name)
+
+
+def test_copies_of_hub_files_are_read_from_the_data_folder(tmp_path):
+    folder = tmp_path / "benchmarks"
+    (folder / "mmlu_pro" / "data").mkdir(parents=True)
+    with (folder / "gpqa_diamond.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, HUB_ROWS["gpqa_diamond"])
+        writer.writeheader()
+        writer.writerow(HUB_ROWS["gpqa_diamond"])
+    for split in ("test", "validation"):
+        row = {**HUB_ROWS["mmlu_pro"], "question": split}
+        (folder / "mmlu_pro" / "data" / f"{split}-00000-of-00001.jsonl").write_text(json.dumps(row))
+    gpqa = load_benchmark(BENCHMARKS["gpqa_diamond"], tmp_path)
+    mmlu = load_benchmark(BENCHMARKS["mmlu_pro"], tmp_path)
+    assert len(gpqa) == len(mmlu) == 1 and mmlu[0].prompt.startswith("test")
+    assert gpqa[0].columns["options"]["ABCD".index(gpqa[0].answer)] == "x"
+    assert mmlu[0].columns["options"]["ABC".index(mmlu[0].answer)] == "z"
+    assert source_of(BENCHMARKS["gpqa_diamond"], tmp_path).endswith("gpqa_diamond.csv")
+
+
+def test_a_gated_dataset_says_how_to_be_let_in(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
+
+    monkeypatch.delenv("SRFT_DATA_DIR", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"Accept their terms at .*Idavidrein/gpqa.*hf auth login"):
+        load_benchmark(BENCHMARKS["gpqa_diamond"])
+
+
+def test_a_part_has_the_families_in_the_proportions_of_the_whole():
+    examples = [Example(str(i), (), "1", {"family": "ab"[i % 4 == 0]}) for i in range(80)]
+    part = select(examples, 20, 0)
+    assert Counter(e.columns["family"] for e in part) == {"a": 15, "b": 5}
+    assert {e.prompt for e in select(examples, 10, 0)} < {e.prompt for e in part}

@@ -323,6 +323,12 @@ def _hub(
     try:
         loaded = datasets.load_dataset(source, name=subset)
     except datasets.exceptions.DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise DataError(
+                f"{source}: its owners ask who reads it. Accept their terms at "
+                f"https://huggingface.co/datasets/{source} with your account, then log in with "
+                "`hf auth login` and start again"
+            ) from None
         raise DataError(
             f"{source}: no such file or folder here, and no such dataset on the hub (or it is "
             f"private: log in with `hf auth login`). The hub says: {error}"

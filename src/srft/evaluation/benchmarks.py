@@ -26,11 +26,12 @@ class Benchmark:
     """One set of problems.
 
     title: the table's column head. size: how many problems the whole set has, so that a part is
-    never taken for the whole. file: path under the data folder, "" for none. hub: repository id on
-    the hub, hub_config and split say which part, columns maps our names (prompt, answer) to its.
-    layout: see ``Layout``, of the hub rows; file_layout: of the local file's rows. verifier: name
-    of the reward that judges an answer. n: samples of each problem; above 1 the score is avg@n.
-    families: families of the lab, which is generated and not loaded.
+    never taken for the whole. file: path under the data folder, whatever its ending; "" for none.
+    hub: repository id on the hub, hub_config and split say which part, columns maps our names
+    (prompt, answer) to its. layout: see ``Layout``, of the hub rows; file_layout: of the local
+    file's rows, "hub" for a copy of those on the hub. subject: column with the field a problem is
+    from, "" for none. verifier: name of the reward that judges an answer. n: samples of each
+    problem; above 1 the score is avg@n. families: of the lab, which is generated and not loaded.
     """
 
     name: str
@@ -38,12 +39,13 @@ class Benchmark:
     size: int
     verifier: Literal["math", "choice", "exact"] = "math"
     file: str = ""
-    file_layout: Layout = "plain"
+    file_layout: Layout | Literal["hub"] = "plain"
     hub: str = ""
     hub_config: str | None = None
     split: str = "test"
     columns: Mapping[str, str] = field(default_factory=dict)
     layout: Layout = "plain"
+    subject: str = ""
     n: int = 1
     temperature: float = 0.6
     max_tokens: int = 8192
@@ -86,6 +88,7 @@ MATH500 = Benchmark(
     file="benchmarks/math500.parquet",
     hub="HuggingFaceH4/MATH-500",
     columns={"prompt": "problem", "answer": "answer"},
+    subject="subject",
 )
 MINERVA = Benchmark(
     "minerva",
@@ -105,6 +108,7 @@ OLYMPIAD = Benchmark(
     split="train",
     columns={"prompt": "question"},
     layout="answer_list",
+    subject="subfield",
 )
 GSM8K = Benchmark(
     "gsm8k",
@@ -131,20 +135,26 @@ GPQA_DIAMOND = Benchmark(
     "GPQA-D",
     198,
     verifier="choice",
+    file="benchmarks/gpqa_diamond.parquet",
+    file_layout="hub",
     hub="Idavidrein/gpqa",  # gated: needs an account that has accepted its terms
     hub_config="gpqa_diamond",
     split="train",
     columns={"prompt": "Question", "answer": "Correct Answer"},
     layout="gpqa",
+    subject="High-level domain",
 )
 MMLU_PRO = Benchmark(
     "mmlu_pro",
     "MMLU-Pro",
     12032,
     verifier="choice",
+    file="benchmarks/mmlu_pro.parquet",
+    file_layout="hub",
     hub="TIGER-Lab/MMLU-Pro",
     columns={"prompt": "question", "answer": "answer"},
     layout="mmlu_pro",
+    subject="category",
 )
 LAB_PER_FAMILY = 100
 LAB = Benchmark(

@@ -86,6 +86,7 @@ def _from_mmlu_pro(example: Example) -> Question:
     options = example.columns.get("options")
     if not isinstance(options, list | tuple) or len(options) < 2:
         raise _bad(example, "needs the column `options`, a list of texts")
+    options = [o for o in options if o != "N/A"]  # how some copies fill up to ten
     return _with_label(example, _text(example), options, LETTERS[: len(options)])
 
 

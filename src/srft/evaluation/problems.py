@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from srft.data.files import READERS
 from srft.errors import DataError
 from srft.evaluation.benchmarks import LAB_PER_FAMILY, Benchmark
 from srft.evaluation.choices import shuffle_options
@@ -48,7 +49,7 @@ def load_benchmark(
     if not benchmark.families:
         text = CHOICE_INSTRUCTION if benchmark.verifier == "choice" else MATH_INSTRUCTION
         examples = [_with_instruction(e, text) for e in examples]
-    examples = [replace(e, demonstrations=()) for e in examples]
+    examples = [replace(_with_subject(e, benchmark.subject), demonstrations=()) for e in examples]
     return select([with_system(e, system_prompt) for e in examples], limit, seed)
 
 
@@ -67,7 +68,8 @@ def _local(benchmark: Benchmark, data_dir: str | Path | None) -> Path | None:
     if not folder or not benchmark.file:
         return None
     path = Path(folder).expanduser() / benchmark.file
-    return path if path.is_file() else None
+    candidates = (path, *(path.with_suffix(end) for end in READERS), path.with_suffix(""))
+    return next((found for found in candidates if found.exists()), None)
 
 
 def _rows(
@@ -81,7 +83,11 @@ def _rows(
         return as_examples(lab_eval(LAB_PER_FAMILY, seed, benchmark.families)), "plain"
     local = _local(benchmark, data_dir)
     if local is not None:
-        return load_examples(str(local)), benchmark.file_layout
+        split = benchmark.split if local.is_dir() else None
+        if benchmark.file_layout != "hub":
+            return load_examples(str(local), split=split), benchmark.file_layout
+        columns = dict(benchmark.columns)
+        return load_examples(str(local), split=split, columns=columns), benchmark.layout
     try:
         examples = load_examples(
             benchmark.hub,
@@ -90,11 +96,10 @@ def _rows(
             columns=dict(benchmark.columns),
         )
     except DataError as error:
-        place = (
-            f" A local copy is looked for at DATA_DIR/{benchmark.file}" if benchmark.file else ""
-        )
-        advice = f"{place}; set SRFT_DATA_DIR or --data-dir." if place else ""
-        raise DataError(f"benchmark {benchmark.name}: {error}{advice}") from error
+        raise DataError(
+            f"benchmark {benchmark.name}: {error}. A local copy is looked for at "
+            f"DATA_DIR/{benchmark.file} (or .jsonl, .csv); set SRFT_DATA_DIR or --data-dir."
+        ) from error
     return examples, benchmark.layout
 
 
@@ -108,6 +113,14 @@ def _join_answers(example: Example) -> Example:
     if context and isinstance(prompt, str):
         prompt = f"{context}\n\n{prompt}"
     return replace(example, prompt=prompt, answer=", ".join(map(str, answers)))
+
+
+def _with_subject(example: Example, column: str) -> Example:
+    """The subject as the column ``family``, which results are broken down by."""
+    subject = example.columns.get(column)
+    if not isinstance(subject, str):
+        return example
+    return replace(example, columns={**example.columns, "family": subject})
 
 
 def _with_instruction(example: Example, instruction: str) -> Example:
@@ -134,17 +147,18 @@ def with_system(example: Example, system_prompt: str | None) -> Example:
 def select(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
     """At most ``limit`` examples, drawn with ``seed``, in their original order.
 
-    A smaller limit's choice is part of a larger one's, and families share it evenly.
+    A smaller limit's choice is part of a larger one's, and families have the share that they have
+    in the whole.
     """
     if limit is None or limit >= len(examples):
         return list(examples)
     order = list(range(len(examples)))
     random.Random(f"{seed}/limit").shuffle(order)
-    turn: Counter[Any] = Counter()
+    families = [examples[i].columns.get("family") for i in order]
+    size, turn = Counter(families), Counter[Any]()
     keyed = []
-    for place, i in enumerate(order):
-        family = examples[i].columns.get("family")
-        keyed.append((turn[family] if family is not None else place, place, i))
+    for place, (family, i) in enumerate(zip(families, order, strict=True)):
+        keyed.append(((turn[family] + 0.5) / size[family], place, i))
         turn[family] += 1
     chosen = sorted(i for _, _, i in sorted(keyed)[:limit])
     return [examples[i] for i in chosen]
