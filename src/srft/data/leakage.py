@@ -47,16 +47,15 @@ def leakage(train: Sequence[Example], held_out: Sequence[Example]) -> LeakageRep
     system messages; the demonstrations are not searched."""
     owners = _owners(held_out)
     lengths = sorted({len(gram) for gram in owners})
-    overlaps, leaked = [], set[int]()
+    overlaps: list[Overlap] = []
+    leaked = set[int]()
     for example in train:
         words = _words(prompt_text(example))
         hits = [gram for gram in _grams(words, lengths) if gram in owners]
         if hits:
             found = sorted({problem for gram in hits for problem in owners[gram]})
             leaked.update(found)
-            overlaps.append(
-                Overlap(example.source, held_out[found[0]].source, " ".join(max(hits, key=lambda gram: len(gram))))
-            )
+            overlaps.append(Overlap(example.source, held_out[found[0]].source, " ".join(hits[-1])))
     return LeakageReport(len(overlaps), len(leaked), len(held_out), tuple(overlaps))
 
 
