@@ -29,7 +29,7 @@ class SRFTConfig(BaseModel):
     """Everything that defines a run. ``srft train recipe.yaml key=value`` and
     ``SRFTTrainer(args=SRFTConfig(...))`` read the same fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str = Field("srft", description="How to train: a name from the table of methods.")
     objective: Switches = Field(
@@ -121,17 +121,38 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     values: dict[str, Any] = {}
     if path is not None:
         values = _read_yaml(Path(path))
+    where = str(path) if path else "overrides"
+    given = [_override(override) for override in overrides]
     try:
-        for override in overrides:
-            if "=" not in override or override.startswith("="):
-                raise ConfigError(
-                    f"override {override!r}: write it as key=value, such as train.steps=50"
-                )
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.create(values), *given)
         plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path or 'overrides'}: {error}") from error
-    return parse_config(plain, str(path) if path else "overrides")
+        # What cannot be written as YAML (half a surrogate pair, say) could not be resumed from.
+        yaml.safe_dump(plain, allow_unicode=True).encode()
+    except _UNREADABLE as error:
+        raise ConfigError(f"{where}: {_first_lines(error)}") from error
+    return parse_config(plain, where)
+
+
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
+"""What YAML and OmegaConf raise: UnicodeError and numbers of too many digits are ValueErrors."""
+
+
+def _override(text: str) -> Any:
+    """One ``section.key=value``. Raises ConfigError, naming it."""
+    if "=" not in text or text.startswith("="):
+        raise ConfigError(f"override {text!r}: write it as key=value, such as train.steps=50")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"override {text[:200]!r}: the value is not YAML: {_first_lines(error)}"
+        ) from error
+
+
+def _first_lines(error: BaseException) -> str:
+    """The part of a message that says what is wrong; OmegaConf adds lines on its own insides."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[:2])[:500]
 
 
 def parse_config(values: Any, where: str = "config") -> SRFTConfig:
@@ -168,6 +189,25 @@ def section_from(name: str, overrides: Sequence[str]) -> Any:
     return getattr(full, name)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe types alone; a key given twice is an error, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value != "<<" and isinstance(key.value, str):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"{key.value!r} is given twice, in lines {seen[key.value]} and {line}; put "
+                        "everything under one",
+                    )
+                seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(
@@ -177,8 +217,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if values is None:
         return {}

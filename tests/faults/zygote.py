@@ -136,7 +136,8 @@ def _strike(phase: str, number: int, delay_s: float, signal_name: str, group: bo
         if (name, n) == (phase, number):
             if delay_s <= 0:
                 shoot()
-            threading.Timer(delay_s, shoot).start()
+            else:
+                threading.Timer(delay_s, shoot).start()
 
     act("starting", 1)
     _on_phase(act)

@@ -14,7 +14,7 @@ DEFAULT_PROMPT_TEMPLATE = "{prompt}\n"
 class DataConfig(BaseModel):
     """The ``data`` section of a recipe. See docs/data.md for formats and policies."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     train: str | list[str] = Field(
         "lab",

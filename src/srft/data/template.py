@@ -332,14 +332,27 @@ class Template:
         Cut are the text of the end token at the end, which many datasets carry (the token itself is
         appended), and an opening ``<think>`` that the prompt already ends with.
         """
-        kept = text
-        while kept.rstrip().endswith(self._end_words):
-            word = next(word for word in self._end_words if kept.rstrip().endswith(word))
-            kept = kept.rstrip().removesuffix(word).rstrip()
+        kept = self._without_ends(text)
         if _THINK_OPEN.search(prompt):
             kept = _THINK_START.sub("", kept)
         rendered = Rendered(kept, (Piece(kept, True),), bool(self._control.search(kept)))
         return rendered, kept != text
+
+    def _without_ends(self, text: str) -> str:
+        """``text`` without the end tokens spelled at its end, and the space before them. By places and
+        not by copies: a row may hold megabytes of them."""
+        end = len(text)
+        while True:
+            stop = end
+            while stop and text[stop - 1].isspace():
+                stop -= 1
+            word = next((w for w in self._end_words if text.endswith(w, 0, stop)), None)
+            if word is None:
+                break
+            end = stop - len(word)
+        if end == len(text):
+            return text
+        return text[:end].rstrip()
 
     @cached_property
     def _end_words(self) -> tuple[str, ...]:

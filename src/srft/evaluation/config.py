@@ -12,7 +12,7 @@ from srft.evaluation.benchmarks import resolve
 class EvaluationConfig(BaseModel):
     """What to evaluate on, how to sample, and how often during training."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     suites: list[str] = Field(
         default_factory=list,

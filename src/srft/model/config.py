@@ -23,7 +23,7 @@ class LoraConfig(BaseModel):
     """Low-rank adapters (LoRA): the model's own weights stay as they are, and each adapted matrix W
     becomes W + scale B A, of which only A and B are trained."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(16, ge=1, description="Columns of B and rows of A.")
     alpha: float = Field(
@@ -62,7 +62,7 @@ class LoraConfig(BaseModel):
 class ModelConfig(BaseModel):
     """The policy: where its weights are and how they are loaded."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str = Field(
         "",

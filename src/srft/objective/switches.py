@@ -17,7 +17,7 @@ class Switches(BaseModel):
     (arXiv 2506.19767) unless another paper is named.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # What multiplies the three losses of Eq. 13, and the two entropy weights.
     weight_sft: float = Field(

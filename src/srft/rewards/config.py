@@ -16,7 +16,7 @@ OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all")
 class RewardSpec(BaseModel):
     """One reward: a verifier of this package by name, or a function of your own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str | None = Field(
         None, description="Verifier: math, exact, choice, numeric, countdown or format."
@@ -89,7 +89,7 @@ class RewardConfig(BaseModel):
     tolerance: 1e-3}``), a list of rewards, or in full with ``rewards:``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rewards: list[RewardSpec] = Field(
         default_factory=lambda: [RewardSpec.model_validate({"name": "math"})],

@@ -41,6 +41,7 @@ from srft.secrets import without_secrets
 _FIRST_LOOK_S = 0.02
 _LOOK_EVERY_S = 0.05
 _START_LIMIT_S = 120.0
+_START_ATTEMPTS = 3
 _DEATHS: dict[int | None, str] = {-signal.SIGPROF: "timeout", -signal.SIGKILL: "killed"}
 # A worker that dies by itself may have been unlucky once. One killed from outside says next to
 # nothing about the item; on a busy machine the same item can be hit more than once.
@@ -72,7 +73,7 @@ class _Nursery:
     def fork(self) -> tuple[int, Connection[Any, Any]]:
         """A new worker: its process id and the socket to it. Raises RewardError if none starts."""
         with self._lock:
-            for attempt in (1, 2):
+            for attempt in range(1, _START_ATTEMPTS + 1):
                 ours, theirs = socket.socketpair()
                 try:
                     control = self._started()
@@ -82,7 +83,7 @@ class _Nursery:
                 except (EOFError, OSError) as error:
                     ours.close()
                     self._stop()
-                    if attempt == 2 or self.closed:
+                    if attempt == _START_ATTEMPTS or self.closed:
                         raise RewardError(f"no verifier process can be started: {error}") from error
                 finally:
                     theirs.close()
@@ -133,7 +134,10 @@ class _Nursery:
                     raise RewardError(f"no verifier process started in {_START_LIMIT_S:.0f} s")
                 state, detail = self._control.recv()
             except (EOFError, OSError):
-                self._process.wait()
+                if (
+                    self._process.wait() < 0
+                ):  # somebody killed it, which says nothing about the next
+                    raise OSError(f"killed by signal {-self._process.returncode}") from None
                 errors.seek(0)
                 state, detail = "failed", errors.read().decode(errors="replace")
         if state != READY:

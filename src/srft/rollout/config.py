@@ -115,7 +115,7 @@ class ServerConfig(BaseModel):
 class RolloutConfig(BaseModel):
     """Settings of the engine that generates rollouts, and of the sampling itself."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     engine: Literal["embedded", "generate", "vllm", "vllm-server"] = Field(
         "embedded",

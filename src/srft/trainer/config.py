@@ -12,7 +12,7 @@ from srft.objective.switches import Switches
 class TrainConfig(BaseModel):
     """How the weights are moved."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(
         100, ge=1, description="Training steps: rollout batches, not optimizer steps."
@@ -78,7 +78,7 @@ class TrainConfig(BaseModel):
 class RunConfig(BaseModel):
     """Where results go and what is kept."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dir: str | None = Field(None, description="Run directory; none: runs/<method>-<date>.")
     checkpoint_every: int = Field(
@@ -108,7 +108,7 @@ class RunConfig(BaseModel):
 class Stage(BaseModel):
     """One stage of a sequence (SFT then RL, say)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str = Field(description="A name from the table of methods.")
     steps: int = Field(ge=1, description="Steps of this stage (at most, where plateau is set).")
