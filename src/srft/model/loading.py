@@ -127,18 +127,28 @@ def _model_config(config: ModelConfig) -> Any:
             f"{folder} holds no config.json: point model.path at a folder that save_pretrained "
             "(or a training run's export) has written"
         )
-    try:
+    with _clear(
+        f"cannot read a model configuration from {config.path!r}",
+        "Check model.path (a folder, or a name on the hub that this machine can reach); models "
+        "that bring their own code need model.trust_remote_code=true",
+    ):
         return AutoConfig.from_pretrained(
             _source(config.path),
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot read a model configuration from {config.path!r}: {_first_line(error)} "
-            "Check model.path (a folder, or a name on the hub that this machine can reach); models "
-            "that bring their own code need model.trust_remote_code=true"
-        ) from error
+
+
+@contextmanager
+def _clear(what: str, mend: str) -> Iterator[None]:
+    """Errors of the libraries as ModelErrors. Of every kind: a damaged file is answered with a
+    TypeError, an AttributeError or (by tokenizers) with Exception itself."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what}: {_first_line(error)} {mend}") from error
 
 
 def resolved_config(config: ModelConfig) -> tuple[str, Any]:
@@ -184,27 +194,20 @@ def _override_positions(model_config: Any, config: ModelConfig) -> None:
 def _load_weights(
     config: ModelConfig, model_config: Any, device: torch.device | str
 ) -> PreTrainedModel:
-    try:
-        with _quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                _source(config.path),
-                config=model_config,
-                revision=config.revision or "main",
-                dtype=parameter_dtype(config),
-                use_safetensors=True if config.use_safetensors else None,
-                trust_remote_code=config.trust_remote_code,
-                output_loading_info=True,
-                **_quantization(config, device),
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        mend = (
-            "Give safetensors weights, or set model.use_safetensors=false for a source you trust"
-            if config.use_safetensors
-            else "Check that the weights are complete"
+    mend = "Check that the weights are complete and belong to config.json"
+    if config.use_safetensors:
+        mend += "; only safetensors are read (model.use_safetensors=false for a source you trust)"
+    with _clear(f"cannot load the weights of {config.path!r}", mend), _quiet_transformers():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _source(config.path),
+            config=model_config,
+            revision=config.revision or "main",
+            dtype=parameter_dtype(config),
+            use_safetensors=True if config.use_safetensors else None,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **_quantization(config, device),
         )
-        raise ModelError(
-            f"cannot load the weights of {config.path!r}: {_first_line(error)} {mend}"
-        ) from error
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if missing:
@@ -283,18 +286,20 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises ModelError where it cannot be read or has no end-of-sequence token.
     """
     name = config.tokenizer or config.path
-    try:
+    with _clear(
+        f"cannot load a tokenizer from {name!r}",
+        "Check that model.path is a folder or a hub name that this machine can reach; a model "
+        "without a tokenizer of its own needs model.tokenizer",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(
             _source(name),
             revision=(config.revision if config.tokenizer is None else None) or "main",
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"cannot load a tokenizer from {name!r}: {_first_line(error)} Check that "
-            "model.path is a folder or a hub name that this machine can reach; a model without a "
-            "tokenizer of its own needs model.tokenizer"
-        ) from error
+        # Some damage shows only when a text is tokenized, or an id is asked for.
+        tokenizer(["a b"], add_special_tokens=False)
+        tokenizer.decode([0])
+        max(tokenizer.get_vocab().values())
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {name!r} has no end-of-sequence token, so a response would never "

@@ -133,6 +133,12 @@ def check_scoring(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float
     try:
         with torch.no_grad():
             worst = _worst_difference(model, sequences, packed)
+    except Exception as error:
+        # A configuration that does not fit the weights fails in any line of the model's own code.
+        raise ModelError(
+            f"the forward pass of model type {base.config.model_type!r} fails: "
+            f"{type(error).__name__}: {error}. Check its config.json, or set model.attention=padded"
+        ) from error
     finally:
         model.train(was_training)
     tolerance = _tolerance(base)

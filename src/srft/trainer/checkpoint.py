@@ -270,7 +270,10 @@ def read_checkpoint(path: Path, world: World = ALONE) -> Checkpoint:
     """
     problem, state = None, {}
     try:
-        sums = list(json.loads((path / "manifest.json").read_text()).items())
+        sums = sorted(json.loads((path / "manifest.json").read_text()).items())
+        there = {_name(p, path) for p in path.rglob("*") if p.is_file()} - {"manifest.json"}
+        if there != {name for name, _ in sums}:
+            problem = f"{path}: damaged (its files are not those of its manifest)."
         for name, expected in (sums[i] for i in world.share(len(sums))):
             if _sha256(path / name) != expected:
                 problem = f"{path / name}: damaged (its checksum is not the one recorded)."
