@@ -274,7 +274,7 @@ def fuzz_datasets(count: int, seed: int, scratch: Path) -> Outcome:
         draw = random.Random(f"{seed}/{number}")
         suffix = draw.choice([".jsonl"] * 4 + [".json", ".csv", ".tsv", ".parquet", ".txt"])
         rows = [nasty_row(draw) for _ in range(draw.randint(1, 4))]
-        if huge := number % 200 == 7:
+        if huge := number % 200 == 199:
             rows = [{"prompt": huge_text(draw), "demonstration": huge_text(draw), "answer": "7"}]
         path = scratch / f"rows{suffix}"
         with outcome.input(f"dataset {number}{' (huge)' if huge else ''}"), silence():

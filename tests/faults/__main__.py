@@ -1,0 +1,125 @@
+"""The full form: every fault and every fuzzer, a table, and JSON beside it.
+
+    python -m tests.faults [--kills 50] [--scale 1.0] [--only kills,disk] [--out FOLDER]
+
+Run it from the repository's root (``make faults``). As root it mounts small memory file systems and
+makes folders immutable; elsewhere these faults are left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.faults import disk, kills, processes
+from tests.faults.fuzz import FUZZERS, Outcome
+from tests.faults.runs import ROOT, Trial, Workshop, table
+
+_INPUTS = {"datasets": 3000, "recipes": 6000, "model folders": 3000}
+
+
+def trials(workshop: Workshop, count: int, scale: float, only: set[str]) -> Iterator[Trial]:
+    """All faults, kind by kind."""
+    whole = kills.undisturbed(workshop)
+
+    def n(full: int) -> int:
+        return max(1, round(full * scale))
+
+    plan: dict[str, Callable[[], Iterator[Trial]]] = {
+        "kills": lambda: kills.kill_trials(workshop, whole, count),
+        "chains": lambda: kills.chain_trials(workshop, whole, n(4)),
+        "signals": lambda: processes.signal_trials(workshop, whole, n(12)),
+        "clocks": lambda: processes.clock_trials(workshop, whole, n(3)),
+        "verifiers": lambda: processes.verifier_trials(workshop),
+        "damage": lambda: disk.damage_trials(workshop, whole, n(2)),
+        "logs": lambda: disk.damaged_log_trials(workshop),
+        "limit": lambda: disk.file_size_trials(workshop, whole, n(8)),
+    }
+    if disk.can_mount(workshop.folder):
+        plan["disk"] = lambda: disk.full_disk_trials(workshop, whole, n(16))
+        if disk.can_make_immutable(workshop.folder):
+            plan["read-only"] = lambda: disk.read_only_trials(workshop, whole)
+    for name, make in plan.items():
+        if not only or name in only:
+            yield from make()
+
+
+def fuzzed(scale: float, seed: int, scratch: Path) -> Iterator[Outcome]:
+    for name, fuzz in FUZZERS.items():
+        folder = scratch / name.replace(" ", "-")
+        folder.mkdir()
+        yield fuzz(max(1, round(_INPUTS[name] * scale)), seed, folder)
+
+
+def inputs_table(outcomes: list[Outcome]) -> str:
+    lines = [
+        "| input | tried | right result | clear error | failures | slowest, processor s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for o in outcomes:
+        lines.append(
+            f"| {o.kind} | {o.inputs:,} | {o.right:,} | {o.clear:,} | {len(o.failures)} | {o.slowest:.1f} |"
+        )
+    lines += [f"\n- FAILED {failure}" for o in outcomes for failure in o.failures[:20]]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Try to break srft.")
+    parser.add_argument("--kills", type=int, default=56, help="runs that are killed once each")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of all other trials")
+    parser.add_argument(
+        "--only", default="", help="kinds of trials, with commas; fuzz: the fuzzers"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the fuzzers")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/reliability")
+    arguments = parser.parse_args()
+    only = set(filter(None, arguments.only.split(",")))
+    start = time.monotonic()
+    found: list[Trial] = []
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        if not only or only - {"fuzz"}:
+            with Workshop(Path(scratch) / "workshop") as workshop:
+                for trial in trials(workshop, arguments.kills, arguments.scale, only):
+                    found.append(trial)
+                    mark = "" if trial.survived else "LOST: "
+                    print(f"{mark}{trial.kind}: {trial.name} {trial.detail[:300]}", flush=True)
+        if not only or "fuzz" in only:
+            for outcome in fuzzed(arguments.scale, arguments.seed, Path(scratch)):
+                outcomes.append(outcome)
+                print(inputs_table([outcome]), flush=True)
+    name = "fuzz" if only == {"fuzz"} else "faults"
+    report = "\n".join(
+        [
+            f"# {'Bad input' if name == 'fuzz' else 'Faults'}",
+            "",
+            f"`python -m tests.faults {' '.join(sys.argv[1:])}`, "
+            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}; {platform.machine()}, "
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}; "
+            f"{(time.monotonic() - start) / 60:.0f} minutes.",
+            "",
+            *([table(found), ""] if found else []),
+            *([inputs_table(outcomes), ""] if outcomes else []),
+        ]
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{name}.md").write_text(report)
+    values = {"trials": [asdict(t) for t in found], "inputs": [asdict(o) for o in outcomes]}
+    (arguments.out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+    print(f"\n{report}")
+    lost = [t for t in found if not t.survived] + [o for o in outcomes if o.failures]
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
