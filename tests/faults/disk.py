@@ -150,6 +150,15 @@ DAMAGE: dict[str, Callable[[Path, random.Random], None]] = {
 }
 
 
+def newest_files(source: Path) -> list[Path]:
+    """The files of a run's newest checkpoint, from the run's folder."""
+    newest = sorted((source / "checkpoints").glob("step_*"))[-1]
+    return [p.relative_to(source) for p in sorted(newest.rglob("*")) if p.is_file()]
+
+
+damaged_files = newest_files
+
+
 def damage_trials(
     workshop: Workshop, whole: Undisturbed, rounds: int, seed: int = 4
 ) -> Iterator[Trial]:
@@ -157,14 +166,12 @@ def damage_trials(
     is said, and the run ends as if nothing had happened. Then all checkpoints at once."""
     draw = random.Random(seed)
     source = workshop.folder / "whole"
-    newest = sorted((source / "checkpoints").glob("step_*"))[-1].name
-    files = [p.relative_to(source) for p in sorted((source / "checkpoints" / newest).rglob("*"))]
+    files = damaged_files(source)
+    newest = files[0].parts[1]
     kind = "damaged checkpoint"
     for number, (file, how) in enumerate(
         (file, how) for _ in range(rounds) for file in files for how in DAMAGE
     ):
-        if not (source / file).is_file():
-            continue
         run_dir = workshop.folder / f"damaged-{number}"
         shutil.copytree(source, run_dir)
         before = (run_dir / file).read_bytes()

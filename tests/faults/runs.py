@@ -84,8 +84,11 @@ class Workshop:
         """Starts ``srft`` and returns its process id; ``wait`` gives its exit code."""
         assert self._zygote.stdin is not None
         self.log.write_text("")
+        doing = dict(fault or {})
+        if doing.get("strike", {}).get("phase") != "exporting":
+            doing["no_pictures"] = {}
         request = {"argv": arguments, "log": str(self.log), "cwd": str(self.folder)}
-        self._zygote.stdin.write(json.dumps({**request, "fault": dict(fault or {})}) + "\n")
+        self._zygote.stdin.write(json.dumps({**request, "fault": doing}) + "\n")
         self._zygote.stdin.flush()
         return self._answer()["pid"]
 

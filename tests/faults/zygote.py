@@ -107,6 +107,13 @@ def _on_phase(act: Callable[[str, int], None]) -> None:
     ScoringSession.results = scored  # type: ignore[method-assign]
 
 
+def _no_pictures() -> None:
+    """Without plots at the end: they take longer than the run itself and belong to none of it."""
+    import srft.trainer.main
+
+    srft.trainer.main.plot_run = lambda run_dir: []
+
+
 def _trace(path: str) -> None:
     """Writes the time at which each phase is entered."""
     file = open(path, "w")  # noqa: PTH123, SIM115 - open until the process ends
@@ -188,6 +195,7 @@ def _immutable(folder: str, number: int) -> None:
 
 
 _FAULTS: dict[str, Callable[..., None]] = {
+    "no_pictures": _no_pictures,
     "trace": _trace,
     "strike": _strike,
     "clock": _clock,

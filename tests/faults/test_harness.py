@@ -1,0 +1,61 @@
+"""The short form of the fault harness; ``make faults`` is the full one (docs/reliability.md)."""
+
+from __future__ import annotations
+
+import pytest
+from tests.faults import disk, kills, processes
+from tests.faults.fuzz import FUZZERS
+from tests.faults.runs import Trial, Workshop, table
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    with Workshop(tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def whole(workshop):
+    return kills.undisturbed(workshop)
+
+
+def check(trials) -> list[Trial]:
+    found = list(trials)
+    assert found and all(trial.survived for trial in found), table(found)
+    return found
+
+
+def test_a_run_killed_in_any_phase_resumes_to_the_bit(workshop, whole):
+    assert len(check(kills.kill_trials(workshop, whole, len(kills.PHASES)))) == len(kills.PHASES)
+
+
+def test_a_killed_run_is_told_from_another(workshop, whole):
+    """The harness can fail: a run of another seed is another run."""
+    code, output = workshop.train(workshop.folder / "other", "train.seed=1")
+    assert code == 0, output
+    assert kills.difference(whole.outcome, kills.fingerprint(workshop.folder / "other"))
+
+
+def test_a_signal_a_clock_and_a_full_disk(workshop, whole):
+    check(processes.signal_trials(workshop, whole, 1))
+    check(processes.clock_trials(workshop, whole, 1))
+    check(disk.file_size_trials(workshop, whole, 1))
+    if not disk.can_mount(workshop.folder):
+        pytest.skip("mounting a small disk needs root")
+    check(disk.full_disk_trials(workshop, whole, 1))
+
+
+@pytest.mark.parametrize("how", ["bit flipped", "other JSON"])
+def test_damaged_checkpoints_are_passed_over(workshop, whole, monkeypatch, how):
+    monkeypatch.setattr(disk, "DAMAGE", {how: disk.DAMAGE[how]})
+    monkeypatch.setattr(disk, "damaged_files", lambda source: disk.newest_files(source)[-2:])
+    check(disk.damage_trials(workshop, whole, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("datasets", 60), ("recipes", 200), ("model folders", 60)]
+)
+def test_bad_input_gives_clear_errors_or_right_results(tmp_path, name, count):
+    outcome = FUZZERS[name](count, 1, tmp_path)
+    assert not outcome.failures, "\n".join(outcome.failures[:10])
+    assert outcome.inputs == count and outcome.right and outcome.clear

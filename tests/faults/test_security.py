@@ -1,0 +1,141 @@
+"""Secrets stay out of what is written, and a run directory runs no code."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from srft.cli import main
+from srft.report.html import render_report
+from srft.secrets import is_secret_name, redact, redact_values
+from srft.trainer.trainer import SRFTTrainer
+
+PACKAGE = Path(__file__).parents[2] / "src/srft"
+CANARIES = {
+    "HF_TOKEN": "hf_CanaryCanaryCanaryCanary01",
+    "WANDB_API_KEY": "0123456789canary0123456789abcdef01234567",
+    "AWS_SECRET_ACCESS_KEY": "canary/canary+canary/canary+canary0123",
+    "MY_SERVICE_PASSWORD": "canary-of-a-password",
+}
+
+
+@pytest.fixture
+def canaries(monkeypatch):
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    return [*CANARIES.values(), "argument-canary", "url-canary", "query-canary"]
+
+
+def written(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes().decode(errors="replace")
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_secrets_reach_nothing_that_a_run_writes(recipe, rows, tmp_path, canaries, monkeypatch):
+    """In the environment, in the command, among a reward's arguments, in a URL, in an event."""
+    function = tmp_path / "judge.py"
+    function.write_text(
+        "import math\n"
+        "def make(api_key, url):\n"
+        "    def judge(completions, **_):\n"
+        "        return [float(i % 2) for i in range(len(completions))]\n"
+        "    return judge\n"
+    )
+    arguments = {"api_key": "argument-canary", "url": "https://user:url-canary@judge.example/v1"}
+    config = recipe(
+        reward={
+            "function": f"{function}:make",
+            "arguments": arguments,
+            "failed_demonstrations": "keep",
+        },
+        train={"steps": 2},
+        run={"samples_every": 1},
+    )
+    argv = ["srft", "train", "r.yaml", "reward.rewards.0.arguments.api_key=argument-canary"]
+    argv += [f"model.revision={CANARIES['HF_TOKEN']}", "data.train=https://h/x?token=query-canary"]
+    monkeypatch.setattr("sys.argv", argv)
+    said = io.StringIO()
+    trainer = SRFTTrainer(args=config, console=Console(file=said, width=200))
+    update = trainer._update
+
+    def tells(*args):
+        trainer._event("warning", f"cannot reach the hub with {CANARIES['HF_TOKEN']}")
+        return update(*args)
+
+    trainer._update = tells
+    trainer.train()
+    files = {**written(tmp_path / "run"), "report": render_report([tmp_path / "run"])}
+    files |= {"console": said.getvalue(), "dry run": config.to_yaml(redacted=True)}
+    assert {"config.yaml", "environment.json", "events.jsonl", "model/README.md"} <= files.keys()
+    for name, text in files.items():
+        for canary in canaries:
+            assert canary not in text, f"{canary} in {name}"
+    assert "<HF_TOKEN>" in files["events.jsonl"] and "<secret>" in files["config.yaml"]
+    command = json.loads(files["environment.json"])["command"]
+    assert "reward.rewards.0.arguments.api_key=<secret>" in command
+
+
+def test_secrets_reach_no_error_message(tmp_path, canaries, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", f"model.path=/no/{CANARIES['HF_TOKEN']}", "data.train=lab"])
+    err = capsys.readouterr().err
+    assert CANARIES["HF_TOKEN"] not in err and "<HF_TOKEN>" in err
+
+
+def test_what_is_a_secret_and_what_is_not():
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "AZURE_STORAGE_KEY", "api_key", "password", "token"):
+        assert is_secret_name(name), name
+    for name in ("max_tokens", "stop_token_ids", "pad_token", "eos_token", "cache_tokens", "keep"):
+        assert not is_secret_name(name), name
+    assert redact("a https://me:pw@host/x b") == "a https://<secret>@host/x b"
+    assert redact("train.steps=5 rollout.max_tokens=64") == "train.steps=5 rollout.max_tokens=64"
+    values = {"arguments": {"token": "t", "n": 3}, "max_tokens": 7, "list": ["sk-" + "a" * 24]}
+    assert redact_values(values) == {
+        "arguments": {"token": "<secret>", "n": 3},
+        "max_tokens": 7,
+        "list": ["<secret>"],
+    }
+
+
+def test_the_recipe_that_is_resumed_keeps_its_secrets(recipe):
+    """Redaction is for what is written for others; what runs keeps them."""
+    config = recipe(reward={"function": "m:f", "arguments": {"api_key": "argument-canary"}})
+    assert "argument-canary" in config.to_yaml()
+    assert "argument-canary" not in config.to_yaml(redacted=True)
+
+
+def calls(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def test_no_pickle_is_read_from_a_file():
+    """torch.load admits tensors alone everywhere; pickles travel only over the pool's own sockets."""
+    for path in PACKAGE.rglob("*.py"):
+        for name, keywords in calls(ast.parse(path.read_text())):
+            where = f"{path.relative_to(PACKAGE)}: {name}"
+            if name == "torch.load":
+                assert keywords.get("weights_only") == "True", where
+            assert name not in ("pickle.load", "pickle.loads", "marshal.load", "eval", "exec"), (
+                where
+            )
+            if name in ("yaml.load", "load_yaml"):
+                assert "_UniqueKeys" in path.read_text(), where
+            assert not name.endswith(("FileSystemReader", "np.load", "joblib.load")), where
+
+
+def test_code_of_a_models_folder_needs_a_yes_everywhere():
+    for path in PACKAGE.rglob("*.py"):
+        for name, keywords in calls(ast.parse(path.read_text())):
+            if name.endswith(".from_pretrained") and "trust_remote_code" in keywords:
+                where = f"{path.relative_to(PACKAGE)}: {name}"
+                assert keywords["trust_remote_code"] != "True", where
