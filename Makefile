@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VLLM := .venv-vllm
 
-.PHONY: quickstart test test-vllm lint format types unit docs clean
+.PHONY: quickstart test test-vllm lint format types unit docs faults soak audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/srft quickstart
@@ -33,6 +33,25 @@ format: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# What docs/reliability.md reports: every fault and fuzzer, then thousands of steps under watch.
+faults: $(VENV)/.installed-dev
+	PYTHONPATH=src:. $(BIN)/python -m tests.faults
+
+soak: $(VENV)/.installed
+	$(BIN)/python benchmarks/soak.py
+
+# Known vulnerabilities of the pinned versions. pip-audit stands in an environment of its own, so that
+# what it needs is not part of what it looks at. --strict: a package that was not looked up is a failure
+# (without it, no connection to the advisories reads "no known vulnerabilities").
+audit: .venv-audit/.installed
+	.venv-audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip \
+	  || { echo "audit: vulnerable, or not looked up (no connection to the advisories): see above"; exit 1; }
+
+.venv-audit/.installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	touch $@
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m srft.reference docs/configuration.md
@@ -58,4 +77,4 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM) build dist
+	rm -rf $(VENV) $(VLLM) .venv-audit build dist

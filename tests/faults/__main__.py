@@ -20,7 +20,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.faults import disk, kills, processes
+from tests.faults import disk, kills, processes, suites
 from tests.faults.fuzz import FUZZERS, Outcome
 from tests.faults.runs import ROOT, Trial, Workshop, table
 
@@ -42,6 +42,7 @@ def trials(workshop: Workshop, count: int, scale: float, only: set[str]) -> Iter
         "verifiers": lambda: processes.verifier_trials(workshop),
         "damage": lambda: disk.damage_trials(workshop, whole, n(2)),
         "logs": lambda: disk.damaged_log_trials(workshop),
+        "suites": suites.suite_trials,
         "limit": lambda: disk.file_size_trials(workshop, whole, n(8)),
     }
     if disk.can_mount(workshop.folder):

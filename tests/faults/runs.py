@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors.torch import load_file
 from tests.toys import save_lab_model
 
 from srft.lab import lab_train
@@ -126,11 +127,21 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
         found[name] = _digest(json.dumps(kept).encode())
     found["events"] = _digest((run_dir / "events.jsonl").read_bytes())
     for folder in ("model", "best"):
-        found[folder] = _digest((run_dir / folder / "model.safetensors").read_bytes())
+        found[folder] = _tensors(run_dir / folder)
     newest = sorted((run_dir / "checkpoints").glob("step_*"))[-1]
-    for path in sorted(newest.rglob("*.safetensors")):
-        found[f"checkpoint/{path.relative_to(newest)}"] = _digest(path.read_bytes())
+    for folder in ("weights", "optimizer"):
+        found[f"checkpoint/{folder}"] = _tensors(newest / folder)
     return found
+
+
+def _tensors(folder: Path) -> str:
+    """Of every bit of every tensor, whatever their order in the files."""
+    tensors: dict[str, Any] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+    kinds = [(name, str(t.dtype), tuple(t.shape)) for name, t in sorted(tensors.items())]
+    data = b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(tensors.items()))
+    return _digest(repr(kinds).encode() + data)
 
 
 def difference(one: Mapping[str, str], other: Mapping[str, str]) -> str:

@@ -1,0 +1,43 @@
+"""Faults of several processes and of rollout servers: the tests of those rooms, counted here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.runs import ROOT, Trial
+
+SUITES = {
+    "training process killed or stalled": (
+        "tests/distributed/test_checkpoints.py",
+        "killed or stalls",
+    ),
+    "rollout server killed, slow, restarted or wrong": ("tests/rollout/test_vllm_servers.py", ""),
+    "verifier hung, killed or out of memory": ("tests/rewards/test_pool.py", ""),
+    "reward function that never returns": ("tests/rewards/test_deadline.py", ""),
+    "number that is none, or alarm": ("tests/faults/test_numerical.py", ""),
+}
+
+
+def suite_trials() -> Iterator[Trial]:
+    """A trial for each test."""
+    for kind, (path, words) in SUITES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            chosen = ["-k", words] if words else []
+            subprocess.run(
+                [sys.executable, "-m", "pytest", "-q", path, *chosen, f"--junitxml={report}"],
+                cwd=ROOT, stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            for case in ElementTree.parse(report).iter("testcase"):
+                bad = [child for child in case if child.tag in ("failure", "error")]
+                if any(child.tag == "skipped" for child in case):
+                    continue
+                detail = bad[0].get("message", "")[:300] if bad else ""
+                yield Trial(kind, str(case.get("name")), not bad, detail)
