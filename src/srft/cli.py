@@ -32,7 +32,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.add_typer(lab_app, name="lab")
 
-console = Console()
+# Of several processes the first one speaks.
+console = Console(quiet=os.environ.get("RANK", "0") != "0")
 
 Rollout = Annotated[
     list[str] | None,

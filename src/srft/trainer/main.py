@@ -24,7 +24,8 @@ def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> Train
     """Trains by ``config``, writes plots and report, and prints results and places."""
     trainer = SRFTTrainer(args=config, console=console)
     result = trainer.train(resume=resume)
-    if not trainer.world.main:
+    # Whoever stops a run waits for it: a launcher some 30 seconds, which plots may not fit into.
+    if not trainer.world.main or result.stopped_by:
         return result
     plots = plot_run(result.run_dir)
     table = evaluation_table(result.evaluations)
