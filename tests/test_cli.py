@@ -51,6 +51,21 @@ def test_a_run_ends_with_a_table_and_places(srft, tmp_path):
         assert (tmp_path / "run" / place).exists(), place
 
 
+def test_a_figure_that_no_evaluation_gives_is_found_before_training(srft, tmp_path):
+    code, _, err = srft("data.eval=lab", "data.eval_limit=9", "evaluation.best_metric=lab/length")
+    assert code == 2 and "lab/length" in err and "lab/mean_tokens" in err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_a_key_given_twice_is_an_error_and_not_the_last_one(tmp_path, capsys):
+    path = tmp_path / "twice.yaml"
+    path.write_text("train: {steps: 3}\nmodel: {path: x}\ntrain: {seed: 1}\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", str(path), "--dry-run"])
+    assert stopped.value.code == 2
+    assert "'train' is given twice, in lines 1 and 3" in capsys.readouterr().err
+
+
 def test_dry_run_prints_the_resolved_recipe_and_trains_nothing(srft, tmp_path):
     code, out, _ = srft("--dry-run", "train.learning_rate=0.25")
     assert code == 0
@@ -71,6 +86,9 @@ def test_dry_run_prints_the_resolved_recipe_and_trains_nothing(srft, tmp_path):
         ("data.max_prompt_tokens=2", 3, ["none of the 40 examples", "max_prompt_tokens"]),
         ("rollout.temperature=0", 2, ["temperature", "use 1.0"]),
         ("evaluation.every_steps=1", 2, ["no evaluation data", "data.eval"]),
+        ("data.train={", 2, ["data.train={", "not YAML"]),
+        ("train.learning_rate=.inf", 2, ["train.learning_rate", "finite"]),
+        ("alarms.no-rewards.steps=3", 2, ["no-rewards", "did you mean no-reward"]),
         ("reward=maths", 2, ["maths", "math"]),
         ("train.device=cuda", 2, ["no GPU", "cpu"]),
     ],

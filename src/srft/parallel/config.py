@@ -11,7 +11,7 @@ class ParallelConfig(BaseModel):
     """Several processes, started by torchrun, Slurm or anything else that sets torchrun's variables.
     One process reads none of this but the time-out's absence: it is the same loop with a world of one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     replicate: int = Field(
         1,

@@ -14,7 +14,7 @@ class VLLMConfig(BaseModel):
     """vLLM's own settings: of the engine in this process, and of a server that ``srft serve``
     starts. Where nothing is set, what the recipe and the device ask for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -69,7 +69,7 @@ class VLLMConfig(BaseModel):
 class ServerConfig(BaseModel):
     """How running vLLM servers are spoken to (``rollout.engine: vllm-server``)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     in_flight: int = Field(256, ge=1, description="Most requests at once with each server.")
     timeout_s: float = Field(

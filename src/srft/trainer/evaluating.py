@@ -31,6 +31,7 @@ class Evaluator:
                 "evaluation.every_steps or at_start is set but there is no evaluation data; set data.eval, "
                 "data.eval_fraction or evaluation.dataset"
             )
+        _check_best_metric(settings.best_metric, list(setup.evaluation), settings.n or 1)
         self._setup = setup
         self._settings = settings
         self._params = SamplingParams(
@@ -100,6 +101,21 @@ class Evaluator:
             return value
         improved = value > best if self._settings.best_mode == "max" else value < best
         return value if improved else None
+
+
+def _check_best_metric(name: str | None, sets: list[str], n: int) -> None:
+    """Raises ConfigError before any training where no evaluation could give the figure ``name``;
+    whether a family exists shows with the first one."""
+    if name is None or not sets:
+        return
+    figures = ["accuracy", "reward", "mean_tokens", "truncated_share"]
+    figures += [f"pass@{n}"] if n > 1 else []
+    known = ["accuracy", *(f"{one}/{figure}" for one in sets for figure in figures)]
+    if name not in known and not any(name.startswith(f"{one}/accuracy/") for one in sets):
+        raise ConfigError(
+            f"evaluation.best_metric: {name!r} is not measured; measured are {', '.join(known)} and the "
+            "accuracy of each family, such as SET/accuracy/FAMILY"
+        )
 
 
 def record(result: EvaluationResult, step: int, confidence: float) -> dict[str, Any]:
