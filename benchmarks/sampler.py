@@ -1,123 +1,50 @@
-"""The embedded sampler against transformers: tokens per second, in alternating pairs.
+"""The embedded sampler against what else generates: seconds for the same tokens, in alternating pairs.
 
-    OMP_NUM_THREADS=1 python benchmarks/sampler.py            # full run, about six minutes
+    OMP_NUM_THREADS=1 python benchmarks/sampler.py            # full run, about fifteen minutes
     OMP_NUM_THREADS=1 python benchmarks/sampler.py --quick    # the small model, few pairs
+    OMP_NUM_THREADS=1 python benchmarks/sampler.py --dry-run  # a tiny model: that it runs
+    python benchmarks/sampler.py --gpu                        # 0.6B shape, batch of 64, bfloat16
+    OMP_NUM_THREADS=1 python benchmarks/sampler.py --gpu --dry-run
 
-Models: random Qwen3-shape models of about 1M and 5M parameters, float32, on the CPU, one thread.
-Workloads: (uniform) 16 prompts x 8 rollouts, prompts of about 25 tokens, 75 new tokens each;
-(long-tailed) the same prompts, response lengths drawn once from a log-normal of mean 75 tokens
-(sigma 0.8; the longest of the 128 is about eight times the mean).
-Lengths are forced alike on every contestant: end-of-sequence is disabled, and each rollout has its
-own limit (a row limit in ours, a stopping criterion in ``generate``, ``max_new_tokens`` of each
-request in continuous batching). So every contestant yields exactly the same numbers of tokens.
+Random Qwen3 shapes of about 1M and 5M parameters, float32, on the CPU, one thread; 16 prompts x 8
+rollouts of uniform and of long-tailed lengths (benchmarks/common.py). Lengths are forced alike on every
+contestant: end-of-sequence is disabled, and each rollout has its own limit (a row limit in ours, a
+stopping criterion in ``generate``, ``max_tokens`` of each request elsewhere). So every contestant yields
+exactly the same numbers of tokens. The third workload, lab, is the base model that ships with the
+package on its own tasks, ending as it likes: there a ratio is of seconds per token.
 
 Contestants: ``EmbeddedEngine``; ``model.generate`` in what measured as its best setting (one left-
-padded batch, ``num_return_sequences``, dynamic cache, sdpa, inference mode, no processors that
-change nothing); transformers' continuous batching. Each model is run once unmeasured. Then the order
-alternates from pair to pair, and the ratio is taken within each pair, so that a slow spell of the
-machine falls on both. Wall time and processor time of the process are both reported; on a machine
-shared with others the second is the fairer one.
+padded batch, ``num_return_sequences``, dynamic cache, sdpa, inference mode, no processors that change
+nothing); transformers' continuous batching; vLLM's engine for CPUs, in a process of its own with its own
+Python (``--vllm``, by default .venv-vllm beside the benchmarks, where it is there), timed in that process.
 """
 
 from __future__ import annotations
 
-import argparse
 import cProfile
-import datetime
 import json
 import os
-import platform
 import pstats
-import statistics
-import sys
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
-import transformers
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from common import GROUP, Timing, Workload, make_model, make_tokenizer
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import srft.rollout.embedded as embedded
 from srft.rollout.config import RolloutConfig
 from srft.rollout.rows import Rows, Ticket
 from srft.types import RolloutRequest, SamplingParams
 
-PROMPTS, GROUP, MEAN, SIGMA = 16, 8, 75, 0.8
-VOCABULARY = 200
-SHAPES = {
-    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "heads": (4, 2)},
-    "5M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "heads": (8, 4)},
-}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Prompts (token ids) and how many tokens each of their GROUP rollouts has, [prompts, GROUP]."""
-
-    name: str
-    prompts: list[list[int]]
-    lengths: np.ndarray
-
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-
-@dataclass(frozen=True)
-class Timing:
-    wall: float
-    cpu: float
-
-
-def make_workloads() -> list[Workload]:
-    random = np.random.default_rng(0)
-    prompts = [random.integers(3, VOCABULARY, n).tolist() for n in random.integers(20, 31, PROMPTS)]
-    uniform = np.full((PROMPTS, GROUP), MEAN)
-    tailed = random.lognormal(np.log(MEAN) - SIGMA**2 / 2, SIGMA, (PROMPTS, GROUP))
-    return [
-        Workload("uniform", prompts, uniform),
-        Workload("long-tailed", prompts, np.clip(tailed.round().astype(int), 2, 900)),
-    ]
-
-
-def make_model(size: str) -> Any:
-    shape = dict(SHAPES[size])
-    heads, kv_heads = shape.pop("heads")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=32,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        pad_token_id=0,
-        **shape,
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    model.generation_config.eos_token_id = None
-    return model
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    core = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="w0")
+VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 def run_embedded(engine: embedded.EmbeddedEngine, work: Workload) -> int:
@@ -127,7 +54,9 @@ def run_embedded(engine: embedded.EmbeddedEngine, work: Workload) -> int:
             self.limit[new] = [work.lengths[t.request, t.sample] for t in tickets]
             return new
 
-    requests = [RolloutRequest(tuple(p), GROUP, 100 * i) for i, p in enumerate(work.prompts)]
+    requests = [
+        RolloutRequest(tuple(p), work.lengths.shape[1], 100 * i) for i, p in enumerate(work.prompts)
+    ]
     params = SamplingParams(max_tokens=int(work.lengths.max()))
     original = embedded.Rows
     embedded.Rows = LimitedRows
@@ -139,8 +68,8 @@ def run_embedded(engine: embedded.EmbeddedEngine, work: Workload) -> int:
 
 
 class _Limits(StoppingCriteria):
-    def __init__(self, limits: np.ndarray, width: int) -> None:
-        self.ends = torch.from_numpy(limits.ravel()) + width
+    def __init__(self, limits: np.ndarray, width: int, device: torch.device) -> None:
+        self.ends = (torch.from_numpy(limits.ravel()) + width).to(device)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return self.ends <= input_ids.shape[1]
@@ -150,19 +79,20 @@ def run_generate(model: Any, work: Workload) -> int:
     width = max(map(len, work.prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in work.prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in work.prompts])
+    device = model.device
     with torch.inference_mode():
         out = model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(device),
+            attention_mask=mask.to(device),
             do_sample=True,
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            num_return_sequences=GROUP,
+            num_return_sequences=work.lengths.shape[1],
             max_new_tokens=int(work.lengths.max()),
-            stopping_criteria=StoppingCriteriaList([_Limits(work.lengths, width)]),
+            stopping_criteria=StoppingCriteriaList([_Limits(work.lengths, width, device)]),
         )
-    assert out.shape == (PROMPTS * GROUP, width + work.lengths.max())
+    assert out.shape == (work.lengths.size, width + work.lengths.max())
     return work.tokens
 
 
@@ -189,52 +119,6 @@ def run_continuous(model: Any, work: Workload) -> int:
     return total
 
 
-def timed(run: Callable[[], int], tokens: int) -> Timing:
-    wall, cpu = time.perf_counter(), time.process_time()
-    produced = run()
-    timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
-    assert produced == tokens, (produced, tokens)
-    return timing
-
-
-def compare(
-    ours: Callable[[], int],
-    theirs: Callable[[], int],
-    tokens: int,
-    pairs: int,
-    seconds: float,
-    warm_up: bool,
-) -> dict[str, Any]:
-    """Alternating pairs, at least two, until ``pairs`` are done or ``seconds`` have passed."""
-    if warm_up:
-        timed(ours, tokens)
-        timed(theirs, tokens)
-    done: list[tuple[Timing, Timing]] = []
-    begin = time.perf_counter()
-    while len(done) < pairs and (len(done) < 2 or time.perf_counter() - begin < seconds):
-        if len(done) % 2 == 0:
-            a = timed(ours, tokens)
-            b = timed(theirs, tokens)
-        else:
-            b = timed(theirs, tokens)
-            a = timed(ours, tokens)
-        done.append((a, b))
-    return {
-        "pairs": len(done),
-        "tokens": tokens,
-        "embedded_tokens_per_s": summary([tokens / a.wall for a, _ in done]),
-        "other_tokens_per_s": summary([tokens / b.wall for _, b in done]),
-        "embedded_tokens_per_cpu_s": summary([tokens / a.cpu for a, _ in done]),
-        "other_tokens_per_cpu_s": summary([tokens / b.cpu for _, b in done]),
-        "ratio_wall": summary([b.wall / a.wall for a, b in done]),
-        "ratio_cpu": summary([b.cpu / a.cpu for a, b in done]),
-    }
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def profile(run: Callable[[], int]) -> list[dict[str, Any]]:
     """Where a call spends its own time: the ten costliest functions, in seconds."""
     profiler = cProfile.Profile(time.process_time)
@@ -254,74 +138,161 @@ def profile(run: Callable[[], int]) -> list[dict[str, Any]]:
     ]
 
 
-def run_all(quick: bool) -> dict[str, Any]:
-    tokenizer = make_tokenizer()
+class Lab:
+    """The base model that ships, on its own tasks, until it ends or has 96 tokens; seconds per thousand
+    tokens, because every contestant draws its own responses."""
+
+    LONGEST = 96
+
+    def __init__(self) -> None:
+        from srft.lab import lab_train
+        from srft.model.config import ModelConfig
+        from srft.model.loading import load_model, load_tokenizer
+
+        config = ModelConfig(path="lab")
+        self.model = load_model(config).eval()
+        self.tokenizer = load_tokenizer(config)
+        self.engine = embedded.EmbeddedEngine(self.model, self.tokenizer, RolloutConfig())
+        texts = [str(row["prompt"]) for row in lab_train(common.PROMPTS)]
+        self.prompts = [self.tokenizer(text)["input_ids"] for text in texts]
+        self.seed = 0
+
+    def ours(self) -> Timing:
+        self.seed += 1
+        requests = [
+            RolloutRequest(tuple(p), GROUP, self.seed * 10_000 + 100 * i)
+            for i, p in enumerate(self.prompts)
+        ]
+        params = SamplingParams(max_tokens=self.LONGEST)
+        wall, cpu = time.perf_counter(), time.process_time()
+        groups = self.engine.generate(requests, params)
+        tokens = sum(len(c.token_ids) for group in groups for c in group)
+        return _per_thousand(wall, cpu, tokens)
+
+    def generate(self) -> Timing:
+        width = max(map(len, self.prompts))
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in self.prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in self.prompts])
+        wall, cpu = time.perf_counter(), time.process_time()
+        with torch.inference_mode():
+            out = self.model.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=GROUP,
+                max_new_tokens=self.LONGEST,
+                eos_token_id=end,
+                pad_token_id=pad,
+            )[:, width:]
+        ended = (out == end).int()
+        tokens = int(((ended.cumsum(1) - ended) == 0).sum())
+        return _per_thousand(wall, cpu, tokens)
+
+
+def _per_thousand(wall: float, cpu: float, tokens: int) -> Timing:
+    factor = 1000 / tokens
+    return Timing((time.perf_counter() - wall) * factor, (time.process_time() - cpu) * factor)
+
+
+class Vllm:
+    """vLLM in its own process: each call generates the workload and is timed there."""
+
+    def __init__(self, python: Path, model: Any, size: str) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        model.save_pretrained(self.folder.name)
+        make_tokenizer(size).save_pretrained(self.folder.name)
+        worker = Path(__file__).parent / "vllm_worker.py"
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        self.log = Path(self.folder.name, "log").open("w")  # noqa: SIM115 (closed with the process)
+        self.process = subprocess.Popen(
+            [str(python), str(worker), self.folder.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, work: Workload) -> Timing:
+        assert self.process.stdin and self.process.stdout
+        job = {"prompts": work.prompts, "lengths": work.lengths.tolist()}
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                found = json.loads(line.removeprefix("RESULT "))
+                assert found["tokens"] == work.tokens, found
+                return Timing(found["wall"], found["cpu"])
+        tail = Path(self.log.name).read_text().strip().splitlines()[-1:]
+        raise RuntimeError(f"vLLM ended: {tail}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def checked(run: Callable[[], int], tokens: int) -> Callable[[], None]:
+    def call() -> None:
+        produced = run()
+        assert produced == tokens, (produced, tokens)
+
+    return call
+
+
+def run_all(quick: bool, dry: bool, vllm: Path) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     profiles: dict[str, Any] = {}
-    for size in ("1M",) if quick else ("1M", "5M"):
+    pairs, seconds = (2, 10.0) if quick or dry else (7, 40.0)
+
+    def measure(label: dict[str, Any], ours: Callable, theirs: Callable, most: int = pairs) -> None:
+        print(label, flush=True)
+        try:
+            figures = common.compare(ours, theirs, most, seconds)
+        except RuntimeError as error:
+            figures = {"failed": str(error)[:300]}
+        print(json.dumps(figures.get("ratio_cpu", figures)), flush=True)
+        results.append({**label, **figures})
+
+    lab = Lab()
+    measure({"model": "lab", "workload": "lab", "other": "generate"}, lab.ours, lab.generate)
+    for size in ("tiny",) if dry else ("1M",) if quick else ("1M", "5M"):
         model = make_model(size)
-        engine = embedded.EmbeddedEngine(model, tokenizer, RolloutConfig())
-        others = {"generate": run_generate, "continuous batching": run_continuous}
-        for work in make_workloads():
-            ours = partial(run_embedded, engine, work)
-            for name, other in others.items():
-                if name != "generate" and (quick or size != "1M" or work.name != "uniform"):
-                    continue
-                pairs, seconds = (3, 20.0) if quick else (7, 45.0)
-                label = {"model": size, "workload": work.name, "other": name}
-                print(label, flush=True)
-                theirs = partial(other, model, work)
-                try:
-                    figures = compare(
-                        ours,
-                        theirs,
-                        work.tokens,
-                        pairs if name == "generate" else 2,
-                        seconds,
-                        # The long-tailed runs follow the uniform ones of the same model.
-                        warm_up=work.name == "uniform",
-                    )
-                except RuntimeError as error:
-                    figures = {"failed": str(error)[:300]}
-                print(json.dumps(figures.get("ratio_cpu", figures)), flush=True)
-                results.append({**label, **figures})
-            profiles[f"{size} {work.name}"] = profile(ours)
+        engine = embedded.EmbeddedEngine(model, make_tokenizer(), RolloutConfig())
+        server = Vllm(vllm, model, size) if vllm.exists() else None
+        for work in common.make_workloads(*((2, 8, 10, 40) if dry else ())):
+            label = {"model": size, "workload": work.name, "tokens": work.tokens}
+            ours = checked(partial(run_embedded, engine, work), work.tokens)
+            theirs = checked(partial(run_generate, model, work), work.tokens)
+            measure(
+                {**label, "other": "generate"}, ours, theirs, pairs if work.name == "uniform" else 2
+            )
+            if server is not None:
+                measure({**label, "other": "vLLM"}, ours, partial(server.run, work), 4)
+            if not quick and size == "1M" and work.name == "uniform":
+                other = checked(partial(run_continuous, model, work), work.tokens)
+                measure({**label, "other": "continuous batching"}, ours, other, 2)
+            profiles[f"{size} {work.name}"] = profile(partial(run_embedded, engine, work))
+        if server is not None:
+            server.close()
     return {"results": results, "profiles": profiles}
 
 
-def environment() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    load = os.getloadavg()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": "OMP_NUM_THREADS=1 python " + " ".join(sys.argv),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "load_average_at_end": [round(x, 1) for x in load],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
 def markdown(report: dict[str, Any]) -> str:
-    e = report["environment"]
     lines = [
-        "# Embedded sampler against transformers",
+        "# Embedded sampler against what else generates",
         "",
-        f"`{e['command']}`, {e['date']}; {e['processor']}, {e['cores']} cores, "
-        f"load average {e['load_average_at_end']}; Python {e['python']}, torch {e['torch']}, "
-        f"transformers {e['transformers']}, {e['threads']} thread, float32.",
+        common.about(report["environment"]),
         "",
-        f"{PROMPTS} prompts x {GROUP} rollouts. Ratios are theirs / ours within a pair (above 1: the "
-        "embedded sampler is faster): median (range). Tokens per second of processor time: median.",
+        f"{common.PROMPTS} prompts x {GROUP} rollouts, float32. Ratios are theirs / ours within a pair "
+        "(above 1: the embedded sampler is faster): median (range). Seconds of processor time: median; "
+        "on the lab's tasks per thousand tokens.",
         "",
-        "| model | workload | against | pairs | tokens | ours /s | theirs /s | ratio, cpu | ratio, wall |",
+        "| model | workload | against | pairs | tokens | ours, s | theirs, s | ratio, cpu | ratio, wall |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in report["results"]:
@@ -329,40 +300,53 @@ def markdown(report: dict[str, Any]) -> str:
         if "failed" in r:
             lines.append(head + f"| did not run: {r['failed'].splitlines()[0]} | | | | | |")
             continue
-        ratio = {
-            k: f"{r[k]['median']:.2f} ({r[k]['min']:.2f} to {r[k]['max']:.2f})"
-            for k in ("ratio_cpu", "ratio_wall")
-        }
         lines.append(
-            head + f"| {r['pairs']} | {r['tokens']} "
-            f"| {r['embedded_tokens_per_cpu_s']['median']:.0f} "
-            f"| {r['other_tokens_per_cpu_s']['median']:.0f} "
-            f"| {ratio['ratio_cpu']} | {ratio['ratio_wall']} |"
+            head + f"| {r['pairs']} | {r.get('tokens', '')} | {r['ours_cpu_s']['median']:.3f} "
+            f"| {r['theirs_cpu_s']['median']:.3f} | {common.spread(r['ratio_cpu'])} "
+            f"| {common.spread(r['ratio_wall'])} |"
         )
     lines += ["", "## What limits the embedded sampler", "", "Own time, share of a call:", ""]
     for name, rows in report["profiles"].items():
         parts = ", ".join(f"`{r['function']}` {r['share']:.0%}" for r in rows[:8])
         lines.append(f"- {name}: {parts}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def run_gpu(dry: bool) -> dict[str, Any]:
+    """64 rollouts of 512 tokens (dry: 8 of 12) under bfloat16 autocast; weights are float32."""
+    device, size = ("cpu", "tiny") if dry else ("cuda", "0.6B")
+    prompts, mean = (1, 12) if dry else (8, 512)
+    model = make_model(size, device, positions=4096)
+    results = []
+    with torch.autocast(device, dtype=torch.bfloat16):
+        engine = embedded.EmbeddedEngine(model, make_tokenizer(size), RolloutConfig())
+        for work in common.make_workloads(prompts, 8, mean, 8 * mean):
+            ours = checked(partial(run_embedded, engine, work), work.tokens)
+            theirs = checked(partial(run_generate, model, work), work.tokens)
+            figures = common.compare(ours, theirs, 3, 120.0)
+            label = {
+                "model": size,
+                "workload": work.name,
+                "other": "generate",
+                "tokens": work.tokens,
+            }
+            results.append({**label, **figures})
+    return {"results": results, "profiles": {}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small model only, three pairs")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results", help="folder for the report"
-    )
-    args = parser.parse_args()
+    parser = common.arguments(__doc__, "0.6B shape, 64 rollouts side by side, bfloat16")
+    parser.add_argument("--vllm", type=Path, default=VLLM, help="a Python that has vLLM")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    report = run_all(args.quick)
-    report["environment"] = environment()
-    args.out.mkdir(parents=True, exist_ok=True)
-    name = "sampler-quick" if args.quick else "sampler"
-    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / f"{name}.md").write_text(markdown(report))
-    print(markdown(report))
+    if options.gpu:
+        report = run_gpu(options.dry_run)
+    else:
+        report = run_all(options.quick, options.dry_run, options.vllm)
+    report["environment"] = common.environment()
+    name = "sampler" + ("_gpu" if options.gpu else "") + ("_dry_run" if options.dry_run else "")
+    name += "_quick" if options.quick else ""
+    common.write(name, report, markdown(report), options.out)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,42 @@
 """A GRPO step against TRL's GRPOTrainer: same model, same tokens, alternating pairs.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py           # about six minutes
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py --quick   # the small model, few pairs
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py             # about 25 minutes
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --quick     # the small model, few pairs
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --dry-run   # a tiny model: that it runs
+    python benchmarks/training_step.py --gpu                         # 0.6B and 1.7B shapes on a GPU
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --gpu --dry-run
 
-Models, prompts and response lengths are those of benchmarks/sampler.py: random Qwen3 shapes, 16
-prompts x 8 rollouts, uniform and (the small model) long-tailed lengths, float32 on the CPU, one thread.
+Random Qwen3 shapes; on the CPU 16 prompts x 8 rollouts (60M: 4 x 8) of uniform and of long-tailed
+lengths (benchmarks/common.py), float32, one thread.
 
-train   loss, backward pass, clipping and AdamW on 128 given rollouts. TRL: ``compute_loss`` of a
-        GRPOTrainer (loss_type grpo, its fused head) over rows of equal width, cut into the number
-        of micro-batches that measured fastest for it in the warm-up. Ours: ``srft.trainer.update``.
-        Before any timing the two gradients are compared; the run stops if they differ.
-step    the same with generation in front: ``model.generate`` in its best setting for TRL (which
-        generates with it), the embedded sampler for ours. TRL's own bookkeeping around the two is
-        left out, to its advantage.
+train     loss, backward pass, clipping and AdamW on given rollouts. TRL: ``compute_loss`` of a GRPOTrainer
+          (loss_type grpo, its fused head) over rows of equal width, cut into the number of micro-batches
+          that measured fastest for it in the warm-up. Ours: ``srft.trainer.update``. Before any timing the
+          two gradients are compared; the run stops if they differ.
+compiled  the same with the layers of both compiled (torch.compile); the seconds of the first call, in
+          which they are, stand beside.
+step      train with generation in front: ``model.generate`` in its best setting for TRL (which generates
+          with it), the embedded sampler for ours. TRL's own bookkeeping around the two is left out, to
+          its advantage.
+
+MFU: the operations that the update needs (each prompt once, response tokens alone through the head,
+nothing computed twice) over processor time, as a share of the machine's fastest measured rate of
+matrix products. Peak memory: one update, in a process of its own, above what was held before.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
+import common
 import numpy as np
 import sampler
 import torch
@@ -32,7 +44,8 @@ import trl
 from datasets import Dataset
 
 from srft.model.attention import use_packed_attention
-from srft.model.products import use_fast_products
+from srft.model.config import ModelConfig
+from srft.model.fast import prepare_compute
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.rollout.config import RolloutConfig
@@ -43,16 +56,26 @@ from srft.trainer.update import update
 from srft.types import TrainingSequence
 
 LEARNING_RATE = 1e-6
-CUTS = (1, 8, 16)
+CUTS = (1, 4, 16)
+WORKLOADS = ("uniform", "long-tailed")
+# Model, prompts, lengths, what is measured, pairs, seconds.
+CASES = [
+    ("1M", 16, "uniform", ("train", "compiled", "step"), 7, 40.0),
+    ("1M", 16, "long-tailed", ("train", "compiled", "step"), 5, 60.0),
+    ("5M", 16, "uniform", ("train", "compiled", "step"), 5, 60.0),
+    ("5M", 16, "long-tailed", ("train", "step"), 2, 60.0),
+    ("60M", 4, "uniform", ("train",), 2, 60.0),
+    ("60M", 4, "long-tailed", ("train",), 2, 60.0),
+]
 
 
-def make_rollouts(work: sampler.Workload) -> list[TrainingSequence]:
-    """128 rollouts of the workload's lengths with random tokens and mixed rewards."""
+def make_rollouts(work: common.Workload, vocabulary: int = 200) -> list[TrainingSequence]:
+    """Rollouts of the workload's lengths with random tokens and mixed rewards."""
     random = np.random.default_rng(1)
     return [
         TrainingSequence(
             prompt_ids=tuple(prompt),
-            response_ids=tuple(random.integers(3, sampler.VOCABULARY, length).tolist()),
+            response_ids=tuple(random.integers(3, vocabulary, length).tolist()),
             group=group,
             is_demo=False,
             reward=float(i % 2),
@@ -63,17 +86,31 @@ def make_rollouts(work: sampler.Workload) -> list[TrainingSequence]:
     ]
 
 
+def operations(model: Any, rollouts: list[TrainingSequence]) -> float:
+    return common.needed_operations(
+        model, [(r.group, len(r.prompt_ids), len(r.response_ids)) for r in rollouts]
+    )
+
+
 class Ours:
     """``srft``: packed rows, one forward pass over all tokens."""
 
-    def __init__(self, model: Any, rollouts: list[TrainingSequence]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rollouts: list[TrainingSequence],
+        options: ModelConfig | None = None,
+        compute: Callable[[], Any] = nullcontext,
+        budget: int = 8192,
+    ) -> None:
         self.model = model
         use_packed_attention(model)
-        use_fast_products(model)
+        prepare_compute(model, options or ModelConfig())
         self.method = get_method("grpo", {"advantage_epsilon": 1e-4})
-        self.config = TrainConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=8192)
+        self.config = TrainConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=budget)
         self.optimizer = build_optimizer(model, self.config)
         self.rollouts = rollouts
+        self.compute = compute
 
     def train(self) -> None:
         result = update(
@@ -84,6 +121,7 @@ class Ours:
             config=self.config,
             progress=Progress(0, 1),
             step=0,
+            compute=self.compute,
         )
         assert result.refused is None
 
@@ -91,18 +129,25 @@ class Ours:
 class Theirs:
     """TRL: rows padded to the longest, in ``cuts`` micro-batches."""
 
-    def __init__(self, model: Any, rollouts: list[TrainingSequence], cuts: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rollouts: list[TrainingSequence],
+        cuts: int,
+        compute: Callable[[], Any] = nullcontext,
+    ) -> None:
+        self.device = next(model.parameters()).device
         arguments = trl.GRPOConfig(
             output_dir=tempfile.mkdtemp(),
             per_device_train_batch_size=len(rollouts) // cuts,
             gradient_accumulation_steps=cuts,
-            num_generations=sampler.GROUP,
+            num_generations=common.GROUP,
             max_completion_length=max(len(r.response_ids) for r in rollouts),
             loss_type="grpo",
             beta=0.0,
             learning_rate=LEARNING_RATE,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=self.device.type == "cpu",
+            bf16=False,  # ``compute`` does it
             gradient_checkpointing=False,
             report_to=[],
         )
@@ -111,15 +156,15 @@ class Theirs:
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
             args=arguments,
             train_dataset=Dataset.from_list([{"prompt": "w1"}] * len(rollouts)),
-            processing_class=sampler.make_tokenizer(),
+            processing_class=common.make_tokenizer(),
         )
         self.trainer.current_gradient_accumulation_steps = cuts
         self.model = self.trainer.model
+        self.compute = compute
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, fused=True)
         self.batches = [
-            self._inputs(part)
-            for part in np.array_split(np.array(range(len(rollouts))), cuts)
-            for part in [[rollouts[i] for i in part]]
+            self._inputs([rollouts[i] for i in part])
+            for part in np.array_split(np.arange(len(rollouts)), cuts)
         ]
 
     def _inputs(self, rollouts: list[TrainingSequence]) -> dict[str, Any]:
@@ -127,25 +172,26 @@ class Theirs:
         responses = [list(r.response_ids) for r in rollouts]
         left, right = max(map(len, prompts)), max(map(len, responses))
         rewards = torch.tensor([r.reward for r in rollouts])
-        groups = rewards.view(-1, sampler.GROUP)
+        groups = rewards.view(-1, common.GROUP)
         centred = groups - groups.mean(1, keepdim=True)
         advantages = (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-        return {
-            "prompt_ids": torch.tensor([[0] * (left - len(p)) + p for p in prompts]),
-            "prompt_mask": torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts]),
-            "completion_ids": torch.tensor([r + [0] * (right - len(r)) for r in responses]),
-            "completion_mask": torch.tensor(
-                [[1] * len(r) + [0] * (right - len(r)) for r in responses]
-            ),
+        batch = {
+            "prompt_ids": [[0] * (left - len(p)) + p for p in prompts],
+            "prompt_mask": [[0] * (left - len(p)) + [1] * len(p) for p in prompts],
+            "completion_ids": [r + [0] * (right - len(r)) for r in responses],
+            "completion_mask": [[1] * len(r) + [0] * (right - len(r)) for r in responses],
             "advantages": advantages,
-            "num_items_in_batch": torch.tensor(sum(map(len, responses))),
+            "num_items_in_batch": sum(map(len, responses)),
         }
+        return {name: torch.as_tensor(value).to(self.device) for name, value in batch.items()}
 
     def backward(self) -> None:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self.batches:
-            self.trainer.compute_loss(self.model, batch).backward()
+            with self.compute():
+                loss = self.trainer.compute_loss(self.model, batch)
+            loss.backward()
 
     def train(self) -> None:
         self.backward()
@@ -153,7 +199,7 @@ class Theirs:
         self.optimizer.step()
 
 
-def check_same_gradient(ours: Ours, theirs: Theirs) -> float:
+def check_same_gradient(ours: Ours, theirs: Theirs, tolerance: float = 1e-3) -> float:
     """Largest difference between the two gradients, relative to the largest entry.
 
     The clipped gradient of ours is read off before its optimizer step.
@@ -171,106 +217,186 @@ def check_same_gradient(ours: Ours, theirs: Theirs) -> float:
     pairs = [(p.grad, kept[n]) for n, p in theirs.model.named_parameters()]
     scale = max(float(a.abs().max()) for a, _ in pairs)
     worst = max(float((a - b).abs().max()) for a, b in pairs) / scale
-    assert worst < 1e-3, f"the two gradients differ by {worst:.2g} of the largest entry"
+    assert worst < tolerance, f"the two gradients differ by {worst:.2g} of the largest entry"
     return worst
 
 
-def fastest_cut(model: Any, rollouts: list[TrainingSequence]) -> tuple[Theirs, int]:
-    """TRL in the number of micro-batches that is fastest, each tried twice."""
-    contestants = [(Theirs(copy.deepcopy(model), rollouts, cuts), cuts) for cuts in CUTS]
-    times = []
-    for theirs, cuts in contestants:
-        best = min(sampler.timed(as_run(theirs.train), 1).cpu for _ in range(2))
-        times.append((best, cuts, theirs))
-    _, cuts, theirs = min(times, key=lambda item: item[0])
+def fastest_cut(build: Callable[[int], Theirs], rows: int) -> tuple[Theirs, int]:
+    """TRL in the number of micro-batches that is fastest, each tried twice (once where it is slow)."""
+    tried: list[tuple[float, int, Theirs]] = []
+    for cuts in CUTS:
+        if cuts > rows // common.GROUP:
+            break
+        theirs = build(cuts)
+        best = common.timed(theirs.train).wall
+        if best < 30:
+            best = min(best, common.timed(theirs.train).wall)
+        tried.append((best, cuts, theirs))
+    _, cuts, theirs = min(tried, key=lambda item: item[0])
     return theirs, cuts
 
 
-def as_run(function: Callable[[], Any]) -> Callable[[], int]:
-    def run() -> int:
-        function()
-        return 1
+def peak_memory(side: str, size: str, prompts: int, name: str, cuts: int) -> float:
+    """MiB of one update, in a process of its own."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, __file__, "--memory", f"{side},{size},{prompts},{name},{cuts}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
 
-    return run
+
+def measure_memory(side: str, size: str, prompts: str, name: str, cuts: str) -> float:
+    work = next(w for w in common.make_workloads(int(prompts)) if w.name == name)
+    rollouts = make_rollouts(work)
+    model = common.make_model(size)
+    one = Ours(model, rollouts) if side == "ours" else Theirs(model, rollouts, int(cuts))
+    for parameter in one.model.parameters():  # the optimizer's state is no part of the comparison
+        parameter.grad = torch.zeros_like(parameter)
+    one.optimizer.step()
+    with common.PeakMemory("cpu") as peak:
+        one.train()
+    return peak.mib
 
 
-def run_all(quick: bool) -> list[dict[str, Any]]:
+def run_case(
+    size: str,
+    prompts: int,
+    name: str,
+    what: tuple[str, ...],
+    pairs: int,
+    seconds: float,
+    rate: float,
+) -> list[dict[str, Any]]:
+    work = next(w for w in common.make_workloads(prompts) if w.name == name)
+    model = common.make_model(size)
+    rollouts = make_rollouts(work)
+    needed = operations(model, rollouts)
+    theirs, cuts = fastest_cut(
+        lambda cuts: Theirs(copy.deepcopy(model), rollouts, cuts), len(rollouts)
+    )
+    ours = Ours(copy.deepcopy(model), rollouts)
+    label = {"model": size, "workload": name, "prompts": prompts, "trl_micro_batches": cuts}
+    label["gradient_difference"] = check_same_gradient(
+        ours, Theirs(copy.deepcopy(model), rollouts, cuts)
+    )
+    label["tokens"] = sum(len(r.response_ids) for r in rollouts)
+    engine = EmbeddedEngine(ours.model, common.make_tokenizer(), RolloutConfig())
+
+    def our_step() -> None:
+        sampler.run_embedded(engine, work)
+        ours.train()
+
+    def their_step() -> None:
+        theirs.model.eval()
+        sampler.run_generate(theirs.model, work)
+        theirs.train()
+
     results = []
-    for size in ("1M",) if quick else ("1M", "5M"):
-        for work in sampler.make_workloads():
-            if size == "5M" and work.name == "long-tailed":
-                continue  # minutes a step for TRL, and the small model shows the effect
-            model = sampler.make_model(size)
-            rollouts = make_rollouts(work)
-            theirs, cuts = fastest_cut(model, rollouts)
-            ours = Ours(copy.deepcopy(model), rollouts)
-            worst = check_same_gradient(ours, Theirs(copy.deepcopy(model), rollouts, 1))
-            engine = EmbeddedEngine(ours.model, sampler.make_tokenizer(), RolloutConfig())
-
-            def our_step(ours: Ours = ours, engine: Any = engine, work: Any = work) -> None:
-                sampler.run_embedded(engine, work)
-                ours.train()
-
-            def their_step(theirs: Theirs = theirs, work: Any = work) -> None:
-                theirs.model.eval()
-                sampler.run_generate(theirs.model, work)
-                theirs.train()
-
-            pairs, seconds = (3, 20.0) if quick else (7, 40.0)
-            for what, a, b in (
-                ("train", ours.train, theirs.train),
-                ("step", our_step, their_step),
-            ):
-                figures = sampler.compare(as_run(a), as_run(b), 1, pairs, seconds, warm_up=False)
-                label = {"model": size, "workload": work.name, "what": what}
-                results.append(
-                    {**label, "trl_micro_batches": cuts, "gradient_difference": worst, **figures}
-                )
-                print(json.dumps({**label, **figures["ratio_cpu"]}), flush=True)
+    for kind in what:
+        a, b, first = ours.train, theirs.train, None
+        if kind == "step":
+            a, b = our_step, their_step
+        if kind == "compiled":
+            quick = Ours(copy.deepcopy(model), rollouts, ModelConfig(compile=True))
+            other = Theirs(copy.deepcopy(model), rollouts, cuts)
+            for layer in other.model.model.layers:
+                layer.compile()
+            a, b = quick.train, other.train
+            first = [common.timed(a).wall, common.timed(b).wall]
+        figures = common.compare(a, b, pairs, seconds, warm_up=kind == "train")
+        entry = {**label, "what": kind, "first_call_s": first, **figures}
+        if kind != "step":
+            for side in ("ours", "theirs"):
+                entry[f"mfu_{side}"] = needed / entry[f"{side}_cpu_s"]["median"] / rate
+        if kind == "train":
+            for side in ("ours", "theirs"):
+                entry[f"peak_mib_{side}"] = peak_memory(side, size, prompts, name, cuts)
+        results.append(entry)
+        print(json.dumps({**label, "what": kind, **figures["ratio_cpu"]}), flush=True)
     return results
 
 
+def profile(size: str, name: str) -> list[str]:
+    """The operators in which one update spends most of its own time."""
+    work = next(w for w in common.make_workloads() if w.name == name)
+    ours = Ours(common.make_model(size), make_rollouts(work))
+    ours.train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        ours.train()
+    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    return [f"`{row.key}` {row.self_cpu_time_total / total:.0%}" for row in rows[:8]]
+
+
 def markdown(report: dict[str, Any]) -> str:
-    e = report["environment"]
+    rate = report["matrix_rate"]
     lines = [
         "# A GRPO step against TRL",
         "",
-        f"`{e['command']}`, {e['date']}; {e['processor']}, {e['cores']} cores, "
-        f"load average {e['load_average_at_end']}; torch {e['torch']}, "
-        f"transformers {e['transformers']}, TRL {e['trl']}, {e['threads']} thread, float32.",
+        common.about(report["environment"]),
         "",
-        "128 rollouts (16 prompts x 8). Ratios are TRL / srft within a pair (above 1: srft is faster): "
-        "median (range). Seconds of processor time: median.",
+        "Ratios are TRL / srft within a pair (above 1: srft is faster): median (range). Seconds of processor "
+        f"time: median. Matrix products on this machine, one thread, float32: {rate['torch']:.0f} billion "
+        f"operations a second as PyTorch calls them, {rate['best']:.0f} in the fastest form; MFU is a share "
+        "of the second. compiled: the layers of both; seconds of the first call in brackets.",
         "",
-        "| model | workload | what | pairs | srft s | TRL s | ratio, cpu | ratio, wall | gradients differ |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | lengths | rollouts | what | pairs | srft s | TRL s | ratio, cpu | ratio, wall "
+        "| MFU srft, TRL | peak MiB srft, TRL | gradients differ |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in report["results"]:
-        ratios = [
-            f"{r[k]['median']:.2f} ({r[k]['min']:.2f} to {r[k]['max']:.2f})"
-            for k in ("ratio_cpu", "ratio_wall")
-        ]
-        lines.append(
-            f"| {r['model']} | {r['workload']} | {r['what']} | {r['pairs']} "
-            f"| {1 / r['embedded_tokens_per_cpu_s']['median']:.2f} "
-            f"| {1 / r['other_tokens_per_cpu_s']['median']:.2f} | {ratios[0]} | {ratios[1]} "
-            f"| {r['gradient_difference']:.1e} |"
+        first = r["first_call_s"]
+        mfu = f"{r['mfu_ours']:.0%}, {r['mfu_theirs']:.0%}" if "mfu_ours" in r else ""
+        peak = (
+            f"{r['peak_mib_ours']:.0f}, {r['peak_mib_theirs']:.0f}" if "peak_mib_ours" in r else ""
         )
-    return "\n".join([*lines, ""])
+        what = r["what"] + (f" ({first[0]:.0f}, {first[1]:.0f})" if first else "")
+        lines.append(
+            f"| {r['model']} | {r['workload']} | {r['prompts']} x {common.GROUP} | {what} | {r['pairs']} "
+            f"| {r['ours_cpu_s']['median']:.2f} | {r['theirs_cpu_s']['median']:.2f} "
+            f"| {common.spread(r['ratio_cpu'])} | {common.spread(r['ratio_wall'])} | {mfu} | {peak} "
+            f"| {r['gradient_difference']:.0e} |"
+        )
+    lines += [
+        "",
+        "## What limits the update",
+        "",
+        "Own time of operators, share of one update:",
+        "",
+    ]
+    lines += [f"- {name}: {', '.join(rows)}" for name, rows in report["profiles"].items()]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="small model, few pairs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser = common.arguments(__doc__, "0.6B and 1.7B shapes at 8k to 64k tokens, bfloat16")
+    parser.add_argument("--memory", help="used by the benchmark itself")
+    parser.add_argument("--only", help="model sizes to run, separated by commas")
     options = parser.parse_args()
-    results = run_all(options.quick)
-    environment = {**sampler.environment(), "trl": trl.__version__}
-    report = {"environment": environment, "results": results}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "training_step.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / "training_step.md").write_text(markdown(report))
-    print(markdown(report))
+    if options.memory:
+        print(measure_memory(*options.memory.split(",")))
+        return
+    if options.gpu:
+        import training_step_gpu
+
+        training_step_gpu.run(options)
+        return
+    rate = common.matrix_rate()
+    cases = [c for c in CASES if not options.only or c[0] in options.only.split(",")]
+    if options.quick:
+        cases = [(*c[:4], 2, 10.0) for c in cases if c[0] == "1M"]
+    if options.dry_run:
+        cases = [("tiny", 2, name, ("train", "compiled", "step"), 2, 0.0) for name in WORKLOADS]
+    results = [entry for case in cases for entry in run_case(*case, rate=rate["best"])]
+    sizes = dict.fromkeys((c[0], c[2]) for c in cases)
+    report = {
+        "environment": common.environment(),
+        "matrix_rate": rate,
+        "results": results,
+        "profiles": {f"{s} {n}": profile(s, n) for s, n in sizes if s != "60M"},
+    }
+    name = "training_step" + ("_quick" if options.quick else "")
+    name += "_dry_run" if options.dry_run else ""
+    common.write(name, report, markdown(report), options.out)
 
 
 if __name__ == "__main__":
