@@ -11,13 +11,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srft.analysis.analyze import analyze
+from srft.analysis.analyze import _named, analyze
 from srft.analysis.curves import training_curves
 from srft.analysis.dynamics import ProbabilitySpace, distance
-from srft.analysis.models import checkpoints_of, find_model, parameter_count
+from srft.analysis.models import Source, checkpoints_of, find_model, parameter_count
 from srft.analysis.responses import read_responses, tokenize
 from srft.analysis.show import render
 from srft.errors import CheckpointError, ConfigError, DataError, ModelError
+from srft.model.config import ModelConfig
 from srft.report.runs import read_run
 
 PROMPT = "a = 3 + 4 ; a ?"
@@ -325,3 +326,16 @@ def test_without_rollouts_costs_are_compared_by_evaluation(run):
     costs = [r.cost["trained_tokens"] for r in found.methods[0].reached]
     assert costs == [100.0, 100.0, 200.0, 200.0]
     assert found.methods[0].axes["trained_tokens"][0] == 0.0
+
+
+def test_runs_of_one_name_take_the_folder_above_along(tmp_path):
+    config = ModelConfig(path="x")
+    sources = [
+        Source("base", config),
+        Source("seed0", config, run=tmp_path / "sft" / "seed0"),
+        Source("seed0", config, run=tmp_path / "srft" / "seed0"),
+        Source("seed1", config, run=tmp_path / "srft" / "seed1"),
+        Source("base", config),
+    ]
+    names = [source.name for source in _named(sources)]
+    assert names == ["base", "sft/seed0", "srft/seed0", "seed1", "base (2)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -142,13 +143,17 @@ def analyze(
 
 
 def _named(sources: list[Source]) -> list[Source]:
-    """Sources under different names; a second ``model`` becomes ``model (2)``."""
-    count: dict[str, int] = {}
+    """Sources under different names: runs of one name take the folder above along (``sft/seed0``), and
+    a second ``model`` becomes ``model (2)``."""
+    shared = Counter(source.name for source in sources)
+    count: Counter[str] = Counter()
     named = []
     for source in sources:
-        count[source.name] = count.get(source.name, 0) + 1
-        again = count[source.name]
-        named.append(source if again == 1 else replace(source, name=f"{source.name} ({again})"))
+        name = source.name
+        if shared[name] > 1 and source.run is not None:
+            name = f"{source.run.resolve().parent.name}/{name}"
+        count[name] += 1
+        named.append(replace(source, name=name if count[name] == 1 else f"{name} ({count[name]})"))
     return named
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.analysis.shift import Shift
+from srft.analysis.shift import Shift, counted
 from srft.report.plots import plain_text, smooth
 from srft.report.style import CYCLE, PALETTE, style
 
@@ -50,9 +50,9 @@ def _shift(shifts: Sequence[Shift], threshold: float, out: Path) -> Path:
     _position_panel(axes[1, 1], shifts, threshold)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     chart.legend(handles, labels, loc="outside upper right", ncols=len(labels))
-    kind = shifts[0].kind
+    scored = counted(shifts[0].responses, shifts[0].kind)
     chart.suptitle(
-        plain_text(f"Token shift against {shifts[0].base} on {shifts[0].responses} {kind}s"),
+        plain_text(f"Token shift against {shifts[0].base} on {scored}"),
         x=0.008, ha="left", fontsize=13, weight="bold",
     )  # fmt: skip
     return _save(chart, out)
@@ -87,7 +87,8 @@ def _changed_panel(ax: Any, shifts: Sequence[Shift]) -> None:
 def _entropy_panel(ax: Any, shifts: Sequence[Shift]) -> None:
     for i, shift in enumerate(shifts):
         rho = shift.entropy_correlation
-        xs, ys = [b.entropy for b in shift.by_entropy], [b.change for b in shift.by_entropy]
+        ys = [b.change for b in shift.by_entropy]
+        xs = range(1, len(ys) + 1)
         ax.plot(xs, ys, "o-", color=_color(i), markersize=4)
         ax.annotate(
             f"$\\rho$ = {rho.value:.2f}", (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points",
@@ -95,8 +96,8 @@ def _entropy_panel(ax: Any, shifts: Sequence[Shift]) -> None:
         )  # fmt: skip
     ax.set_ylim(bottom=0)
     ax.margins(x=0.12)
-    ax.set_title("Mean |change| by the base's entropy (tenths of the tokens)")
-    ax.set_xlabel("entropy before, nats")
+    ax.set_title("Mean |change| by the base's entropy")
+    ax.set_xlabel("from the lowest entropy to the highest, in tenths of the tokens")
 
 
 def _class_panel(ax: Any, shifts: Sequence[Shift], threshold: float) -> None:

@@ -89,6 +89,13 @@ class Shift:
     lowered: tuple[TokenChange, ...]
 
 
+def counted(count: int, kind: str) -> str:
+    """ "3 rollouts"; kinds that files name themselves ("output of sft") have no plural."""
+    if kind in ("demonstration", "rollout", "response"):
+        return f"{count} {kind}{'' if count == 1 else 's'}"
+    return f"{count} x {kind}"
+
+
 def summarize(
     shift: TokenShift,
     classes: Sequence[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from srft.analysis.shift import counted
 from srft.analysis.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _table(title: str) -> Table:
 def _shift_table(result: AnalysisResult, kind: str) -> Table:
     shifts = [s for s in result.shifts if s.kind == kind]
     table = _table(
-        f"Token shift on {shifts[0].responses} {kind}s, {shifts[0].tokens:,} tokens, from {shifts[0].base}"
+        f"Token shift on {counted(shifts[0].responses, kind)}, {shifts[0].tokens:,} tokens, from {shifts[0].base}"
     )
     table.add_column("")
     for s in shifts:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.errors import ConfigError
+from srft.experiments import figure2
 
 _BLOCK = re.compile(r"(<!-- lab: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}
@@ -33,6 +34,8 @@ def collect(out: Path, data: Path) -> list[str]:
     """Copies the results of every experiment under ``out`` into ``data``; returns their names."""
     data.mkdir(parents=True, exist_ok=True)
     names = []
+    for path in out.glob("*/figure2.json"):
+        shutil.copy(path, data)
     for path in sorted(out.glob("*/results.json")):
         name = path.parent.name
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -66,6 +69,8 @@ def fill(page: str, data: Path) -> str:
         if not path.is_file():
             raise ConfigError(f"{path}: missing; run the experiment and give its --out")
         result = json.loads(path.read_text(encoding="utf-8"))
+        if "shifts" in result:
+            return f"{match[1]}{figure2.table(result)}\n{match[4]}"
         wanted = [arm.replace("_", " ") for arm in match["arms"].split()]
         return f"{match[1]}{table(result, wanted)}\n{match[4]}"
 

@@ -25,14 +25,17 @@ function barChart(title, rows, options = {}) {
     ])));
 }
 
+/* Kinds that files name themselves ("output of sft") have no plural. */
+const counted = (n, kind) => ["demonstration", "rollout", "response"].includes(kind) ? `${number(n)} ${kind}${n === 1 ? "" : "s"}` : `${number(n)} × ${kind}`;
+
 function buildShift(view) {
   view.append(el("p", { class: "lead" }, `Every response was shown to ${DATA.base} (the base) and to each model, prompt and preceding tokens given. `,
-    `${Object.entries(DATA.responses).map(([kind, n]) => `${number(n)} ${kind}${n === 1 ? "" : "s"}`).join(", ")} from ${DATA.data.join(", ")}.`));
+    `${Object.entries(DATA.responses).map(([kind, n]) => counted(n, kind)).join(", ")} from ${DATA.data.join(", ")}.`));
   for (const note of DATA.notes) view.append(el("p", { class: "note" }, note));
   if (!FACTS.shifts.length) view.append(el("p", { class: "quiet" }, "Only the base was given, so there is nothing to compare it with."));
   for (const kind of kindsOf()) {
     const shifts = shiftsOf(kind);
-    view.append(section(`On ${shifts[0].responses} ${kind}s, ${number(shifts[0].tokens)} tokens`, el("div", { class: "grid two" },
+    view.append(section(`On ${counted(shifts[0].responses, kind)}, ${number(shifts[0].tokens)} tokens`, el("div", { class: "grid two" },
       card(changedChart(shifts)), card(entropyChart(shifts)), card(classChart(shifts)), card(positionChart(shifts))), el("div", { class: "gap" }), card(shiftTable(shifts))));
     view.append(section("Tokens that changed most", el("div", { class: "grid two" }, shifts.map(tokenTables))));
   }
@@ -45,8 +48,8 @@ const changedChart = (shifts) => barChart("Tokens whose probability changes by m
 const classChart = (shifts) => barChart(`Changed by more than ${DATA.threshold}, by kind of text`, shifts[0].by_class.map((c) => ({
   label: c.name, note: `${(100 * c.share).toFixed(0)} % of text`, bars: shifts.map((s) => bar(s, s.by_class.find((x) => x.name === c.name)?.changed)) })));
 const entropyChart = (shifts) => chart({
-  title: "Mean |change| by the base's entropy", what: "Tenths of the tokens by the entropy of the base's distribution there", xTitle: "entropy",
-  series: shifts.map((s) => ({ name: `${s.model} · ρ ${number(s.entropy_correlation.value, 2)}`, color: modelColor(s.model), x: s.by_entropy.map((b) => b.entropy), y: s.by_entropy.map((b) => b.change), dots: true })),
+  title: "Mean |change| by the base's entropy", what: "Tenths of the tokens by the entropy of the base's distribution there", xTitle: "from the lowest entropy to the highest, in tenths of the tokens",
+  series: shifts.map((s) => ({ name: `${s.model} · ρ ${number(s.entropy_correlation.value, 2)}`, color: modelColor(s.model), x: s.by_entropy.map((b, i) => i + 1), y: s.by_entropy.map((b) => b.change), dots: true })),
   zero: true, height: 230, legend: true,
 });
 const positionChart = (shifts) => chart({

@@ -89,8 +89,10 @@ const evaluationNames = () => [...new Set(RUNS.flatMap((r) => r.evaluations.map(
 /* Summary. */
 function buildSummary(view) {
   view.append(...RUNS.length === 1 ? [headline(RUNS[0])] : [groupTable()]);
-  for (const name of evaluationNames()) view.append(section(
-    evaluationNames().length > 1 ? `Before and after: ${name}` : "Before and after", card(beforeAfter(name))));
+  for (const name of evaluationNames()) {
+    const title = RUNS.some((r) => evaluationOf(r, name).first) ? "Before and after" : "After training";
+    view.append(section(evaluationNames().length > 1 ? `${title}: ${name}` : title, card(beforeAfter(name))));
+  }
   const state = { axis: "step", smooth: 8, seeds: "band", log: false };
   const keys = ["reward/accuracy", "reward/mean", "entropy/rollouts", "rollout/entropy", "rollout/length_mean", "loss"]
     .filter((key) => CURVES.some((c) => c.columns[key]));
