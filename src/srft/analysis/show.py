@@ -49,9 +49,8 @@ def _table(title: str) -> Table:
 
 def _shift_table(result: AnalysisResult, kind: str) -> Table:
     shifts = [s for s in result.shifts if s.kind == kind]
-    table = _table(
-        f"Token shift on {counted(shifts[0].responses, kind)}, {shifts[0].tokens:,} tokens, from {shifts[0].base}"
-    )
+    scored = counted(shifts[0].responses, kind)
+    table = _table(f"Token shift on {scored}, {shifts[0].tokens:,} tokens, from {shifts[0].base}")
     table.add_column("")
     for s in shifts:
         table.add_column(s.model, justify="right")

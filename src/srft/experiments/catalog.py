@@ -91,7 +91,7 @@ LONGER = Experiment(
     "longer",
     "Table 2's main arms, with three times the steps",
     (
-        *(Arm(name, name) for name in ("sft", "dft", "grpo", "dr-grpo")),
+        *(Arm(name, name) for name in ("sft", "dft", "grpo", "dr-grpo", "dapo")),
         SFT_RL,
         *(Arm(name, name) for name in ("sft+rl", "luffy", "srft-official", "srft-hpt")),
         SRFT,

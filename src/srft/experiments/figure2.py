@@ -34,8 +34,9 @@ FIGURES = {
 AUTHORS = ("the expert", "the base", "the model itself")
 
 
-def measure(folder: Path, out: Path, per_family: int = 5) -> dict[str, Any]:
-    """Analyses each seed that all arms of ``folder`` have; author -> arm -> figure -> one value a seed."""
+def measure(folder: Path, out: Path, most: int = 5, per_family: int = 5) -> dict[str, Any]:
+    """Analyses the first ``most`` seeds that all arms of ``folder`` have; author -> arm -> figure -> one
+    value a seed."""
     from srft.analysis.analyze import analyze
 
     arms = sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -43,7 +44,7 @@ def measure(folder: Path, out: Path, per_family: int = 5) -> dict[str, Any]:
         set.intersection(*({p.name for p in folder.glob(f"{arm}/seed*")} for arm in arms))
     )
     shifts: dict[str, Any] = {a: {m: {f: [] for f in FIGURES} for m in arms} for a in AUTHORS}
-    for seed in seeds:
+    for seed in seeds[:most]:
         models = {arm: str(folder / arm / seed) for arm in arms}
         outputs = out / seed / "outputs.jsonl"
         write_outputs({BASE: BASE, **models}, outputs, per_family)
@@ -55,7 +56,7 @@ def measure(folder: Path, out: Path, per_family: int = 5) -> dict[str, Any]:
             if shift.kind in kinds:
                 for figure, values in shifts[AUTHORS[kinds.index(shift.kind)]][arm].items():
                     values.append(_figure(shift, figure))
-    return {"experiment": "figure2", "seeds": len(seeds), "shifts": shifts}
+    return {"experiment": "figure2", "seeds": len(seeds[:most]), "shifts": shifts}
 
 
 def _figure(shift: Any, name: str) -> float:
@@ -119,7 +120,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the token shift of question 6's models.")
     parser.add_argument("folder", type=Path, help="question 6's folder of runs")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5, help="at most so many")
     parser.add_argument("--per-family", type=int, default=5)
     options = parser.parse_args()
-    found = measure(options.folder, options.out, options.per_family)
+    found = measure(options.folder, options.out, options.seeds, options.per_family)
     (options.out / "figure2.json").write_text(json.dumps(found), encoding="utf-8")

@@ -26,7 +26,6 @@ SMALL = (
     "train.prompts_per_step=4",
     "train.learning_rate=5e-4",
     "evaluation.temperature=0.6",
-    "evaluation.max_tokens=null",
     "evaluation.at_start=false",
     "evaluation.every_steps=0",
     "evaluation.best_metric=null",
