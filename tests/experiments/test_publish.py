@@ -69,6 +69,9 @@ def test_blocks_are_filled_and_the_rest_of_the_page_stays(tmp_path):
     assert filled.startswith("before\n<!-- lab") and filled.endswith("<!-- end -->\nafter\n")
     assert re.findall(r"^\| (\S[^|]*) \| [67]", filled, re.MULTILINE) == ["sft now", "**srft**"]
     assert fill(filled, data) == filled
+    short = fill("<!-- lab-short: small srft -->\n<!-- end -->", data)
+    assert "| arm | in distribution | out of it | TFLOP |" in short
+    assert "| **srft** | 70.0 ± 2.0 | 50.0 ± 2.0 | 0.42 |" in short
     with pytest.raises(ConfigError, match="no arm 'gone'"):
         fill("<!-- lab: small gone -->\n<!-- end -->", data)
     with pytest.raises(ConfigError, match="missing"):

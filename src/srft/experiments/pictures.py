@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srft.experiments.results import ArmFigures, ExperimentResult, RunFigures
-from srft.report.plots import CYCLE, PALETTE, plain_text, smooth, style
+from srft.report.plots import CYCLE, PALETTE, plain_text, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +113,7 @@ def _band(ax: Axes, runs: Sequence[RunFigures], arm: ArmFigures, key: str, numbe
     if not steps:
         return False
     values = np.array([[points[step] for step in steps] for points in series])
-    window = min(15, 1 + len(steps) // 5)
-    smoothed = [list(row) if key == "evaluation" else smooth(list(row), window) for row in values]
+    smoothed = values if key == "evaluation" else np.array([_smooth(row) for row in values])
     color = CYCLE[number % len(CYCLE)]
     marker = "o" if key == "evaluation" else None
     mean = np.mean(smoothed, axis=0)
@@ -125,6 +124,14 @@ def _band(ax: Axes, runs: Sequence[RunFigures], arm: ArmFigures, key: str, numbe
     else:
         ax.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
     return True
+
+
+def _smooth(values_N: np.ndarray) -> np.ndarray:
+    """Moving mean over a tenth of the series and at least 5 steps; one-sided at its ends, where a
+    single noisy step would otherwise be the last word."""
+    window = np.ones(min(len(values_N), max(5, len(values_N) // 10)))
+    counts = np.convolve(np.ones(len(values_N)), window, mode="same")
+    return np.convolve(values_N, window, mode="same") / counts
 
 
 def _series(folder: Path, key: str) -> dict[int, float]:

@@ -9,7 +9,8 @@ and fills every block of the page that stands between
     <!-- end -->
 
 with the table of that experiment. Arms may be named, with an underscore for every space:
-``<!-- lab: table2 sft grpo srft -->``. Without ``--out`` the page is filled from what ``--data`` holds.
+``<!-- lab: table2 sft grpo srft -->``. ``lab-short:`` leaves out all but accuracy and FLOPs. Without
+``--out`` the page is filled from what ``--data`` holds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from typing import Any
 from srft.errors import ConfigError
 from srft.experiments import figure2
 
-_BLOCK = re.compile(r"(<!-- lab: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- lab(?P<short>-short)?: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}
 _PARTS = {"in": "in distribution", "out": "out of it"}
 
@@ -70,16 +73,17 @@ def fill(page: str, data: Path) -> str:
             raise ConfigError(f"{path}: missing; run the experiment and give its --out")
         result = json.loads(path.read_text(encoding="utf-8"))
         if "shifts" in result:
-            return f"{match[1]}{figure2.table(result)}\n{match[4]}"
+            return f"{match[1]}{figure2.table(result)}\n<!-- end -->"
         wanted = [arm.replace("_", " ") for arm in match["arms"].split()]
-        return f"{match[1]}{table(result, wanted)}\n{match[4]}"
+        short = match["short"] is not None
+        return f"{match[1]}{table(result, wanted, short)}\n<!-- end -->"
 
     return _BLOCK.sub(block, page)
 
 
-def table(result: Mapping[str, Any], wanted: Sequence[str] = ()) -> str:
-    """One row an arm: accuracy, difference to the reference, greedy accuracy, cost; and how many seeds
-    that rests on."""
+def table(result: Mapping[str, Any], wanted: Sequence[str] = (), short: bool = False) -> str:
+    """One row an arm: accuracy, difference to the reference, greedy accuracy, tokens and FLOPs; ``short``:
+    accuracy and FLOPs. Below, how many seeds that rests on."""
     arms = {arm["name"]: arm for arm in result["arms"]}
     unknown = [name for name in wanted if name not in arms]
     if unknown:
@@ -87,25 +91,28 @@ def table(result: Mapping[str, Any], wanted: Sequence[str] = ()) -> str:
             f"{result['experiment']}: no arm {unknown[0]!r}; it has {', '.join(arms)}"
         )
     reference = result["reference"]
-    head = ["arm"]
-    for part in _PARTS.values():
-        head += [part, f"minus {reference}", "greedy"]
-    head += ["tokens sampled", "trained", "TFLOP"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = [_head(reference, short)]
+    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for name in wanted or arms:
         arm = arms[name]
         row = [f"**{name}**" if name == reference else name]
         for part in _PARTS:
-            greedy = arm["greedy"].get(part)
-            row += [
-                _accuracy(arm["accuracy"][part]),
-                _difference(arm["difference"].get(part)),
-                f"{100 * greedy['mean']:.1f}" if greedy else "",
-            ]
-        row += [f"{arm['sampled_tokens'] / 1000:.0f}k", f"{arm['trained_tokens'] / 1000:.0f}k"]
+            row.append(_accuracy(arm["accuracy"][part]))
+            if not short:
+                greedy = arm["greedy"].get(part)
+                row.append(_difference(arm["difference"].get(part)))
+                row.append(f"{100 * greedy['mean']:.1f}" if greedy else "")
+        if not short:
+            row += [f"{arm[kind] / 1000:.0f}k" for kind in ("sampled_tokens", "trained_tokens")]
         rows.append([*row, f"{arm['flops'] / 1e12:.2f}"])
     grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{grid}\n\n{_seeds([arms[name] for name in wanted or arms])}"
+
+
+def _head(reference: str, short: bool) -> list[str]:
+    more = [] if short else [f"minus {reference}", "greedy"]
+    tokens = [] if short else ["tokens sampled", "trained"]
+    return ["arm", *(h for part in _PARTS.values() for h in (part, *more)), *tokens, "TFLOP"]
 
 
 def _seeds(arms: Sequence[Mapping[str, Any]]) -> str:
