@@ -186,6 +186,7 @@ class VLLMEngine:
         shape = copy.deepcopy(base.config)
         if hasattr(shape, "quantization_config"):  # merged weights come whole, not in four bits
             del shape.quantization_config
+        shape.architectures = [type(base).__name__]  # unset in a model that was never saved
         shape.save_pretrained(self.folder.name)
         self.tokenizer.save_pretrained(self.folder.name)
         window = context_length(self.model)
