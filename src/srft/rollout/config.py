@@ -133,6 +133,12 @@ class RolloutConfig(BaseModel):
     server: ServerConfig = Field(
         default_factory=ServerConfig, description="How vLLM servers are spoken to."
     )
+    ahead: Literal[0, 1] = Field(
+        0,
+        description="1: make the next step's rollouts while this step is trained on, with weights "
+        "one update old; needs the engine vllm-server. Sets `objective.importance_cap` to 2 where "
+        "the recipe says nothing of it.",
+    )
     group_size: int = Field(8, ge=1, description="Rollouts per prompt (G in the paper), a count.")
     temperature: float = Field(
         1.0, ge=0.0, description="Logits are divided by this before sampling; 0 means greedy."
@@ -208,6 +214,11 @@ class RolloutConfig(BaseModel):
         if self.servers and self.engine != "vllm-server":
             raise ValueError(
                 f"servers are named but engine is {self.engine}; set it to vllm-server"
+            )
+        if self.ahead and self.engine != "vllm-server":
+            raise ValueError(
+                f"ahead is 1 but engine is {self.engine}, which has no process of its own to sample in "
+                "while the model is trained; set engine=vllm-server"
             )
         return self
 

@@ -19,7 +19,6 @@ import torch
 from torch import distributed
 from transformers import PreTrainedTokenizerBase
 
-from srft.errors import RolloutError
 from srft.rollout.client import Server, ServerFailure
 from srft.rollout.config import RolloutConfig
 from srft.rollout.fleet import Job, fetch, none_left
@@ -131,18 +130,12 @@ class VLLMServerEngine:
         """
         self.updates += 1
         version = f"{self.run}-{self.updates}"
-        error: RolloutError | None = None
-        try:
-            if self.rank == 0:
-                self._look(wait_for_all)
-            up = [server for server in self.servers if server.up]
-            self.transfer.send(up, version)
-            if self.rank == 0 and not any(server.up for server in self.servers):
-                # All of them fell while the weights were sent.
-                self._wait_for_one(version)
-        except RolloutError as failure:
-            error = failure
-        self._agree(version, error)
+        if self.rank == 0:
+            self._look(wait_for_all)
+        self.transfer.send([server for server in self.servers if server.up], version)
+        if self.rank == 0 and not any(server.up for server in self.servers):
+            self._wait_for_one(version)  # all of them fell while the weights were sent
+        self._agree(version)
 
     def _look(self, wait_for_all: bool) -> None:
         """Which servers answer. At the start all are waited for, later one is enough."""
@@ -181,16 +174,12 @@ class VLLMServerEngine:
                     return
         raise none_left(self.servers, self.config.server)
 
-    def _agree(self, version: str, error: RolloutError | None) -> None:
-        """All ranks go on with what the first one found."""
-        found: list[Any] = [(version, [server.up for server in self.servers], error)]
+    def _agree(self, version: str) -> None:
+        """All ranks go on with what the first one found; until then the others wait."""
+        found: list[Any] = [(version, [server.up for server in self.servers])]
         if _ranks() > 1:
             distributed.broadcast_object_list(found, src=0)
-            if error is not None and self.rank > 0:
-                raise error
-        self.version, ups, failure = found[0]
-        if failure is not None:
-            raise failure
+        self.version, ups = found[0]
         for server, up in zip(self.servers, ups, strict=True):
             server.up = up
 

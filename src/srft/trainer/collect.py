@@ -44,6 +44,7 @@ class Collected:
     demos: list[list[TrainingSequence]] = field(default_factory=list)
     generate_seconds: float = 0.0
     score_seconds: float = 0.0
+    ahead_seconds: float = 0.0
     sampled_groups: int = 0
     refused: str | None = None
 

@@ -46,15 +46,18 @@ from srft.model.output_head import unwrap
 from srft.model.scoring import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
+from srft.objective.switches import Switches
 from srft.parallel.replica import ReplicaEngine
 from srft.parallel.sharding import shard
 from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
+from srft.trainer.config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
 _SHOWN = 5
+_AHEAD_CAP = 2.0
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,22 @@ def build_methods(config: SRFTConfig) -> list[Method]:
     Raises:
         ConfigError: an unknown name, or a switch that the method does not read.
     """
+    longest = config.rollout.max_tokens
     return [
-        get_method(stage.method, stage.objective, longest_response=config.rollout.max_tokens)
+        get_method(stage.method, _corrected(config, stage), longest_response=longest)
         for stage in config.resolved_stages
     ]
+
+
+def _corrected(config: SRFTConfig, stage: Stage) -> Switches:
+    """The stage's switches. Rollouts made one step ahead are by another policy than the one that is
+    trained, which is corrected for unless the recipe says otherwise."""
+    switches = stage.objective
+    if not config.rollout.ahead or "importance_cap" in switches.model_fields_set:
+        return switches
+    if not get_method(stage.method).rollouts:
+        return switches
+    return switches.model_copy(update={"importance_cap": _AHEAD_CAP})
 
 
 def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:

@@ -2,7 +2,7 @@
 
     for each step:
         prompts      <- sampler
-        rollouts     <- engine, scored while they are made            (collect.py)
+        rollouts     <- engine, scored while they are made            (collector.py, collect.py)
         sequences    <- rollouts and demonstrations of each prompt
         weights      <- one backward pass over all terms of the loss  (update.py)
         engine       <- new weights
@@ -14,7 +14,7 @@ Which method runs is data (``objective/methods.py``): nothing here asks for its 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
-from srft.errors import AlarmError, NotFinite, NumericalError
+from srft.errors import AlarmError, NumericalError
 from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
@@ -41,7 +41,8 @@ from srft.trainer.checkpoint import (
     load_newest,
     restore,
 )
-from srft.trainer.collect import Collected, collect, group_metrics, request_seed
+from srft.trainer.collect import Collected, group_metrics
+from srft.trainer.collector import Collector
 from srft.trainer.config import Stage
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model
@@ -49,7 +50,6 @@ from srft.trainer.live import LiveView
 from srft.trainer.logs import JsonlLog, SilentLog, open_tracker
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
-from srft.trainer.refusals import save_refused
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.samples import sample_records
 from srft.trainer.setup import choose_device, set_up
@@ -110,6 +110,7 @@ class SRFTTrainer:
             self.args.train.seed,
             self.args.data.shuffle,
         )
+        self.collector = Collector(self.args, self.setup, self.sampler, self.run)
         self.evaluator = Evaluator(self.setup, self.args, self.run)
         self.checkpoints = Checkpointer(
             self.run.checkpoints,
@@ -193,11 +194,17 @@ class SRFTTrainer:
         )
         set_learning_rate(self.optimizer, rate)
 
-        collected = self._collect(method, progress)
+        self.view.phase("generating" if method.rollouts else "reading")
+        collected = self.collector.step(method, progress, self.state.step)
+        if method.collect_unsolved:
+            self.state.unsolved += collected.unsolved
+        self.collector.begin_next(method, stage, progress, self.state.step)
         self._save_samples(method, collected, progress)
         train_start = time.perf_counter()
         self.view.phase("training")
         result = self._update(method, collected, progress)
+        train_end = time.perf_counter()
+        waited = self.collector.wait()
         sync_start = time.perf_counter()
         self.setup.engine.update_weights()
         end = time.perf_counter()
@@ -211,9 +218,9 @@ class SRFTTrainer:
         self.state.seconds += end - start
         self.state.entropy = result.metrics.get("entropy/rollouts", self.state.entropy)
         phases = {
-            "time/generate": collected.generate_seconds,
+            "time/generate": collected.generate_seconds + waited,
             "time/score": collected.score_seconds,
-            "time/train": sync_start - train_start,
+            "time/train": train_end - train_start,
             "time/sync": end - sync_start,
         }
         metrics = {
@@ -230,6 +237,7 @@ class SRFTTrainer:
             **phases,
             "time/other": end - start - sum(phases.values()),
             "time/step": end - start,
+            "time/ahead": collected.ahead_seconds,
             "tokens_per_second": (sampled + trained) / (end - start),
             "total/rollout_tokens": self.state.rollout_tokens,
             "total/trained_tokens": self.state.trained_tokens,
@@ -240,51 +248,6 @@ class SRFTTrainer:
         return metrics
 
     # -- the two halves of a step --------------------------------------------------------------
-
-    def _collect(self, method: Method, progress: Progress) -> Collected:
-        """Prompts, rollouts and scores. A method with refill samples further prompts in place of
-        groups whose rewards are all equal, until it has enough or its rounds are used up."""
-        self.view.phase("generating" if method.rollouts else "reading")
-        wanted = self.args.train.prompts_per_step
-        kept = Collected()
-        try:
-            self._fill(kept, wanted, method, progress)
-        except NotFinite as error:
-            if self.world.main:
-                save_refused(self.run.refused, self.state.step, str(error), error.sequences)
-            return Collected(refused=str(error))
-        if method.collect_unsolved:
-            self.state.unsolved += kept.unsolved
-        return kept
-
-    def _fill(self, kept: Collected, wanted: int, method: Method, progress: Progress) -> None:
-        rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
-        for round_ in range(rounds):
-            indices = self.sampler.next(wanted - len(kept.examples))
-            collected = self._collect_rows(indices, method, progress, round_, len(kept.examples))
-            kept.take(collected, only_mixed=method.refill)
-            if len(kept.examples) == wanted:
-                break
-
-    def _collect_rows(
-        self, rows: Sequence[int], method: Method, progress: Progress, round_: int, first: int
-    ) -> Collected:
-        with self.setup.compute():
-            return collect(
-                [self.setup.train[row] for row in rows],
-                method=method,
-                progress=progress,
-                step=self.state.step,
-                engine=self.setup.engine,
-                scorer=self.setup.scorer,
-                demo_scores=self.setup.demo_scores,
-                params=self.setup.sampling,
-                group_size=self.args.rollout.group_size,
-                seed=request_seed(self.args.train.seed, round_),
-                decode=self.setup.decode,
-                first_group=first,
-                world=self.world,
-            )
 
     def _update(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
         """An update on the step's groups; then, where the method interleaves another and enough
@@ -297,7 +260,8 @@ class SRFTTrainer:
             return result
         rows, self.state.unsolved = self.state.unsolved[:batch], self.state.unsolved[batch:]
         other = self.setup.interleaved[method.interleave]
-        second = self._update_by(other, self._collect_rows(rows, other, progress, 0, 0), progress)
+        demonstrations = self.collector.rows(rows, other, progress, self.state.step)
+        second = self._update_by(other, demonstrations, progress)
         metrics = {**result.metrics, **{f"interleave/{k}": v for k, v in second.metrics.items()}}
         metrics["train/tokens"] += second.metrics.get("train/tokens", 0.0)
         return UpdateResult(metrics, second.refused)
@@ -368,6 +332,7 @@ class SRFTTrainer:
         if done < stage.steps:
             self._event("note", f"step {self.state.step}: plateau, stage {stage.method} ends")
             self.total_steps -= stage.steps - done
+        self.collector.drop()
         self.state.stage += 1
         self.state.stage_start = self.state.step
         self.state.watched = []
@@ -474,7 +439,7 @@ class SRFTTrainer:
         state = {
             "train": asdict(self.state),
             "total_steps": self.total_steps,
-            "sampler": self.sampler.state_dict(),
+            "sampler": self.collector.position(),
             "logs": {log.path.name: log.offset for log in logs},
         }
         self.checkpoints.save(self.state.step, self.model, self.optimizer, state)

@@ -1,0 +1,137 @@
+"""The rollouts of one step after another: when they are wanted, or one step ahead.
+
+With ``rollout.ahead`` the next step's rollouts are made and scored in a thread while this step is
+trained on. They are then by the weights before this step's update: one update old, never more,
+because the next weights are sent only when they are done. The ratio of the policy that is trained
+to the one that was sampled from corrects the loss (``objective.importance_cap``).
+
+A step that follows a checkpoint is not collected ahead, so that a run resumed from it goes on as the
+one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+from srft.config import SRFTConfig
+from srft.data.sampler import PromptSampler
+from srft.objective.method import Method, Progress
+from srft.parallel.world import World
+from srft.trainer.collect import Collected, NotFinite, collect, request_seed
+from srft.trainer.config import Stage
+from srft.trainer.run_dir import RunDir
+from srft.trainer.setup import Setup
+from srft.trainer.update import save_refused
+
+
+class Collector:
+    """Hands out steps. ``sampler`` belongs to it while a step is being collected ahead."""
+
+    def __init__(self, args: SRFTConfig, setup: Setup, sampler: PromptSampler, run: RunDir) -> None:
+        self.args, self.setup, self.sampler, self.run = args, setup, sampler, run
+        self.world = setup.world
+        # A thread's collectives must not mix with those of the loop.
+        self._apart = setup.world.apart() if args.rollout.ahead else setup.world
+        self._next: Future[Collected] | None = None
+        self._position: dict[str, Any] = {}
+
+    def step(self, method: Method, progress: Progress, step: int) -> Collected:
+        """The groups of step number ``step``: those that were begun ahead, or made now."""
+        if self._next is None:
+            return self._collect(method, progress, step, self.world)
+        collected, self._next = self._next.result(), None
+        collected.ahead_seconds = collected.generate_seconds + collected.score_seconds
+        collected.generate_seconds = collected.score_seconds = 0.0
+        return collected
+
+    def begin_next(self, method: Method, stage: Stage, progress: Progress, step: int) -> None:
+        """Starts on the step after ``step`` where that is asked for and known to come: the same
+        stage goes on, and no checkpoint lies between."""
+        every = self.args.run.checkpoint_every
+        last = progress.step + 1 >= stage.steps
+        if not self.args.rollout.ahead or not method.rollouts or last:
+            return
+        if every and (step + 1) % every == 0:
+            return
+        self._position = self.sampler.state_dict()
+        later = replace(progress, step=progress.step + 1)
+        self._next = Future()
+        # A daemon, so that a run that ends by an error does not wait for rollouts nobody wants.
+        arguments = (self._next, method, later, step + 1)
+        threading.Thread(target=self._run, args=arguments, name="srft-ahead", daemon=True).start()
+
+    def wait(self) -> float:
+        """Until what was begun is done; the seconds that took. New weights may be sent then."""
+        start = time.perf_counter()
+        if self._next is not None:
+            self._next.exception()  # raised by ``step``, or of no interest any more
+        return time.perf_counter() - start
+
+    def drop(self) -> None:
+        """Forgets what was begun, as if it had not been."""
+        if self._next is not None:
+            self.sampler.load_state_dict(self._position)
+            self._next = None
+
+    def position(self) -> dict[str, Any]:
+        """Where the sampler stands before the first step that was not handed out."""
+        return self._position if self._next is not None else self.sampler.state_dict()
+
+    def _run(self, done: Future[Collected], method: Method, progress: Progress, step: int) -> None:
+        try:
+            done.set_result(self._collect(method, progress, step, self._apart))
+        except BaseException as error:  # noqa: BLE001 - raised again where the step is wanted
+            done.set_exception(error)
+
+    def _collect(self, method: Method, progress: Progress, step: int, world: World) -> Collected:
+        """A method with refill samples further prompts in place of groups whose rewards are all
+        equal, until it has enough or its rounds are used up."""
+        wanted = self.args.train.prompts_per_step
+        rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
+        kept = Collected()
+        try:
+            for round_ in range(rounds):
+                rows = self.sampler.next(wanted - len(kept.examples))
+                first = len(kept.examples)
+                found = self.rows(rows, method, progress, step, round_, first, world)
+                kept.take(found, only_mixed=method.refill)
+                if len(kept.examples) == wanted:
+                    break
+        except NotFinite as error:
+            if world.main:
+                save_refused(self.run.refused, step, str(error), error.sequences)
+            return Collected(refused=str(error))
+        return kept
+
+    def rows(
+        self,
+        rows: Sequence[int],
+        method: Method,
+        progress: Progress,
+        step: int,
+        round_: int = 0,
+        first: int = 0,
+        world: World | None = None,
+    ) -> Collected:
+        """The groups of these rows of the data, numbered from ``first``."""
+        with self.setup.compute():
+            return collect(
+                [self.setup.train[row] for row in rows],
+                method=method,
+                progress=progress,
+                step=step,
+                engine=self.setup.engine,
+                scorer=self.setup.scorer,
+                demo_scores=self.setup.demo_scores,
+                params=self.setup.sampling,
+                group_size=self.args.rollout.group_size,
+                seed=request_seed(self.args.train.seed, round_),
+                decode=self.setup.decode,
+                first_group=first,
+                world=world or self.world,
+            )
