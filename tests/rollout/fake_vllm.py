@@ -37,6 +37,7 @@ class FakeServer:
         self.dies_after: int | None = None
         self.asked: Counter[tuple[tuple[int, ...], int]] = Counter()
         self.updates = 0
+        self.stopped = threading.Event()
         self.start()
 
     def start(self) -> None:
@@ -54,6 +55,7 @@ class FakeServer:
         self.http.server_close()
         for connection in list(self.http.open):
             connection.close()
+        self.stopped.set()
 
     def restart(self) -> None:
         self.stop()

@@ -21,7 +21,7 @@ from srft.rollout.engine import build_engine
 from srft.types import RolloutRequest, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=12)
-QUICK = {"check_every_s": 0.05, "wait_s": 5.0, "timeout_s": 5.0, "connect_timeout_s": 2.0}
+QUICK = {"check_every_s": 0.05, "wait_s": 60.0, "timeout_s": 60.0, "connect_timeout_s": 20.0}
 
 
 @pytest.fixture
@@ -135,19 +135,23 @@ def test_a_server_that_was_restarted_unnoticed_is_not_believed(
 def test_the_only_server_may_be_away_for_a_while(model, tokenizer, servers, connect, requests):
     engine = connect(servers[:1])
     servers[0].dies_after = 2
-    threading.Timer(0.5, servers[0].start).start()
+    back = threading.Thread(target=lambda: (servers[0].stopped.wait(), servers[0].start()))
+    back.start()
     assert generate(engine, requests) == expected(model, tokenizer, requests)
+    back.join()
 
 
 def test_a_slow_server_is_dropped_and_its_late_answers_are_not_counted(
     model, tokenizer, servers, connect, requests
 ):
-    engine = connect(servers, timeout_s=0.5)
-    servers[0].hang = 1.0
-    start = time.monotonic()
-    assert generate(engine, requests) == expected(model, tokenizer, requests)
-    assert time.monotonic() - start < 4
-    assert not engine.servers[0].up and "0.5 s" in engine.servers[0].reason
+    few = requests[:2]  # so that the other one is in time on a busy machine too
+    engine = connect(servers, timeout_s=2.0)
+    servers[0].hang = 4.0
+    assert generate(engine, few) == expected(model, tokenizer, few)
+    assert not engine.servers[0].up and "2 s" in engine.servers[0].reason
+    time.sleep(2.5)  # the late answers come now
+    servers[0].hang = 0.0
+    assert generate(engine, few) == expected(model, tokenizer, few)
 
 
 def test_broken_connections_are_tried_again_but_not_for_ever(servers, connect, requests):

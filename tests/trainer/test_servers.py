@@ -35,7 +35,7 @@ def by_servers(recipe, servers, tmp_path):
         settings = {
             "engine": "vllm-server",
             "servers": [server.url for server in servers],
-            "server": {"check_every_s": 0.05, "wait_s": 5, "shared_memory": str(tmp_path)},
+            "server": {"check_every_s": 0.05, "wait_s": 60, "shared_memory": str(tmp_path)},
             "ahead": ahead,
         }
         return recipe(rollout={**settings, **(rollout or {})}, **sections)
