@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,13 @@ from srft.rollout.config import ServerConfig
 
 _GENERATE = "/inference/v1/generate"
 _HOW = "start servers with `srft serve` and the recipe of the run (docs/rollouts.md)"
+
+
+@functools.cache
+def connection_settings() -> dict[str, Any]:
+    """Servers stand beside us: no proxy that the environment names lies between. Certificates are
+    read once, which takes longer than most calls."""
+    return {"trust_env": False, "verify": httpx2.create_ssl_context()}
 
 
 class ServerFailure(Exception):
@@ -35,6 +43,7 @@ class Server:
 
     def __init__(self, url: str, config: ServerConfig) -> None:
         self.url, self.config = url, config
+        self.http = httpx2.Client(**connection_settings())
         self.up = False
         self.reason = "not reached yet"
 
@@ -46,7 +55,7 @@ class Server:
         """
         timeout = timeout or self.config.connect_timeout_s
         try:
-            response = httpx2.request(method, self.url + path, json=body, timeout=timeout)
+            response = self.http.request(method, self.url + path, json=body, timeout=timeout)
         except httpx2.TransportError as error:
             raise ServerFailure(f"{path}: {type(error).__name__} {error}") from error
         if response.status_code != 200:

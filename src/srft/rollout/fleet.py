@@ -22,7 +22,7 @@ from typing import Any
 import httpx2
 
 from srft.errors import RolloutError
-from srft.rollout.client import Answer, Server, ServerFailure
+from srft.rollout.client import Answer, Server, ServerFailure, connection_settings
 from srft.rollout.config import ServerConfig
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,8 @@ class _Call:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         timeout = httpx2.Timeout(None, connect=self.config.connect_timeout_s)
         self.returned = asyncio.Event()
-        async with httpx2.AsyncClient(limits=limits, timeout=timeout) as self.http:
+        settings = {"limits": limits, "timeout": timeout, **connection_settings()}
+        async with httpx2.AsyncClient(**settings) as self.http:
             tasks = [asyncio.create_task(self._serve(server)) for server in self.servers]
             try:
                 await asyncio.gather(*tasks)
