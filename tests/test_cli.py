@@ -193,7 +193,8 @@ def test_reward_check_lists_disagreements(tmp_path, capsys):
         json.dumps({"completion": "\\boxed{3}", "answer": "4", "label": True}),
     )
     with pytest.raises(SystemExit) as stopped:
-        main(["reward", "check", path])
+        main(["reward", "check", path, "--reward", "{name: math, timeout_s: 4}"])
     out = capsys.readouterr().out
     assert not stopped.value.code
+    assert "of 2 labelled right 1 scored wrong" in out and "outcome: ok 2" in out
     assert "agreement 50.00%" in out and "labelled.jsonl:2" in out

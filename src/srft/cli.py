@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from srft import __version__
+from srft import __version__, cli_measure
+from srft.cli_options import Overrides, console, load_recipe
 from srft.errors import PeerError, SRFTError
 
 app = typer.Typer(
@@ -31,33 +32,8 @@ lab_app = typer.Typer(no_args_is_help=True, help="The built-in tasks and their s
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.add_typer(lab_app, name="lab")
-
-# Of several processes the first one speaks.
-console = Console(quiet=os.environ.get("RANK", "0") != "0")
-
-Rollout = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KEY=VALUE",
-        help="Setting of the engine, such as engine=vllm; repeat. As `rollout` in a recipe.",
-    ),
-]
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe."),
-]
-
-
-def _recipe(recipe: str, overrides: list[str] | None) -> Any:
-    """The config of a recipe file, or of key=value arguments alone."""
-    from srft.config import load_config
-
-    arguments = list(overrides or [])
-    if "=" in recipe and not Path(recipe).exists():
-        return load_config(None, [recipe, *arguments])
-    return load_config(recipe, arguments)
-
+data_app.command("check")(cli_measure.data_check)
+reward_app.command("check")(cli_measure.reward_check)
 
 STOPPED_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
@@ -91,7 +67,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a model: [bold]srft train recipe.yaml train.steps=50[/]."""
-    config = _recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     if dry_run:
         from srft.trainer.setup import build_methods
 
@@ -136,7 +112,7 @@ def serve(
     from srft.rollout.serve import serve as become_server
     from srft.rollout.serve import server_command
 
-    config = _recipe(recipe, overrides)
+    config = load_recipe(recipe, overrides)
     if dry_run:
         command, environment = server_command(config, host, port)
         words = [*(f"{name}={value}" for name, value in environment.items()), *command]
@@ -145,121 +121,9 @@ def serve(
     become_server(config, host, port)
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
-    ],
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(help="Suite or benchmark, such as lab, math5, gsm8k; repeat for more."),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="File or hub id to evaluate on instead.")
-    ] = None,
-    reward: Annotated[str, typer.Option(help="Verifier of --dataset.")] = "math",
-    n: Annotated[
-        int | None, typer.Option(min=1, help="Samples a problem; unset: the protocol.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="0: greedy; unset: the protocol.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many problems of each set.")
-    ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Folder with local benchmark files.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for results; resumed where it has some.")
-    ] = None,
-    rollout: Rollout = None,
-) -> None:
-    """Evaluate a model on benchmarks or a dataset, with intervals."""
-    from rich.markdown import Markdown
-
-    from srft.evaluation.run import evaluate_model
-
-    settings = {
-        "suites": suite or ([] if dataset else ["lab"]),
-        "dataset": dataset,
-        "n": n,
-        "temperature": temperature,
-        "max_tokens": max_tokens,
-        "limit": limit,
-        "data_dir": data_dir,
-        "seed": seed,
-    }
-    from srft.config import section, section_from
-
-    result = evaluate_model(
-        model,
-        section("evaluation", settings),
-        out,
-        reward=section("reward", reward),
-        rollout=section_from("rollout", rollout or []),
-    )
-    console.print(Markdown(result.markdown))
-    console.print(f"written to {result.folder}", highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(help="Folder of one `srft eval`.")],
-    b: Annotated[Path, typer.Argument(help="Folder of another, on the same problems.")],
-) -> None:
-    """Paired difference between two evaluated models, with intervals."""
-    from rich.markdown import Markdown
-
-    from srft.evaluation.compare import compare as paired
-    from srft.evaluation.run import load_results
-
-    console.print(Markdown(paired(load_results(a), load_results(b)).markdown()))
-
-
-@app.command()
-def sample(
-    model: Annotated[
-        str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
-    ],
-    prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
-    lab: Annotated[int, typer.Option(min=0, help="Ask so many of the lab's problems instead.")] = 0,
-    n: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    rollout: Rollout = None,
-) -> None:
-    """Show what a model answers."""
-    from rich.markup import escape
-
-    from srft.config import section_from
-    from srft.errors import ConfigError
-    from srft.evaluation.sample import sample_text
-
-    if (prompt is None) == (lab == 0):
-        raise ConfigError("give either a prompt or --lab N")
-    prompts = [(prompt, "")]
-    if lab:
-        from srft.lab import lab_eval
-
-        prompts = [(row["prompt"], row["answer"]) for row in lab_eval(1)[:lab]]
-    engine = section_from("rollout", rollout or [])
-    for text, answer in prompts:
-        assert text is not None
-        note = f"  [dim](right: {escape(answer)})[/]" if answer else ""
-        console.print(f"[bold]{escape(text)}[/]{note}", highlight=False)
-        for completion in sample_text(
-            model,
-            text,
-            n,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            rollout=engine,
-        ):
-            cut = "" if completion.finish_reason == "stop" else " [yellow](cut)[/]"
-            console.print(f"  {escape(completion.text)}{cut}", highlight=False)
+app.command("eval")(cli_measure.evaluate)
+app.command("compare")(cli_measure.compare)
+app.command("sample")(cli_measure.sample)
 
 
 @app.command()
@@ -327,56 +191,6 @@ def analyze(
         )
     # Names of models and runs are paths: what looks like markup in them is none.
     Console(markup=False).print(render(result))
-
-
-@data_app.command("check")
-def data_check(
-    recipe: Annotated[str, typer.Argument(help="The recipe whose data is to be looked at.")],
-    overrides: Overrides = None,
-    show: Annotated[int, typer.Option(min=0, help="Rows to show as tokens.")] = 2,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="Suite or benchmark to look for in the training data; repeat for more."),
-    ] = None,
-) -> None:
-    """Score every demonstration with the recipe's verifier and show what the model would see."""
-    from srft.config import load_config
-    from srft.trainer.inspect import check_data
-
-    if not check_data(load_config(recipe, overrides or []), show, console, against or []):
-        raise typer.Exit(3)
-
-
-@reward_app.command("check")
-def reward_check(
-    file: Annotated[
-        Path, typer.Argument(help="JSONL, Parquet or CSV with completion, answer, label.")
-    ],
-    reward: Annotated[str, typer.Option(help="Verifier, or path.py:function.")] = "math",
-    show: Annotated[int, typer.Option(min=0, help="Disagreements of each kind to list.")] = 20,
-) -> None:
-    """Compare a verifier with labels: agreement, false negatives, false positives."""
-    from srft.config import section
-    from srft.data.files import read_file
-    from srft.data.problems import Problems
-    from srft.rewards.audit import audit
-    from srft.rewards.scorer import Scorer
-
-    problems = Problems(str(file))
-    rows = read_file(file, problems)
-    problems.settle(len(rows), "error")
-    with Scorer(section("reward", reward)) as scorer:
-        found = audit([row.values for row in rows], scorer, str(file))
-    console.print(f"{found.rows} rows, agreement {found.agreement:.2%}", highlight=False)
-    for title, findings in (
-        ("labelled right, scored wrong", found.false_negatives),
-        ("labelled wrong, scored right", found.false_positives),
-        ("no reward applies", found.unscorable),
-    ):
-        if findings:
-            console.print(f"[bold]{title}: {len(findings)}[/]")
-            for finding in findings[:show]:
-                console.print(f"  {finding}", highlight=False, markup=False, soft_wrap=True)
 
 
 @lab_app.command("pretrain")

@@ -11,7 +11,7 @@ from srft.errors import ConfigError
 from srft.evaluation.config import EvaluationConfig
 from srft.evaluation.evaluate import evaluate
 from srft.evaluation.run import evaluate_model
-from srft.evaluation.sample import sample_text
+from srft.evaluation.sample import sample_texts
 from srft.rewards.scorer import Scorer
 from srft.types import Example, SamplingParams
 
@@ -53,12 +53,19 @@ def test_evaluate_model_reads_a_run_directory_and_writes_tables(model_dir, tmp_p
     assert "max_tokens 16 instead of 128" in found.markdown
 
 
-def test_sample_text_is_seeded_and_honours_the_context(model_dir):
-    first = sample_text(model_dir, "a = 1 + 1 ; a ?", 3, temperature=1.0, max_tokens=10_000)
-    assert len(first) == 3 and all(len(c.token_ids) <= 256 for c in first)
-    again = sample_text(model_dir, "a = 1 + 1 ; a ?", 3, temperature=1.0, max_tokens=10_000)
-    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+def test_samples_are_seeded_honour_the_context_and_take_one_loading(model_dir, monkeypatch):
+    from srft.evaluation import sample
+
+    loads = []
+    load = sample.load
+    monkeypatch.setattr(sample, "load", lambda *a, **k: loads.append(1) or load(*a, **k))
+    prompts = ["a = 1 + 1 ; a ?", "a = 2 + 1 ; a ?"]
+    first = sample_texts(model_dir, prompts, 3, temperature=1.0, max_tokens=10_000)
+    again = sample_texts(model_dir, prompts[:1], 3, temperature=1.0, max_tokens=10_000)
+    assert len(loads) == 2 and [len(group) for group in first] == [3, 3]
+    assert all(len(c.token_ids) < 256 for group in first for c in group)
+    assert [c.token_ids for c in first[0]] == [c.token_ids for c in again[0]]
     with pytest.raises(ConfigError, match="empty"):
-        sample_text(model_dir, "  ")
+        sample_texts(model_dir, ["  "])
     with pytest.raises(ConfigError, match="no room"):
-        sample_text(model_dir, "1 " * 300)
+        sample_texts(model_dir, ["1 " * 300])

@@ -207,6 +207,37 @@ def test_html_is_whole_self_contained_and_escaped():
     assert 'class="quoted"' in page and "50.0*" in page
 
 
+def test_parts_of_two_benchmarks_with_one_name_stay_apart():
+    part = {"accuracy": 0.25, "interval": [0.1, 0.4], "problems": 8}
+    found = paper_results(families={"Algebra": part})
+    found["benchmarks"]["olympiad"] = found["benchmarks"]["math500"] | {
+        "families": {"Algebra": part | {"accuracy": 0.75}}
+    }
+    text = tables.markdown([found, paper_results("other")])
+    assert "## MATH500 by part" in text and "## Olympiad by part" in text
+    assert "| Algebra | 8 | 25.0 [10.0, 40.0] | - |" in text
+    assert "| Algebra | 8 | 75.0 [10.0, 40.0] | - |" in text
+
+
+def test_the_compare_command_pairs_each_with_the_first_and_prints_json(tmp_path, capsys):
+    from srft.cli import main
+
+    for name, right in (("a", 3), ("b", 2), ("c", 0)):
+        found = paper_results(name) | {"format": 1}
+        problems = {str(i): {"n": 1, "correct": int(i < right)} for i in range(4)}
+        found["benchmarks"]["math500"]["problems"] = problems
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    folders = [str(tmp_path / name) for name in "abc"]
+    with pytest.raises(SystemExit):
+        main(["compare", *folders, "--json", "--out", str(tmp_path / "all")])
+    pairs = json.loads(capsys.readouterr().out)
+    assert [(p["a"], p["b"]) for p in pairs] == [("a", "b"), ("a", "c")]
+    differences = [p["benchmarks"]["math500"]["difference"]["interval"] for p in pairs]
+    assert [d["estimate"] for d in differences] == [0.25, 0.75]
+    assert "| c |" in (tmp_path / "all" / "tables.md").read_text()
+
+
 def test_tables_of_several_models_stand_in_one_file(tmp_path):
     write_tables([paper_results("one"), paper_results("two", n=4)], tmp_path)
     text = (tmp_path / "tables.md").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from srft.errors import DataError
@@ -36,6 +36,15 @@ class ComparisonTable:
     label_b: str
     rows: tuple[Comparison, ...]
     average: Interval
+
+    def as_dict(self) -> dict[str, Any]:
+        """The table for scripts; shares of 1."""
+        return {
+            "a": self.label_a,
+            "b": self.label_b,
+            "benchmarks": {row.name: asdict(row) for row in self.rows},
+            "average": asdict(self.average),
+        }
 
     def markdown(self) -> str:
         """The table as Markdown; accuracies and differences in percent points."""

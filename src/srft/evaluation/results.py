@@ -141,6 +141,11 @@ class EvaluationResult:
         counts = [p.n for p in self.problems], [p.c for p in self.problems]
         return statistics.interval_over_samples(*counts, seed, confidence)
 
+    @property
+    def standard_error(self) -> float | None:
+        """Of the accuracy, over problems: s / sqrt(P), s with P - 1; None for a single problem."""
+        return statistics.standard_error(self.scores)
+
     def by_family(self) -> dict[str, EvaluationResult]:
         """The same for each family of problems, in order; empty where problems have none."""
         families: dict[str, list[ProblemResult]] = {}
@@ -174,6 +179,7 @@ class EvaluationResult:
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= self.n]
         return {
             "accuracy": self.accuracy,
+            "standard_error": self.standard_error,
             "interval": [interval.low, interval.high],
             "sampling_interval": None if sampling is None else [sampling.low, sampling.high],
             "n": self.n,

@@ -1,7 +1,8 @@
-"""``srft sample``: completions of one prompt given as text."""
+"""``srft sample``: completions of prompts given as text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from srft.model.config import ModelConfig
 from srft.types import Completion, Example, Message, RolloutRequest, SamplingParams
 
 
-def sample_text(
+def sample_texts(
     model_path: str | Path,
-    prompt: str,
+    prompts: Sequence[str],
     n: int = 1,
     *,
     system: str | None = None,
@@ -27,12 +28,14 @@ def sample_text(
     model: ModelConfig | None = None,
     rollout: Any = None,
     device: str | None = None,
-) -> list[Completion]:
-    """``n`` completions of ``prompt``, put into the model's template as a user's message.
+) -> list[list[Completion]]:
+    """``n`` completions of each prompt, put into the model's template as a user's message. The model
+    is loaded once.
 
     model_path: folder, run directory or hub name. system: system message in front. data: the
     template's settings; None takes those of the recipe beside the model. rollout: a RolloutConfig
-    that names the engine. ``max_tokens`` is lowered to what the model's context leaves.
+    that names the engine. ``max_tokens`` is lowered to what the model's context leaves beside the
+    longest prompt.
 
     Raises:
         ConfigError: an empty prompt, or one that fills the context.
@@ -40,25 +43,31 @@ def sample_text(
     """
     from srft.data.template import tokenize_prompt
 
-    if not prompt.strip():
+    if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("the prompt is empty; give the text that the model is to answer")
     path = find_model(str(model_path))
     data = data or template_of(path)
     config = (model or ModelConfig()).model_copy(update={"path": path})
-    messages: tuple[Message, ...] = ({"role": "user", "content": prompt},)
-    if system:
-        messages = ({"role": "system", "content": system}, *messages)
     with load(config, data, rollout, device) as loaded:
-        example = Example(messages if system else prompt, source="the prompt")
-        ids = tokenize_prompt(example, loaded.tokenizer, data)
+        ids = [
+            tokenize_prompt(_asked(prompt, system), loaded.tokenizer, data) for prompt in prompts
+        ]
+        longest = max(map(len, ids))
         if loaded.context is not None:
-            max_tokens = min(max_tokens, loaded.context - len(ids))
+            max_tokens = min(max_tokens, loaded.context - longest)
         if max_tokens < 1:
             raise ConfigError(
-                f"the prompt has {len(ids)} tokens and leaves no room in the model's context of "
+                f"the prompt has {longest} tokens and leaves no room in the model's context of "
                 f"{loaded.context}; shorten it"
             )
         params = SamplingParams(
             temperature, top_p, top_k, max_tokens, stop_token_ids=loaded.stop_token_ids
         )
-        return loaded.engine.generate([RolloutRequest(ids, n, seed)], params)[0]
+        return loaded.engine.generate([RolloutRequest(one, n, seed) for one in ids], params)
+
+
+def _asked(prompt: str, system: str | None) -> Example:
+    messages: tuple[Message, ...] = ({"role": "user", "content": prompt},)
+    if system:
+        messages = ({"role": "system", "content": system}, *messages)
+    return Example(messages if system else prompt, source="the prompt")

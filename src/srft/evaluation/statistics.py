@@ -123,6 +123,12 @@ def _check_k(n: int, k: int) -> None:
         raise ValueError(f"k = {k} needs at least {k} samples of each problem, there are {n}")
 
 
+def standard_error(score_P: ArrayLike) -> float | None:
+    """Of the mean of P scores, s / sqrt(P) with P - 1 in s; None where P = 1."""
+    scores = np.asarray(score_P, dtype=np.float64)
+    return float(scores.std(ddof=1) / np.sqrt(scores.size)) if scores.size > 1 else None
+
+
 def replicate_means(score_P: ArrayLike, seed: int, replicates: int = REPLICATES) -> Floats:
     """``replicates`` means of P scores drawn with replacement: the bootstrap over problems.
 

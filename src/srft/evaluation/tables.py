@@ -51,11 +51,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Heads, and rows of a label, whether quoted, and cells."""
+    """Heads, and rows of a label, whether quoted, and cells. corner: head of the labels."""
 
     title: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, bool, tuple[Cell, ...]], ...]
+    corner: str = "model"
 
 
 def departures(results: Sequence[Results]) -> list[str]:
@@ -71,7 +72,7 @@ def departures(results: Sequence[Results]) -> list[str]:
 
 def build_tables(results: Sequence[Results]) -> list[Table]:
     """The paper's table where one of its benchmarks was run, a table of the others, details, and
-    families."""
+    one of each benchmark whose problems have families or subjects."""
     names = list(dict.fromkeys(n for r in results for n in r["benchmarks"]))
     tables = []
     if any(name in PAPER_COLUMNS for name in names):
@@ -88,9 +89,8 @@ def build_tables(results: Sequence[Results]) -> list[Table]:
         heads = tuple(_head(c, results) for c in others)
         tables.append(Table("Other benchmarks", heads, _rows(results, others)))
     tables.append(_details(results))
-    if any(found.get("families") for r in results for found in r["benchmarks"].values()):
-        tables.append(_families(results))
-    return tables
+    families = (_families(results, name) for name in names)
+    return [*tables, *(table for table in families if table.rows)]
 
 
 def _rows(
@@ -126,7 +126,7 @@ def _head(column: str, results: Sequence[Results]) -> str:
 
 def _details(results: Sequence[Results]) -> Table:
     heads = (
-        *("benchmark", "problems", "samples each", "accuracy", "interval (problems)"),
+        *("benchmark", "problems", "samples each", "accuracy", "s.e.", "interval (problems)"),
         *("interval (sampling)", "pass@n", "majority@n", "mean tokens", "truncated", "unscorable"),
     )
     rows = []
@@ -137,6 +137,7 @@ def _details(results: Sequence[Results]) -> Table:
                 f"{f['problems_evaluated']} of {f['problems_in_set']}",
                 str(f["n"]),
                 _percent(f["accuracy"]),
+                _percent(f["standard_error"]) if f.get("standard_error") is not None else "-",
                 _range(f["interval"]),
                 _range(f["sampling_interval"]) if f["sampling_interval"] else "-",
                 _percent(f["pass_at_n"]),
@@ -149,25 +150,20 @@ def _details(results: Sequence[Results]) -> Table:
     return Table("Details", heads, tuple(rows))
 
 
-def _families(results: Sequence[Results]) -> Table:
-    families = list(
-        dict.fromkeys(
-            name for r in results for f in r["benchmarks"].values() for name in f["families"]
-        )
-    )
+def _families(results: Sequence[Results], name: str) -> Table:
+    """One benchmark by family or subject: a row each, so that many of them stay readable."""
+    parts = [r["benchmarks"].get(name, {}).get("families", {}) for r in results]
     rows = []
-    for result in results:
-        parts: dict[str, Any] = {}
-        for found in result["benchmarks"].values():
-            parts.update(found["families"])
-        cells = tuple(
-            Cell(_percent(parts[f]["accuracy"]), _range(parts[f]["interval"]))
-            if f in parts
-            else Cell()
-            for f in families
+    for family in dict.fromkeys(family for part in parts for family in part):
+        found = [part.get(family) for part in parts]
+        count = max(f["problems"] for f in found if f)
+        cells = (
+            Cell(_percent(f["accuracy"]), _range(f["interval"])) if f else Cell() for f in found
         )
-        rows.append((str(result["model"]), False, cells))
-    return Table("Families", tuple(families), tuple(rows))
+        rows.append((family, False, (Cell(str(count)), *cells)))
+    title = BENCHMARKS[name].title if name in BENCHMARKS else name
+    heads = ("problems", *(str(r["model"]) for r in results))
+    return Table(f"{title} by part", heads, tuple(rows), "part")
 
 
 def _percent(share: float) -> str:
@@ -214,7 +210,7 @@ def markdown(results: Sequence[Results]) -> str:
         lines += [f"Note: {note}", ""]
     for table in tables:
         lines += [f"## {table.title}", ""]
-        lines.append("| model | " + " | ".join(table.heads) + " |")
+        lines.append(f"| {table.corner} | " + " | ".join(map(_escape, table.heads)) + " |")
         lines.append("|---" * (len(table.heads) + 1) + "|")
         for label, quoted, cells in table.rows:
             name = f"*{_escape(label)}*" if quoted else _escape(label)
@@ -265,7 +261,7 @@ def html_page(results: Sequence[Results]) -> str:
     for note in dict.fromkeys(note for r in results for note in r.get("notes", ())):
         body.append(f"<p>Note: {e(note)}</p>")
     for table in tables:
-        heads = "".join(f"<th scope=col>{e(h)}</th>" for h in ("model", *table.heads))
+        heads = "".join(f"<th scope=col>{e(h)}</th>" for h in (table.corner, *table.heads))
         rows = "".join(_html_row(*row) for row in table.rows)
         body.append(
             f"<h2>{e(table.title)}</h2><div class=wide><table><thead><tr>{heads}</tr></thead>"

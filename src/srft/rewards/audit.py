@@ -84,16 +84,25 @@ class DemoReport:
 class AuditReport:
     """The verifier against labels.
 
-    agreement: share of the rows on which the two agree. false_negatives: labelled right, scored
-    wrong; false_positives the other way round. unscorable: rows to which no reward applies (they
-    count as disagreements).
+    agreement: share of the rows on which the two agree. right: rows labelled right.
+    false_negatives: labelled right, scored wrong; false_positives the other way round. unscorable:
+    rows to which no reward applies (they count as disagreements).
     """
 
     rows: int
+    right: int
     agreement: float
     false_negatives: tuple[Finding, ...]
     false_positives: tuple[Finding, ...]
     unscorable: tuple[Finding, ...]
+
+    def summary(self) -> str:
+        """Agreement and its two sides, in a line."""
+        return (
+            f"{self.rows:,} rows, agreement {self.agreement:.2%}: of {self.right:,} labelled right "
+            f"{len(self.false_negatives):,} scored wrong, of {self.rows - self.right:,} labelled wrong "
+            f"{len(self.false_positives):,} scored right"
+        )
 
 
 def _tail(text: str) -> str:
@@ -224,7 +233,7 @@ def audit(
     wrong = len(negatives) + len(positives) + len(unscorable)
     agreement = 1.0 - wrong / len(labels) if labels else 1.0
     return AuditReport(
-        len(labels), agreement, tuple(negatives), tuple(positives), tuple(unscorable)
+        len(labels), sum(labels), agreement, tuple(negatives), tuple(positives), tuple(unscorable)
     )
 
 
