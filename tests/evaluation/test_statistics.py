@@ -136,6 +136,15 @@ def test_interval_over_samples_covers_the_true_accuracy_of_fixed_problems(n):
     assert 0.91 <= hits / trials <= 0.985
 
 
+def test_interval_over_samples_has_a_width_where_all_samples_agree():
+    wrong = stats.interval_over_samples([32] * 30, [0] * 30)
+    assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 960)))
+    mixed = stats.interval_over_samples([4] * 10, [4, 0] * 5)
+    assert mixed.low == pytest.approx(1 - mixed.high) and mixed.high - 0.5 == pytest.approx(
+        1 - 0.025 ** (1 / 40)
+    )
+
+
 def test_interval_over_samples_needs_two_samples():
     with pytest.raises(ValueError, match="two samples"):
         stats.interval_over_samples([1, 4], [1, 2])

@@ -192,7 +192,9 @@ def interval_over_samples(
 
     Within each problem n - 1 of its n samples are drawn with replacement. Drawing n would give the
     variance p(1-p)/n with p = c/n, which is too small by (n-1)/n (half for n = 2); drawing n - 1
-    makes it unbiased (Rao and Wu 1988).
+    makes it unbiased (Rao and Wu 1988). Where every problem's samples agree with each other,
+    drawing shows nothing; the half-width is then the share of samples that could differ and still
+    not have been seen among all N, 1 - (alpha/2)^(1/N).
 
     Raises:
         ValueError: a problem with fewer than two samples.
@@ -201,6 +203,8 @@ def interval_over_samples(
     if n.size == 0 or n.min() < 2:
         raise ValueError("an interval over samples needs two samples or more of each problem")
     share = c / n
+    if ((c == 0) | (c == n)).all():
+        return _around(float(share.mean()), int(n.sum()), confidence)
     rng = np.random.default_rng(seed)
     # Problems with the same (n, c) are drawn together: the sum of their binomials is a binomial.
     kinds, sizes = np.unique(np.stack([n, c], axis=1), axis=0, return_counts=True)
@@ -261,8 +265,7 @@ def paired_difference(
     difference = a - b
     mean = float(difference.mean())
     if np.ptp(difference) == 0:
-        width = 1 - ((1 - confidence) / 2) ** (1 / a.size)
-        interval = Interval(mean, max(-1.0, mean - width), min(1.0, mean + width), confidence)
+        interval = _around(mean, a.size, confidence, lowest=-1.0)
     else:
         interval = _percentiles(mean, replicate_means(difference, seed, replicates), confidence)
     return PairedDifference(
@@ -294,6 +297,12 @@ def _sign_flip_p(difference_P: Floats, seed: int, replicates: int) -> float:
     sums = np.abs((2 * positive - counts) @ sizes)
     # One for the observed assignment itself: a p-value is never zero. The slack is for rounding.
     return float(((sums >= abs(difference_P.sum()) - 1e-9).sum() + 1) / (replicates + 1))
+
+
+def _around(mean: float, trials: int, confidence: float, lowest: float = 0.0) -> Interval:
+    """Where no trial of so many differed: the mean and the share that could have, unseen."""
+    width = 1 - ((1 - confidence) / 2) ** (1 / trials)
+    return Interval(mean, max(lowest, mean - width), min(1.0, mean + width), confidence)
 
 
 def _percentiles(estimate: float, draws_R: Floats, confidence: float) -> Interval:

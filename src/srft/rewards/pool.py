@@ -40,7 +40,8 @@ from srft.secrets import without_secrets
 
 _FIRST_LOOK_S = 0.02
 _LOOK_EVERY_S = 0.05
-_START_LIMIT_S = 120.0
+# Two seconds of computing. A start that fails is seen at once; a crowded machine may take minutes.
+_START_LIMIT_S = 600.0
 _START_ATTEMPTS = 3
 _DEATHS: dict[int | None, str] = {-signal.SIGPROF: "timeout", -signal.SIGKILL: "killed"}
 # A worker that dies by itself may have been unlucky once. One killed from outside says next to
