@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from srft.evaluation.results import EvaluationResult
 from srft.trainer.logs import JsonlLog, read_jsonl
 from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
-from srft.types import SamplingParams
+from srft.types import Example, SamplingParams
 
 
 class Evaluator:
@@ -21,7 +22,8 @@ class Evaluator:
     evaluation.jsonl, opened by the trainer.
 
     Raises:
-        ConfigError: evaluation is asked for and there is nothing to evaluate on.
+        ConfigError: evaluation is asked for and there is nothing to evaluate on, or the figure by
+            which the best model is kept will not be measured.
     """
 
     def __init__(self, setup: Setup, config: SRFTConfig, run: RunDir) -> None:
@@ -31,9 +33,10 @@ class Evaluator:
                 "evaluation.every_steps or at_start is set but there is no evaluation data; set data.eval, "
                 "data.eval_fraction or evaluation.dataset"
             )
-        _check_best_metric(settings.best_metric, list(setup.evaluation), settings.n or 1)
         self._setup = setup
         self._settings = settings
+        if setup.evaluation and settings.best_metric is not None:
+            self._check_metric(settings.best_metric)
         self._params = SamplingParams(
             temperature=0.6 if settings.temperature is None else settings.temperature,
             top_p=settings.top_p,
@@ -44,6 +47,19 @@ class Evaluator:
         )
         self._run = run
         self.log: JsonlLog
+
+    def _check_metric(self, name: str) -> None:
+        known = ["accuracy"]
+        for set_name, data in self._setup.evaluation.items():
+            problems = [item.example for item in data.problems]
+            known += measured(set_name, problems, self._settings.n or 1)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ConfigError(
+                f"evaluation.best_metric: {name!r} is not measured{hint} Measured are "
+                f"{', '.join(known)}"
+            )
 
     def records(self) -> list[dict[str, Any]]:
         """All evaluations of the run so far."""
@@ -82,40 +98,23 @@ class Evaluator:
         return metrics
 
     def better_than(self, metrics: Mapping[str, float], best: float | None) -> float | None:
-        """The watched figure where it beats ``best``; None where it does not or is not watched.
-
-        Raises:
-            ConfigError: the watched figure does not exist.
-        """
+        """The watched figure where it beats ``best``; None where it does not or is not watched."""
         name = self._settings.best_metric
         if name is None or not metrics:
             return None
-        key = f"eval/{name}"
-        if key not in metrics:
-            known = ", ".join(sorted(k.removeprefix("eval/") for k in metrics))
-            raise ConfigError(
-                f"evaluation.best_metric: {name!r} is not measured; measured are {known}"
-            )
-        value = metrics[key]
+        value = metrics[f"eval/{name}"]
         if best is None:
             return value
         improved = value > best if self._settings.best_mode == "max" else value < best
         return value if improved else None
 
 
-def _check_best_metric(name: str | None, sets: list[str], n: int) -> None:
-    """Raises ConfigError before any training where no evaluation could give the figure ``name``;
-    whether a family exists shows with the first one."""
-    if name is None or not sets:
-        return
+def measured(name: str, problems: Sequence[Example], n: int) -> list[str]:
+    """Names of the figures that an evaluation of one set yields, ``eval/`` left out."""
     figures = ["accuracy", "reward", "mean_tokens", "truncated_share"]
     figures += [f"pass@{n}"] if n > 1 else []
-    known = ["accuracy", *(f"{one}/{figure}" for one in sets for figure in figures)]
-    if name not in known and not any(name.startswith(f"{one}/accuracy/") for one in sets):
-        raise ConfigError(
-            f"evaluation.best_metric: {name!r} is not measured; measured are {', '.join(known)} and the "
-            "accuracy of each family, such as SET/accuracy/FAMILY"
-        )
+    families = dict.fromkeys(str(f) for p in problems if (f := p.columns.get("family")) is not None)
+    return [f"{name}/{figure}" for figure in (*figures, *(f"accuracy/{f}" for f in families))]
 
 
 def record(result: EvaluationResult, step: int, confidence: float) -> dict[str, Any]:
