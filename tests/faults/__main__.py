@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.faults import disk, kills, processes, suites
 from tests.faults.fuzz import FUZZERS, Outcome
@@ -99,27 +100,44 @@ def main() -> int:
             for outcome in fuzzed(arguments.scale, arguments.seed, Path(scratch)):
                 outcomes.append(outcome)
                 print(inputs_table([outcome]), flush=True)
-    name = "fuzz" if only == {"fuzz"} else "faults"
-    report = "\n".join(
-        [
-            f"# {'Bad input' if name == 'fuzz' else 'Faults'}",
-            "",
-            f"`python -m tests.faults {' '.join(sys.argv[1:])}`, "
-            f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}; {platform.machine()}, "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}; "
-            f"{(time.monotonic() - start) / 60:.0f} minutes.",
-            "",
-            *([table(found), ""] if found else []),
-            *([inputs_table(outcomes), ""] if outcomes else []),
-        ]
-    )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.md").write_text(report)
-    values = {"trials": [asdict(t) for t in found], "inputs": [asdict(o) for o in outcomes]}
-    (arguments.out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
-    print(f"\n{report}")
+    run = {
+        "command": f"python -m tests.faults {' '.join(sys.argv[1:])}".strip(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, torch {version('torch')}",
+    }
+    publish(arguments.out, run, found, outcomes)
     lost = [t for t in found if not t.survived] + [o for o in outcomes if o.failures]
     return 1 if lost else 0
+
+
+def publish(folder: Path, run: dict[str, Any], found: list[Trial], outcomes: list[Outcome]) -> None:
+    """faults.json and faults.md; kinds that this run did not try stay as an earlier one left them."""
+    path = folder / "faults.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = (
+        json.loads(path.read_text()) if path.exists() else {"trials": [], "inputs": [], "runs": []}
+    )
+    tried, drawn = {t.kind for t in found}, {o.kind for o in outcomes}
+    every = [Trial(**t) for t in before["trials"] if t["kind"] not in tried] + found
+    inputs = [Outcome(**o) for o in before["inputs"] if o["kind"] not in drawn] + outcomes
+    runs = [
+        *before["runs"],
+        {**run, "kinds": sorted(tried | drawn)},
+    ]
+    kept = {t.kind for t in every} | {o.kind for o in inputs}
+    newest = {kind: number for number, one in enumerate(runs) for kind in one["kinds"]}
+    runs = [one for number, one in enumerate(runs) if number in {newest[k] for k in kept}]
+    values = {"trials": [asdict(t) for t in every], "inputs": [asdict(o) for o in inputs]}
+    path.write_text(json.dumps({**values, "runs": runs}, indent=1) + "\n")
+    lines = ["# Faults", ""]
+    lines += [
+        f"- `{r['command']}`, {r['date']}, {r['minutes']:.0f} minutes; {r['machine']}" for r in runs
+    ]
+    lines += ["", table(every), "", inputs_table(inputs), ""]
+    (folder / "faults.md").write_text("\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
