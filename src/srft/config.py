@@ -133,8 +133,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     return parse_config(plain, where)
 
 
-_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
-"""What YAML and OmegaConf raise: UnicodeError and numbers of too many digits are ValueErrors."""
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What YAML and OmegaConf raise: UnicodeError and numbers of too many digits are ValueErrors; a list
+in place of a section is a TypeError."""
 
 
 def _override(text: str) -> Any:

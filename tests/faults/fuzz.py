@@ -197,23 +197,38 @@ def _tokenizers() -> list[Any]:
     return [plain, chat]
 
 
-def nasty_row(draw: random.Random) -> Any:
-    """A good row, or one with a few columns spoiled, or no row at all."""
-    user, reply = (
-        {"role": "user", "content": nasty_text(draw)},
-        {"role": "assistant", "content": "7"},
-    )
+def nasty_row(draw: random.Random, form: int) -> Any:
+    """A good row of one of five forms; now and then one with columns spoiled, or no row at all."""
+    asked, reply = "7?" + nasty_text(draw), {"role": "assistant", "content": "7"}
+    user = {"role": "user", "content": asked}
     good: list[dict[str, Any]] = [
-        {"prompt": nasty_text(draw), "demonstration": nasty_text(draw), "answer": nasty_text(draw)},
-        {"prompt": [user], "demonstrations": [nasty_text(draw), [reply]], "answer": 7},
-        {"question": nasty_text(draw), "answer": f"{nasty_text(draw)} #### 7"},
+        {
+            "prompt": asked,
+            "demonstration": nasty_text(draw) + "7",
+            "answer": "7" + nasty_text(draw),
+        },
+        {"prompt": [user], "demonstrations": ["7" + nasty_text(draw), [reply]], "answer": 7},
+        {"question": asked, "answer": nasty_text(draw) + " #### 7"},
         {"prompt": [user], "target": [reply], "reward_model": {"ground_truth": "7"}},
         {"messages": [user, reply]},
     ]
-    row = draw.choice(good)
-    for _ in range(draw.choice([0, 0, 1, 2])):
+    row = good[form]
+    for _ in range(draw.choice([0, 0, 0, 0, 0, 1, 2])):
         row[draw.choice(_COLUMNS)] = nasty_value(draw)
     return row if draw.random() < 0.97 else nasty_value(draw)
+
+
+def _csv(rows: list[Any], delimiter: str) -> str:
+    import csv
+    import io
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=delimiter, escapechar="\\")
+    tables = [row for row in rows if isinstance(row, dict)]
+    writer.writerow(tables[0] if tables else ["prompt"])
+    for row in rows:
+        writer.writerow(row.values() if isinstance(row, dict) else [row])
+    return stream.getvalue()
 
 
 def _write_rows(path: Path, rows: list[Any], draw: random.Random) -> None:
@@ -230,17 +245,15 @@ def _write_rows(path: Path, rows: list[Any], draw: random.Random) -> None:
     if path.suffix == ".json":
         text = "[" + ",".join(lines) + "]"
     elif path.suffix in (".csv", ".tsv"):
-        names = list(rows[0]) if isinstance(rows[0], dict) and rows[0] else ["prompt"]
-        quoted = ['"{}"'.format(str(line).replace('"', '""')) for line in lines]
-        text = "\n".join([",".join(map(str, names)), *quoted])
+        text = _csv(rows, "," if path.suffix == ".csv" else "\t")
     else:
         text = draw.choice(["\n", "\r\n"]).join(lines)
     encoding = draw.choice(
-        ["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-16-le", "latin-1", "utf-32"]
+        ["utf-8"] * 20 + ["utf-8-sig", "utf-16", "utf-16-le", "latin-1", "utf-32"]
     )
     data = text.encode(encoding, errors=draw.choice(["surrogatepass", "replace"])
                        if encoding.startswith("utf") else "replace")  # fmt: skip
-    for _ in range(draw.choice([0, 0, 0, 1, 3])):  # a few bytes go wrong
+    for _ in range(draw.choice([0] * 8 + [1, 3])):  # a few bytes go wrong
         place = draw.randrange(len(data) + 1)
         data = data[:place] + draw.randbytes(draw.randint(0, 3)) + data[place + 1 :]
     path.write_bytes(data)
@@ -273,7 +286,8 @@ def fuzz_datasets(count: int, seed: int, scratch: Path) -> Outcome:
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
         suffix = draw.choice([".jsonl"] * 4 + [".json", ".csv", ".tsv", ".parquet", ".txt"])
-        rows = [nasty_row(draw) for _ in range(draw.randint(1, 4))]
+        form = draw.randrange(5)
+        rows = [nasty_row(draw, form) for _ in range(draw.randint(1, 4))]
         if huge := number % 200 == 199:
             rows = [{"prompt": huge_text(draw), "demonstration": huge_text(draw), "answer": "7"}]
         path = scratch / f"rows{suffix}"
