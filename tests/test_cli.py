@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from srft.cli import main
@@ -55,6 +56,23 @@ def test_a_figure_that_no_evaluation_gives_is_found_before_training(srft, tmp_pa
     code, _, err = srft("data.eval=lab", "data.eval_limit=9", "evaluation.best_metric=lab/length")
     assert code == 2 and "lab/length" in err and "lab/mean_tokens" in err
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_too_little_memory_is_said_with_what_to_lower(srft, monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("srft.trainer.main.run_training", fails)
+    code, _, err = srft()
+    assert code == 1 and "tokens_per_micro_batch" in err
 
 
 def test_a_key_given_twice_is_an_error_and_not_the_last_one(tmp_path, capsys):

@@ -275,6 +275,23 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("interrupted", error, 130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _fail(
+            "out of memory: lower rollout.max_rows, rollout.cache_tokens or "
+            "train.tokens_per_micro_batch, or set model.gradient_checkpointing=true; `srft plan` says "
+            f"what fits ({str(error).splitlines()[0][:200] if str(error) else 'no more said'})",
+            error,
+            1,
+        )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """PyTorch's error on GPUs is told by its name, that of its CPU allocator by its words: neither is
+    worth importing PyTorch for."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "can't allocate memory" in str(error)
 
 
 def _fail(message: str, error: BaseException, code: int) -> Any:
