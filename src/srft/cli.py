@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from srft import __version__, cli_measure
 from srft.cli_options import Overrides, console, load_recipe
 from srft.errors import PeerError, SRFTError
+from srft.failure import fail, leave_quietly, out_of_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -268,58 +268,23 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, standalone_mode=True)
     except PeerError as error:
-        _leave_quietly(error.exit_code)
+        leave_quietly(error.exit_code)
     except SRFTError as error:
-        _fail(str(error), error, error.exit_code)
+        fail(str(error), error, error.exit_code)
     except KeyboardInterrupt as error:
-        _fail("interrupted", error, 130)
+        fail("interrupted", error, 130)
     except OSError as error:
-        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", error, 1)
+        fail(f"{error.filename or 'file system'}: {error.strerror or error}", error, 1)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
-        _fail(
+        fail(
             "out of memory: lower rollout.max_rows, rollout.cache_tokens or "
             "train.tokens_per_micro_batch, or set model.gradient_checkpointing=true; `srft plan` says "
             f"what fits ({str(error).splitlines()[0][:200] if str(error) else 'no more said'})",
             error,
             1,
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """PyTorch's error on GPUs is told by its name, that of its CPU allocator by its words: neither is
-    worth importing PyTorch for."""
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-    return named or "can't allocate memory" in str(error)
-
-
-def _fail(message: str, error: BaseException, code: int) -> Any:
-    if os.environ.get("SRFT_TRACEBACK"):
-        raise error
-    if "RANK" in os.environ:  # one of several processes, which may all have the same to say
-        from srft.parallel.roll_call import is_to_report
-
-        if not is_to_report(error, code):
-            _leave_quietly(code)
-    from srft.secrets import redact
-
-    Console(stderr=True).print(
-        f"[bold red]error:[/] {_escape(redact(message))}", highlight=False, soft_wrap=True
-    )
-    sys.exit(code)
-
-
-def _leave_quietly(code: int) -> Any:
-    """Where another process reports the error: a launcher ends all when the first is gone."""
-    time.sleep(2)
-    sys.exit(code)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import io
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from srft.cli import main
@@ -139,3 +141,34 @@ def test_code_of_a_models_folder_needs_a_yes_everywhere():
             if name.endswith(".from_pretrained") and "trust_remote_code" in keywords:
                 where = f"{path.relative_to(PACKAGE)}: {name}"
                 assert keywords["trust_remote_code"] != "True", where
+
+
+def test_names_add_no_element_to_the_report(tmp_path):
+    """Runs, methods, models, metrics, evaluation sets, families, events and settings, all hostile."""
+    evil = "<img src=x onerror=alert(1)><script>alert(2)<&#47;script>\"'`{{data}}"
+    run = tmp_path / evil.replace("/", "")
+    run.mkdir()
+    config = {"method": evil, "model": {"path": evil}, evil: {evil: evil}, "train": {"steps": 2}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "environment.json").write_text(json.dumps({"command": evil, "versions": {evil: evil}}))
+    metrics = [{"step": s, "method": evil, f"loss/{evil}": 1.0, evil: 2.0} for s in (1, 2)]
+    scored = {"step": 1, "name": evil, "accuracy": 0.5, "by_family": {evil: 0.5}, "n_problems": 1}
+    event = {"step": 1, "level": evil, "message": evil}
+    for name, rows in (("metrics", metrics), ("evaluation", [scored]), ("events", [event])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run / f"{name}.jsonl").write_text(text)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.yaml").write_text("method: srft\n")
+    assert tags(render_report([run])) == tags(render_report([plain]))
+
+
+def tags(page: str) -> list[str]:
+    found: list[str] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.append(tag)
+
+    Parser().feed(page)
+    return found
