@@ -198,6 +198,7 @@ def damage_trials(
     code, output = workshop.go_on(run_dir)
     wrong = clean_error(code, output, {7}, "no checkpoint to resume from")
     yield Trial(kind, "every checkpoint", not wrong, wrong)
+    shutil.rmtree(run_dir)
 
 
 def damaged_log_trials(workshop: Workshop, seed: int = 5) -> Iterator[Trial]:
