@@ -109,3 +109,14 @@ def test_chunked_attention_is_refused_by_its_config(llama, tokenizer):
     llama.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(RolloutError, match="chunked_attention"):
         EmbeddedEngine(llama, tokenizer, RolloutConfig())
+
+
+@pytest.mark.parametrize("name", ["embedded", "generate"])
+def test_float32_weights_under_autocast_are_sampled_from(build_model, tokenizer, name):
+    """What a GPU does by default: halves differ from float32 by more than float32's own rounding."""
+    model = build_model("qwen3", hidden_size=64, initializer_range=0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        engine = build_engine(model, tokenizer, RolloutConfig(engine=name))
+        assert type(engine).__name__.lower().startswith(name)
+        groups = engine.generate(REQUESTS, PARAMS)
+    assert all(len(group) == 4 for group in groups)

@@ -14,7 +14,7 @@ from srft.errors import RolloutError
 from srft.rollout.attention import sampling_mode, sliding_layers_seen
 from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
-from srft.rollout.requests import context_length
+from srft.rollout.requests import computes_in_float32, context_length
 from srft.rollout.sampling import sampling_logprobs
 from srft.types import Completion, RolloutRequest, SamplingParams
 
@@ -28,7 +28,7 @@ def check_engine(engine: EmbeddedEngine) -> None:
     """Sample a few tokens greedily and compare their log-probabilities with those of a plain
     forward pass without cache or padding. RolloutError where the model is of a kind the embedded
     engine does not drive, fails under it, or where the two disagree (more than 1e-3 nats in
-    float32, 0.5 in a half precision)."""
+    float32, 0.5 where products are halves)."""
     config = engine.model.config.get_text_config()
     layers = list(getattr(config, "layer_types", None) or [])
     strange = sorted(set(layers) - _KNOWN_LAYERS)
@@ -40,7 +40,7 @@ def check_engine(engine: EmbeddedEngine) -> None:
         )
     if not getattr(config, "is_causal", True):
         raise RolloutError("the model's config says is_causal=false; rollouts need a causal model")
-    tolerance = 1e-3 if engine.model.dtype in (torch.float32, torch.float64) else 0.5
+    tolerance = 1e-3 if computes_in_float32(engine.model) else 0.5
     try:
         with sliding_layers_seen() as windows:
             worst = _disagreement(engine)

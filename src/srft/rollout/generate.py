@@ -23,7 +23,7 @@ from transformers import (
 
 from srft.rollout.attention import sampling_mode
 from srft.rollout.config import RolloutConfig
-from srft.rollout.requests import check_finite, check_requests
+from srft.rollout.requests import check_finite, check_requests, computes_in_float32
 from srft.rollout.sampling import draw, uniforms
 from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
 from srft.types import Completion, RolloutRequest, SamplingParams
@@ -65,7 +65,7 @@ class GenerateEngine:
     @property
     def exact(self) -> bool:
         """Whether rounding is that of float32."""
-        return self.model.dtype in (torch.float32, torch.float64)
+        return computes_in_float32(self.model)
 
     def parts(self) -> list[tuple[str, Any]]:
         """What the start-up check samples from (``check.check_weights``)."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from srft.errors import RolloutError, RolloutNotFinite
 from srft.types import Completion, RolloutRequest, SamplingParams
 
@@ -53,3 +55,10 @@ def check_finite(completion: Completion, request: int, sample: int) -> None:
             "its weights have diverged (lower the learning rate, or go back to an earlier "
             "checkpoint)"
         )
+
+
+def computes_in_float32(model: Any) -> bool:
+    """Whether the model's products are rounded to float32 (or finer) where this is called: not
+    under autocast, whatever dtype its weights have."""
+    wide = model.dtype in (torch.float32, torch.float64)
+    return wide and not torch.is_autocast_enabled(next(model.parameters()).device.type)
