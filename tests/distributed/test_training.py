@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.distributed import work
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import finish, on_ranks, start
 
 from srft.trainer.logs import read_jsonl
 
@@ -112,3 +112,34 @@ def test_two_processes_train_as_one(alone, together, name):
         ours, theirs = read_jsonl(one / log), read_jsonl(two / log)
         assert len(ours) == len(theirs) > 0
     assert [r["correct"] for r in ours] == [r["correct"] for r in theirs]
+
+
+@pytest.mark.parametrize("fault", [work.train_with_infinite_reward, work.train_with_broken_loss])
+def test_a_step_that_one_process_cannot_take_is_refused_by_all(recipes, some_demonstrations, fault):
+    recipe = recipes("refused")["srft"]
+    on_ranks(fault, 2, recipe, some_demonstrations)
+    run = Path(recipe["run"]["dir"])
+    trained = ["entropy/rollouts" in row for row in work.logged(run)]
+    assert trained == [True, False, True]
+    (event,) = [e for e in read_jsonl(run / "events.jsonl") if "not finite" in e["message"]]
+    assert event["level"] == "warning" and "step 2" in event["message"]
+    assert len(list((run / "refused").iterdir())) == 1
+
+
+def test_an_error_in_one_process_ends_all_and_is_said_by_that_one(recipes, some_demonstrations):
+    recipe = recipes("failing")["srft"]
+    outcomes = finish(start(work.train_with_failing_reward, 2, recipe, some_demonstrations))
+    assert outcomes[1].error.startswith("RewardError") and "no such book" in outcomes[1].error
+    assert outcomes[0].error.startswith("PeerError: rank 1 has failed and says why")
+
+
+def test_weights_are_gathered_in_bfloat16_and_kept_in_float32(recipes, some_demonstrations, alone):
+    recipe = recipes("halves", parallel={"gather_dtype": "bfloat16"})["srft"]
+    on_ranks(work.train, 2, recipe, some_demonstrations)
+    run = Path(recipe["run"]["dir"])
+    ours, theirs = work.logged(alone["srft"])[0], work.logged(run)[0]
+    assert ours["loss"] != theirs["loss"] == pytest.approx(ours["loss"], rel=0.05)
+    for part in ("weights", "optimizer"):
+        for file in (run / "checkpoints" / "step_000003" / part).iterdir():
+            tensors = {k: v for k, v in load_file(file).items() if not k.startswith("random")}
+            assert tensors and {t.dtype for t in tensors.values()} == {torch.float32}

@@ -21,6 +21,7 @@ from srft.model.loading import load_model
 from srft.parallel.config import ParallelConfig
 from srft.parallel.sharding import full_tensors, shard, whole
 from srft.parallel.world import join_world
+from srft.trainer import update as update_module
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
 from srft.trainer.config import TrainConfig
 from srft.trainer.logs import read_jsonl
@@ -132,3 +133,47 @@ def train_with_fault(
 
     setattr(found, name, faulty)
     train(recipe, rows)
+
+
+def train_with_infinite_reward(recipe: Recipe, rows: Sequence[Any]) -> None:
+    """One process has a reward that is none in the second step."""
+    calls = 0
+
+    def reward(completions: Sequence[str], **columns: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        bad = calls == 2 and os.environ["RANK"] == "1"
+        return [float("inf") if bad else float(len(text) % 3 == 0) for text in completions]
+
+    REWARDS["infinite"] = reward
+    train(recipe, rows, "infinite")
+
+
+def train_with_broken_loss(recipe: Recipe, rows: Sequence[Any]) -> None:
+    """One process has a loss that is none in the second step."""
+    original = update_module.compute_loss
+    calls = 0
+
+    def compute_loss(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, metrics = original(*arguments)
+        return loss * (float("nan") if calls == 2 and os.environ["RANK"] == "1" else 1.0), metrics
+
+    update_module.compute_loss = compute_loss
+    train(recipe, rows)
+
+
+def train_with_failing_reward(recipe: Recipe, rows: Sequence[Any]) -> None:
+    """One process's reward function fails in the second step."""
+    calls = 0
+
+    def reward(completions: Sequence[str], **columns: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and os.environ["RANK"] == "1":
+            raise LookupError("no such book")
+        return [float(len(text) % 3 == 0) for text in completions]
+
+    REWARDS["failing"] = reward
+    train(recipe, rows, "failing")
