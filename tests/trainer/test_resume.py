@@ -217,3 +217,5 @@ def test_the_manifest_covers_every_file(whole):
         sums = json.loads((folder / "manifest.json").read_text())
         files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
         assert files == {*sums, "manifest.json"}
+        # Nothing that could be a pickle.
+        assert {Path(name).suffix for name in files} == {".safetensors", ".json"}

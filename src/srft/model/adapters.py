@@ -155,8 +155,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     check_adapters(model)
     base = unwrap(model)
-    if isinstance(base, FSDPModule):
-        base.reshard()  # a forward pass without a backward pass leaves the root's weights gathered
+    reshard(base)
     changed: dict[str, Any] = {n: m for n, m in base.named_modules() if _is_changed(m)}
     for name, tensor in base.state_dict().items():
         owner = _owner(name, changed)
@@ -166,6 +165,14 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{owner}.weight", _merged(changed[owner], base.dtype)
         elif name in (f"{owner}.bias", f"{owner}.base_layer.bias"):
             yield f"{owner}.bias", _whole(tensor)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give gathered weights back where ``model`` is sharded, so that its parameters are the shards
+    again: a forward pass without a backward pass may leave them gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _is_changed(module: nn.Module) -> bool:

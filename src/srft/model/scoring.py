@@ -173,7 +173,8 @@ def _random_sequences(vocabulary: int) -> list[TrainingSequence]:
 
 def _tolerance(model: Any) -> float:
     """Rounding of half precision moves single log-probabilities by tenths of a nat."""
-    half = model.dtype in (torch.bfloat16, torch.float16)
+    dtype = getattr(model, "srft_gather_dtype", None) or model.dtype
+    half = dtype in (torch.bfloat16, torch.float16)
     return 0.5 if half or torch.is_autocast_enabled(model.device.type) else 5e-4
 
 

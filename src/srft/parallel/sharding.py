@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from srft.model.adapters import trained_names
+from srft.model.adapters import reshard, trained_names
 from srft.model.output_head import body, unwrap
 from srft.parallel.config import ParallelConfig
 from srft.parallel.world import World
@@ -38,6 +38,7 @@ def shard(
     for layer in _layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)
+    model.srft_gather_dtype = dtype  # type: ignore[assignment]  # what its layers compute in
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss of every micro-batch is already divided by counts over all ranks, so gradients
@@ -62,8 +63,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter once (tied ones under their first name) and every persistent buffer, as this
     process holds them: DTensors where the model is sharded. Where it has adapters, only what is
     trained: the rest is the base's, which stays as it was."""
-    if isinstance(model, FSDPModule):
-        model.reshard()  # a forward pass without a backward pass leaves the root's weights gathered
+    reshard(model)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     trained = trained_names(model)
     if trained is not None:

@@ -9,8 +9,8 @@ nothing: no branch elsewhere asks how many processes there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -79,6 +79,16 @@ class World:
     def together(self, what: str) -> AbstractContextManager[None]:
         """Around what all processes do: an error in one of them ends all, and one of them says why."""
         return nullcontext() if self.roll is None else self.roll.together(what)
+
+    @contextmanager
+    def in_turn(self, wait: bool = True) -> Iterator[None]:
+        """One process of a machine after another where ``wait``, all at once where not."""
+        turns = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.size))) if wait else 0
+        for _ in range(min(self.local_rank, turns)):
+            self.gather(None, "its turn to load the model")
+        yield
+        for _ in range(turns - min(self.local_rank, turns)):
+            self.gather(None, "the others' turns to load the model")
 
     def apart(self) -> World:
         """The same processes with channels of their own, for another thread's use."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -26,20 +24,11 @@ from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
 from srft.model.adapters import (
     Reference,
-    add_lora,
-    check_adapters,
-    frozen_reference,
-    has_adapters,
+    reshard,
 )
-from srft.model.config import ModelConfig
-from srft.model.fast import prepare_compute
 from srft.model.loading import (
-    autocast_dtype,
-    check_finite_weights,
     check_vocabulary,
-    choose_attention,
     compute_context,
-    load_model,
     load_tokenizer,
 )
 from srft.model.output_head import unwrap
@@ -48,12 +37,12 @@ from srft.objective.method import Method
 from srft.objective.methods import get_method
 from srft.objective.switches import Switches
 from srft.parallel.replica import ReplicaEngine
-from srft.parallel.sharding import shard
 from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
 from srft.trainer.config import Stage
+from srft.trainer.models import build_models, choose_device
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
 _SHOWN = 5
@@ -147,8 +136,9 @@ def set_up(
             examples = _check_answers(config, examples, scorer, notes, world)
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
-        policy = _policy(model, model_config, device)
-        check_finite_weights(policy, model_config.path)
+        needs_reference = any(method.needs_reference for method in methods)
+        models = build_models(config, model_config, model, device, world, needs_reference)
+        policy = models.policy
         check_vocabulary(policy, tokenizer)
         sampling = _sampling(config, tokenizer, policy)
         _check_lengths(config, methods, policy, examples)
@@ -157,17 +147,13 @@ def set_up(
         with compute():
             check_scoring(policy, tokenizer)
             longest = _longest(config, methods, examples, evaluation_data)
-            engine = _engine(config, policy, tokenizer, longest, world)
+            engine = build_engine(models.sampled, tokenizer, config.rollout, longest)
+            if models.sampled is not policy:
+                engine = ReplicaEngine(engine, models.sampled, policy)
+        reshard(policy)  # the optimizer is to be given the shards
     except BaseException:
         scorer.close()
         raise
-    reference = None
-    if any(method.needs_reference for method in methods):
-        reference = frozen_reference(policy)
-        with reference() as frozen:
-            if frozen is not policy:
-                shard(frozen, world, config.parallel, autocast_dtype(model_config, device))
-    shard(policy, world, config.parallel, autocast_dtype(model_config, device))
     return Setup(
         policy,
         tokenizer,
@@ -178,7 +164,7 @@ def set_up(
         evaluation_data,
         methods,
         interleaved,
-        reference,
+        models.reference,
         scorer,
         engine,
         sampling,
@@ -223,47 +209,6 @@ def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
         workers=config.reward.workers,
         function_timeout_s=config.reward.function_timeout_s,
     )
-
-
-def _policy(
-    model: str | PreTrainedModel | None, config: ModelConfig, device: torch.device
-) -> PreTrainedModel:
-    if not isinstance(model, PreTrainedModel):
-        return load_model(config, device)
-    choose_attention(model, config)
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
-    if config.lora and not has_adapters(model):
-        add_lora(model, config.lora)
-    check_adapters(model)
-    prepare_compute(model, config)
-    return model
-
-
-def _engine(
-    config: SRFTConfig,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    longest: int,
-    world: World,
-) -> RolloutEngine:
-    """What samples: the policy itself, or where it is to be sharded a whole copy of it. vLLM has
-    weights of its own in any case."""
-    if world.size == 1 or config.rollout.engine in ("vllm", "vllm-server"):
-        return build_engine(policy, tokenizer, config.rollout, longest)
-    replica = copy.deepcopy(policy).requires_grad_(False).eval()
-    engine = build_engine(replica, tokenizer, config.rollout, longest)
-    return ReplicaEngine(engine, replica, policy)
-
-
-def choose_device(config: SRFTConfig) -> torch.device:
-    """``train.device``; with several processes on a machine each takes the GPU of its number."""
-    if config.train.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device: cuda is asked for but PyTorch sees no GPU; set it to cpu or auto"
-        )
-    if config.train.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _read(config: SRFTConfig, train: Any | None, evaluation: Any | None) -> Splits:

@@ -48,11 +48,12 @@ from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model
 from srft.trainer.live import LiveView
 from srft.trainer.logs import JsonlLog, SilentLog, open_tracker
+from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.samples import sample_records
-from srft.trainer.setup import choose_device, set_up
+from srft.trainer.setup import set_up
 from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.stopping import StopRequest
 from srft.trainer.update import UpdateResult, forward, update
