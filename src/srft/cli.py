@@ -5,11 +5,10 @@ Thin: each command reads its arguments, imports what it needs and calls one func
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
