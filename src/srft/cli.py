@@ -1,4 +1,4 @@
-"""The command line: ``srft train | serve | eval | sample | analyze | report | data | reward | lab``.
+"""The command line: ``srft train | plan | serve | eval | sample | analyze | report | data | ...``.
 
 Thin: each command reads its arguments, imports what it needs and calls one function of the library.
 """
@@ -83,6 +83,36 @@ def train(
             markup=False,
         )
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
+
+
+@app.command()
+def plan(
+    recipe: Annotated[
+        str, typer.Argument(help="YAML file, or a key=value where no file is needed.")
+    ],
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str, typer.Option(help="Devices of a node that train: 8xH100-80G, H100, cpu, cpu-16G.")
+    ] = "cpu",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of that kind.")] = 1,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="key=value; the plan prints all keys. Repeat for more.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and seconds as JSON.")] = False,
+) -> None:
+    """Memory of a process and time of a step, before any is spent; exit code 1 where it does not fit."""
+    from srft.planning.plan import make_plan
+    from srft.planning.show import show
+
+    made = make_plan(_recipe(recipe, overrides), gpus, nodes=nodes, assume=assume or [])
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(made.as_dict(), indent=1) + "\n")
+    else:
+        show(made, console)
+    if not made.fits:
+        raise typer.Exit(1)
 
 
 @app.command()

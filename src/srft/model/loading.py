@@ -94,7 +94,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTr
             f"{config.path}: model type {model_config.model_type!r} is not a causal language "
             "model; models that bring their own code need model.trust_remote_code=true"
         )
-    _override_positions(model_config, config)
+    override_positions(model_config, config)
     source_dtype = model_config.dtype
     model = _load_weights(config, model_config, device)
     model.srft_source_dtype = source_dtype  # what an export goes back to
@@ -157,7 +157,7 @@ def resolved_config(config: ModelConfig) -> tuple[str, Any]:
     Raises ModelError where it cannot be read.
     """
     model_config = _model_config(config)
-    _override_positions(model_config, config)
+    override_positions(model_config, config)
     return _source(config.path), model_config
 
 
@@ -176,7 +176,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".") + "."
 
 
-def _override_positions(model_config: Any, config: ModelConfig) -> None:
+def override_positions(model_config: Any, config: ModelConfig) -> None:
     text = model_config.get_text_config(decoder=True)
     if config.max_position_embeddings is not None:
         text.max_position_embeddings = config.max_position_embeddings

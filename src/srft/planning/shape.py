@@ -1,0 +1,261 @@
+"""What a model weighs, from its config alone: counted on the meta device, traced on fake tensors.
+
+Nothing is guessed about architectures: parameters are counted on the model's own modules without
+storage, and what a layer keeps for its backward pass is what autograd asks to have saved when the
+model's own code runs on fake tensors, one layer deep and two layers deep.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from srft.errors import ModelError
+from srft.model.adapters import add_lora
+from srft.model.config import ModelConfig
+from srft.model.loading import override_positions, resolved_config
+from srft.planning.architectures import ARCHITECTURES
+
+_ATTENTION = "srft_planned"
+_TOKENS = 67
+"""A prime, so that no activation has the shape of a weight."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Counts of numbers, not of bytes.
+
+    parameters: all; trained: those with gradient; matrices: in linear layers of the body (those
+    that autocast copies and four bits hold); outer: outside the layers (embedding, head, norms);
+    largest_layer: of one layer; layers: how many. head: vocabulary x width. kv_width: keys and
+    values of one token in all layers. attention_width: queries of one token in all layers.
+    """
+
+    name: str
+    parameters: int
+    trained: int
+    matrices: int
+    outer: int
+    outer_trained: int
+    largest_layer: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    tied: bool
+    intermediate: int
+    kv_width: int
+    attention_width: int
+    fused_copies: int
+    window: int | None
+    config: Any
+    known: bool
+
+    @property
+    def head(self) -> int:
+        return self.vocabulary * self.hidden
+
+
+def read_config(config: ModelConfig) -> tuple[Any, bool]:
+    """The model's config with the recipe's changes, and whether it came from the built-in table.
+
+    Raises ModelError where it can be read neither there nor at ``config.path``.
+    """
+    known = ARCHITECTURES.get(config.path)
+    if known is None:
+        return resolved_config(config)[1], False
+    values = copy.deepcopy(known)
+    model_config = AutoConfig.for_model(values.pop("model_type"), **values)
+    override_positions(model_config, config)
+    return model_config, True
+
+
+def measure_shape(config: ModelConfig) -> ModelShape:
+    """Count the model of a recipe. Raises ModelError (see ``read_config``)."""
+    model_config, known = read_config(config)
+    text = model_config.get_text_config(decoder=True)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                model_config, trust_remote_code=config.trust_remote_code
+            )
+    except ValueError as error:
+        raise ModelError(f"{config.path}: cannot be planned: {error}") from error
+    parameters = sum(p.numel() for p in model.parameters())
+    stack = decoder_layers(model)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
+    matrices = sum(m.weight.numel() for layer in stack for m in _linears(layer))
+    fused = sum(
+        m.weight.numel()
+        for layer in stack
+        for name, m in layer.named_modules()
+        if isinstance(m, nn.Linear)
+        and name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    )
+    if config.lora:
+        add_lora(model, config.lora)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    inside = {id(p) for layer in decoder_layers(model) for p in layer.parameters()}
+    outer_trained = sum(
+        p.numel() for p in model.parameters() if p.requires_grad and id(p) not in inside
+    )
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return ModelShape(
+        name=config.path,
+        parameters=parameters,
+        trained=trained,
+        matrices=matrices,
+        outer=parameters - sum(sizes),
+        outer_trained=outer_trained,
+        largest_layer=max(sizes),
+        layers=len(stack),
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        tied=bool(model_config.tie_word_embeddings),
+        intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
+        kv_width=2 * kv_heads * size * len(stack),
+        attention_width=heads * size * len(stack),
+        fused_copies=fused,
+        window=getattr(text, "max_position_embeddings", None),
+        config=model_config,
+        known=known,
+    )
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The longest list of modules of the body: its layers."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    longest: Any = max(lists, key=len)
+    return list(longest)
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes kept for the backward pass. layer: of each token in each layer; outside: of each token
+    before and after the layers; residual: of each token, what checkpointing keeps of a layer."""
+
+    layer: float
+    outside: float
+    residual: float
+
+
+def kept_for_backward(
+    shape: ModelShape, config: ModelConfig, dtype: torch.dtype, autocast: torch.dtype | None,
+    padding: float,
+) -> Kept:  # fmt: skip
+    """Trace what autograd saves. dtype is that of weights; autocast that of products, or None.
+    padding: places in attention for each token (shared prompts stand there once for each rollout,
+    and rows are padded to their bucket's longest)."""
+    trace = partial(_saved, shape, config, dtype, autocast, padding)
+    one, two = ([trace(n, tokens) for tokens in (_TOKENS, 2 * _TOKENS)] for n in (1, 2))
+    first = (one[1] - one[0]) / _TOKENS
+    layer = (two[1] - two[0]) / _TOKENS - first
+    itemsize = (autocast or dtype).itemsize if autocast is None else 4
+    return Kept(layer, first - layer, shape.hidden * itemsize)
+
+
+def _saved(
+    shape: ModelShape, config: ModelConfig, dtype: torch.dtype, autocast: torch.dtype | None,
+    padding: float, layers: int, tokens: int,
+) -> int:  # fmt: skip
+    """Bytes of distinct storages that are saved, parameters and their copies aside."""
+    small = copy.deepcopy(shape.config)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(text.layer_types)[:layers]
+    # A short vocabulary: the embedding is not what is traced.
+    text.vocab_size, text.pad_token_id = 64, None
+    seen: dict[int, int] = {}
+    alive: list[Tensor] = []
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(small, dtype=dtype)
+    if config.lora:
+        add_lora(model, config.lora)
+    model.set_attn_implementation(_ATTENTION)
+    model.train()
+    with FakeTensorMode():
+        _fake(model)
+        own = {id(p.untyped_storage()._cdata) for p in model.parameters()}
+        weights = {tuple(p.shape) for p in model.parameters()} | {
+            tuple(p.shape[::-1]) for p in model.parameters()
+        }
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            known = isinstance(tensor, nn.Parameter) or tuple(tensor.shape) in weights
+            if not known and storage._cdata not in own:
+                alive.append(tensor)
+                seen[storage._cdata] = storage.nbytes()
+            return tensor
+
+        ids = torch.zeros((1, tokens), dtype=torch.int64)
+        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool)
+        mask.planned_padding = padding  # type: ignore[attr-defined]
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=autocast, enabled=autocast is not None),
+        ):
+            model.get_decoder()(
+                input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False
+            )
+    return sum(seen.values())
+
+
+def _fake(model: nn.Module) -> None:
+    """Fake tensors on the CPU in place of those on the meta device, which autocast does not know."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                empty = torch.empty(p.shape, dtype=p.dtype)
+                module._parameters[name] = nn.Parameter(empty, requires_grad=p.requires_grad)
+        for name, b in module._buffers.items():
+            if b is not None:
+                module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what a fused kernel keeps: its inputs, its output, a number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty((*query.shape[:3], value.shape[3]))
+        total = query.new_empty(query.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, total)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise AssertionError("planning traces the forward pass only")
+
+
+def _planned_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **_: Any
+) -> tuple[Tensor, None]:
+    padding = attention_mask.planned_padding
+    tokens = query.shape[2]
+    places = torch.zeros(max(tokens, round(tokens * padding)), dtype=torch.int64)
+    if padding > 1:
+        query, key, value = (x.index_select(2, places) for x in (query, key, value))
+    out = _FusedAttention.apply(query, key, value).transpose(1, 2)
+    if padding > 1:
+        out = out.index_select(1, places[:tokens])
+    return out, None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _planned_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, sdpa_mask)

@@ -1,0 +1,181 @@
+"""How much there is to do in a step, and how it is spread over processes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from srft.config import SRFTConfig
+from srft.errors import ConfigError
+from srft.model.loading import parameter_dtype
+from srft.objective.method import Method
+from srft.planning.assumptions import Assumptions
+from srft.planning.devices import Cluster
+
+
+@dataclass(frozen=True)
+class Layout:
+    """world = replicate x shard processes, one a device. gather and reduce: dtypes of the weights
+    that FSDP2 gathers and of the gradients that it adds up. compute: dtype of matrix products."""
+
+    world: int
+    replicate: int
+    shard: int
+    reshard: bool
+    weights: torch.dtype
+    compute: torch.dtype
+    gather: torch.dtype
+    reduce: torch.dtype
+    node: int
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Dtype of autocast around float32 weights, or None; FSDP2 casts what it gathers instead."""
+        return self.compute if self.compute != self.weights and self.world == 1 else None
+
+
+def read_layout(config: SRFTConfig, cluster: Cluster) -> Layout:
+    """What the recipe's ``parallel`` section and its dtypes make of ``cluster``.
+
+    Raises ConfigError where the section asks for another number of processes.
+    """
+    parallel = config.parallel
+    world = cluster.size
+    if world % parallel.replicate or (parallel.shard or 1) > world:
+        raise ConfigError(
+            f"parallel: replicate={parallel.replicate}, shard={parallel.shard} do not divide the "
+            f"{world} processes of {cluster.describe()}"
+        )
+    shard = parallel.shard or world // parallel.replicate
+    if shard * parallel.replicate != world:
+        raise ConfigError(
+            f"parallel: replicate x shard is {parallel.replicate * shard}, but {cluster.describe()} "
+            f"runs {world} processes; set parallel.shard={world // parallel.replicate} or leave it out"
+        )
+    weights = parameter_dtype(config.model)
+    compute = weights
+    if weights == torch.float32 and config.model.autocast != "float32":
+        auto = config.model.autocast == "auto"
+        named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        fast = torch.float32 if cluster.device.is_cpu else torch.bfloat16
+        compute = fast if auto else named[config.model.autocast]
+    dtypes = {"auto": compute, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    return Layout(
+        world,
+        parallel.replicate,
+        shard,
+        parallel.reshard_after_forward,
+        weights,
+        compute,
+        dtypes[parallel.gather_dtype],
+        dtypes[parallel.reduce_dtype],
+        cluster.per_node,
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A step of one process: its prompts, and mean lengths in tokens. demonstrations and group:
+    of each prompt."""
+
+    prompts: float
+    group: int
+    demonstrations: int
+    prompt: float
+    response: float
+    demonstration: float
+    shared: bool
+
+    @property
+    def sequences(self) -> float:
+        return self.prompts * (self.group + self.demonstrations)
+
+    @property
+    def responses(self) -> float:
+        """Response tokens, rollouts and demonstrations."""
+        each = self.group * self.response + self.demonstrations * self.demonstration
+        return self.prompts * each
+
+    @property
+    def total(self) -> float:
+        """Tokens that the layers work through; a shared prompt counts once."""
+        copies = 1 if self.shared else self.group + self.demonstrations
+        return self.prompts * copies * self.prompt + self.responses
+
+    @property
+    def padding(self) -> float:
+        """Places in attention for each token."""
+        return (self.sequences * self.prompt + self.responses) / self.total
+
+    @property
+    def context(self) -> float:
+        """Mean number of tokens of a training sequence."""
+        return self.prompt + self.responses / max(self.sequences, 1e-9)
+
+
+@dataclass(frozen=True)
+class Work:
+    """usual: a step of mean lengths, for times; worst: one in which every sequence is as long as it
+    may be, for memory. micro_batch, of the worst: tokens of the fullest micro-batch of a process.
+    micro_batches, of the usual one. longest: of a sequence."""
+
+    usual: Tokens
+    worst: Tokens
+    longest: int
+    micro_batch: float
+    micro_batch_worst_count: int
+    micro_batches: int
+    passes: int
+    reference: bool
+
+
+def measure_work(
+    config: SRFTConfig, methods: list[Method], layout: Layout, assumed: Assumptions
+) -> Work:
+    """Counts of a step. passes: forward passes without gradient before the one that has it."""
+    rollouts = any(m.rollouts for m in methods)
+    demos = any(m.demonstrations or m.prefix for m in methods)
+    limit = config.rollout.max_tokens
+    response = assumed.response_share * limit
+    prompts = config.train.prompts_per_step / layout.world
+    longest_prompt = config.data.max_prompt_tokens or math.ceil(2 * assumed.prompt_tokens)
+    longest_demo = config.data.max_demonstration_tokens or limit
+    common: dict[str, Any] = {
+        "prompts": prompts,
+        "group": config.rollout.group_size if rollouts else 0,
+        "demonstrations": int(demos),
+        "shared": config.model.attention != "padded",
+    }
+    usual = Tokens(
+        **common,
+        prompt=min(assumed.prompt_tokens, longest_prompt),
+        response=response,
+        demonstration=min(assumed.demonstration_tokens or response, longest_demo),
+    )
+    worst = Tokens(
+        **{**common, "prompts": math.ceil(prompts)},
+        prompt=longest_prompt,
+        response=limit,
+        demonstration=longest_demo,
+    )
+    longest = longest_prompt + max(limit if rollouts else 0, longest_demo if demos else 0)
+    budget = config.train.tokens_per_micro_batch
+    parts = config.train.optimizer_steps_per_batch
+    kept = 1 - assumed.skipped_share
+    count = max(1, math.ceil(worst.total / parts / budget))
+    filled = max(worst.total / parts / count, min(longest, worst.total))
+    need_old = any(m.needs_old for m in methods) or parts > 1
+    reference = any(m.needs_reference for m in methods)
+    return Work(
+        usual,
+        worst,
+        longest,
+        micro_batch=filled,
+        micro_batch_worst_count=count * parts,
+        micro_batches=parts * max(1, math.ceil(kept * usual.total / parts / budget)),
+        passes=int(need_old) + int(reference),
+        reference=reference,
+    )
