@@ -1,6 +1,6 @@
 """Memory of one process, phase by phase, item by item, in bytes.
 
-start       whole weights in every process, before they are cut, and the engine
+start       weights and the engine, before there is an optimizer
 always      weights, optimizer, copies for reference and sampling
 generate    key/value cache, prompts, the distribution over the vocabulary of each row
 train       gradients, what layers keep for the backward pass, the head's tiles, gathered layers
@@ -24,6 +24,9 @@ _TILES = {True: (256, 4096), False: (2048, 32768)}
 
 _LEAN_LIMIT = 50_000_000
 """Parameters up to which the embedded engine keeps fused copies of matrices (rollout/lean.py)."""
+
+_EIGHT_BIT = 2.03
+"""Bytes of the two moments of a number in eight bits, with the scales of their blocks."""
 
 _NF4 = {True: 0.5625, False: 0.516}
 """Bytes of a four-bit number with its block's scale: on a CPU, on a GPU (scales quantized too)."""
@@ -143,10 +146,11 @@ def _always(case: Case) -> list[Item]:
     shape, layout = case.shape, case.layout
     weights = base_weight_bytes(case)
     cut = f" / {layout.shard} ranks" if layout.shard > 1 else ""
-    t = case.trained_itemsize
+    eight_bit = case.config.train.optimizer == "adamw_8bit"
+    moments = _EIGHT_BIT if eight_bit else 2 * case.trained_itemsize
     items = [
         Item("weights", weights / layout.shard, f"{_name(layout.weights)}{cut}"),
-        Item("optimizer", 2 * shape.trained * t / layout.shard, f"AdamW, two moments{cut}"),
+        Item("optimizer", moments * shape.trained / layout.shard, f"AdamW, two moments{cut}"),
     ]
     if case.work.reference and not case.config.model.lora:
         items.append(Item("reference", weights / layout.shard, f"frozen copy for the KL term{cut}"))
@@ -160,9 +164,11 @@ def _always(case: Case) -> list[Item]:
 
 
 def _start(case: Case, cache: Item) -> list[Item]:
-    """Every process reads the whole model, starts its engine and only then keeps its part."""
+    """What a device holds before the first step. Several processes read the model into the host's
+    memory and cut it on its way to the device; a CPU's process is its own host."""
     weights = base_weight_bytes(case)
-    items = [Item("weights", weights, "whole")]
+    cut = 1 if case.device.is_cpu else case.layout.shard
+    items = [Item("weights", weights / cut, "")]
     if case.layout.world > 1 and case.samples_itself:
         items.append(Item("replica", weights, "whole copy to sample from"))
     return [*items, cache] if case.vllm_here else items
@@ -270,9 +276,9 @@ def _sharded(case: Case) -> list[Item]:
 
 def _export(case: Case) -> list[Item]:
     """Several processes gather into the first one's host memory, a tensor at a time."""
-    whole = case.shape.parameters * case.layout.weights.itemsize
+    largest = case.shape.head * case.layout.weights.itemsize
     if case.device.is_cpu:
-        return [Item("written copy", whole, "tensors as bytes")]
+        return [Item("written copy", largest, "the largest tensor as bytes")]
     if case.layout.world == 1 and case.config.run.export:
         return [Item("written copy", 2 * case.shape.parameters, "in the source's precision")]
     return []

@@ -114,7 +114,7 @@ def build_case(
         get_method(stage.method, stage.objective, longest_response=longest)
         for stage in config.resolved_stages
     ]
-    work = measure_work(config, methods, layout, assumed)
+    work = measure_work(config, methods, layout, assumed, shape.window)
     # FSDP2 casts what it gathers, so layers run in that dtype throughout; autocast casts inputs.
     inside = layout.gather if layout.world > 1 else layout.weights
     kept = kept_for_backward(shape, config.model, inside, layout.autocast, work.worst.padding)
@@ -136,12 +136,12 @@ def _device(device: Device, assumed: Assumptions) -> Device:
 def _problems(case: Case, memory: Memory) -> list[str]:
     """What stands in the way beside the sum of bytes."""
     found = []
-    window, longest = case.shape.window, case.work.longest
-    if window is not None and longest > window:
+    window, limit = case.shape.window, case.config.rollout.max_tokens
+    if window is not None and limit >= window and case.work.worst.group:
         found.append(
-            f"the longest sequence has {longest:,} tokens, the model's window {window:,}: set "
-            f"model.max_position_embeddings={longest} (with a rotary base that reaches it), or lower "
-            "rollout.max_tokens"
+            f"rollouts of {limit:,} tokens do not fit the model's window of {window:,}: lower "
+            "rollout.max_tokens, or set model.max_position_embeddings (with a model.rope_theta that "
+            "reaches so far)"
         )
     if case.work.worst.group and not memory.rows:
         key = (

@@ -8,6 +8,7 @@ model's own code runs on fake tensors, one layer deep and two layers deep.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -160,12 +161,25 @@ def kept_for_backward(
     """Trace what autograd saves. dtype is that of weights; autocast that of products, or None.
     padding: places in attention for each token (shared prompts stand there once for each rollout,
     and rows are padded to their bucket's longest)."""
-    trace = partial(_saved, shape, config, dtype, autocast, padding)
+    key = (config.model_dump_json(), dtype, autocast, round(padding, 3))
+    if key not in _TRACED:
+        _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
+    layer, outside = _TRACED[key]
+    return Kept(layer, outside, shape.hidden * (dtype if autocast is None else _WIDE).itemsize)
+
+
+_TRACED: dict[Any, tuple[float, float]] = {}
+"""What was traced in this process: advice asks for the same again and again."""
+
+_WIDE = torch.float32  # the residual stream under autocast
+
+
+def _trace(trace: Callable[[int, int], int]) -> tuple[float, float]:
+    """Bytes of a token (in a layer, outside the layers), from one and two layers and two lengths."""
     one, two = ([trace(n, tokens) for tokens in (_TOKENS, 2 * _TOKENS)] for n in (1, 2))
     first = (one[1] - one[0]) / _TOKENS
     layer = (two[1] - two[0]) / _TOKENS - first
-    itemsize = (autocast or dtype).itemsize if autocast is None else 4
-    return Kept(layer, first - layer, shape.hidden * itemsize)
+    return layer, first - layer
 
 
 def _saved(
@@ -233,7 +247,9 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = query.new_empty((*query.shape[:3], value.shape[3]))
+        batch, heads, places = query.shape[:3]
+        # Laid out as kernels do, so that the next layer's view of it is no copy.
+        out = query.new_empty((batch, places, heads, value.shape[3])).transpose(1, 2)
         total = query.new_empty(query.shape[:3], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, total)
         return out

@@ -54,7 +54,7 @@ def _memory(plan: Plan) -> Table:
     names = list(dict.fromkeys(item.name for phase in memory.phases for item in phase.items))
     for name in [n for n in names if n not in _LAST] + [n for n in _LAST if n in names]:
         found = [{i.name: i for i in phase.items}.get(name) for phase in memory.phases]
-        how = next((item.how for item in found if item is not None and item.how), "")
+        how = next((i.how for i in reversed(found) if i is not None and i.how), "")
         table.add_row(name, *("" if i is None else _gib(i.bytes) for i in found), how)
     table.add_section()
     table.add_row("together", *(_gib(phase.bytes) for phase in memory.phases))

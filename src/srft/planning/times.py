@@ -26,12 +26,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Times:
+    """ahead: the next step's rollouts are generated while this one trains."""
+
     parts: tuple[Part, ...]
     tokens: float
+    ahead: bool = False
 
     @property
     def seconds(self) -> float:
-        return sum(part.seconds for part in self.parts)
+        seconds = {part.name: part.seconds for part in self.parts}
+        total = sum(seconds.values())
+        hidden = min(seconds.get("generate", 0.0), seconds.get("train", 0.0))
+        return total - hidden if self.ahead else total
 
     @property
     def tokens_per_second(self) -> float:
@@ -45,7 +51,8 @@ def plan_times(case: Case, rows: int) -> Times:
     parts = [generate, _score(case, generate.seconds), _train(case), _transfer(case)]
     usual = case.work.usual
     everything = usual.total + usual.prompts * usual.group * usual.response
-    return Times(tuple(p for p in parts if p.seconds > 0), everything * case.layout.world)
+    shown = tuple(p for p in parts if p.seconds > 0)
+    return Times(shown, everything * case.layout.world, case.config.rollout.ahead > 0)
 
 
 def engines(case: Case) -> float:

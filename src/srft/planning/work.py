@@ -133,16 +133,24 @@ class Work:
 
 
 def measure_work(
-    config: SRFTConfig, methods: list[Method], layout: Layout, assumed: Assumptions
+    config: SRFTConfig,
+    methods: list[Method],
+    layout: Layout,
+    assumed: Assumptions,
+    window: int | None,
 ) -> Work:
-    """Counts of a step. passes: forward passes without gradient before the one that has it."""
+    """Counts of a step. Limits of lengths that the recipe leaves wide end at the model's window.
+    passes: forward passes without gradient before the one that has it."""
     rollouts = any(m.rollouts for m in methods)
     demos = any(m.demonstrations or m.prefix for m in methods)
     limit = config.rollout.max_tokens
     response = assumed.response_share * limit
     prompts = config.train.prompts_per_step / layout.world
+    window = window or 2**40
     longest_prompt = config.data.max_prompt_tokens or math.ceil(2 * assumed.prompt_tokens)
+    longest_prompt = max(1, min(longest_prompt, window - (limit if rollouts else 1)))
     longest_demo = config.data.max_demonstration_tokens or limit
+    longest_demo = max(1, min(longest_demo, window - longest_prompt))
     common: dict[str, Any] = {
         "prompts": prompts,
         "group": config.rollout.group_size if rollouts else 0,
