@@ -74,21 +74,36 @@ def mends(
     if alone:
         return tuple(alone)
     chosen: dict[str, Any] = {}
-    costs: list[str] = []
+    used: list[Remedy] = []
     before = judge({}).share
     for remedy in remedies:
         if remedy.after is not None and remedy.after not in chosen:
             continue
         found = _mildest(remedy, chosen, judge)
         if found is not None:
-            cost = "; ".join(dict.fromkeys([*costs, remedy.cost]))
-            return (Mend(found.settings, found.share, cost),)
+            return (_relaxed(found.settings, [*used, remedy], judge),)
         strongest = {**chosen, remedy.key: remedy.values[-1]}
         share = judge(strongest).share
         if share < before * 0.995:
             chosen, before = strongest, share
-            costs.append(remedy.cost)
+            used.append(remedy)
     return ()
+
+
+def _relaxed(
+    settings: Mapping[str, Any],
+    remedies: Sequence[Remedy],
+    judge: Callable[[Mapping[str, Any]], Verdict],
+) -> Mend:
+    """``settings`` that fit, without what is not needed and as mild as the others allow; the
+    remedies that cost most are relaxed first."""
+    kept = dict(settings)
+    for remedy in reversed(remedies):
+        without = {key: value for key, value in kept.items() if key != remedy.key}
+        milder = [without, *({**without, remedy.key: value} for value in remedy.values)]
+        kept = next(dict(option) for option in milder if judge(option).fits)
+    costs = dict.fromkeys(remedy.cost for remedy in remedies if remedy.key in kept)
+    return Mend(kept, judge(kept).share, "; ".join(costs))
 
 
 def _mildest(
