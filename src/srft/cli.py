@@ -104,7 +104,7 @@ def plan(
     from srft.planning.plan import make_plan
     from srft.planning.show import show
 
-    made = make_plan(_recipe(recipe, overrides), gpus, nodes=nodes, assume=assume or [])
+    made = make_plan(load_recipe(recipe, overrides), gpus, nodes=nodes, assume=assume or [])
     if as_json:
         import json
 
