@@ -210,7 +210,10 @@ def _run(
     identity = {
         "weights": about["weights"],
         "device": loaded.description,
-        "reward": one_set.reward.model_dump(mode="json", exclude={"workers"}),
+        # Without defaults, so that a version with a new setting goes on with an old one's samples.
+        "reward": one_set.reward.model_dump(
+            mode="json", exclude={"workers", "failed_demonstrations"}, exclude_defaults=True
+        ),
     }
     with Scorer(one_set.reward) as scorer:
         judged: ScorerLike = scorer
