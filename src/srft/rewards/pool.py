@@ -46,7 +46,7 @@ _START_ATTEMPTS = 3
 _DEATHS: dict[int | None, str] = {-signal.SIGPROF: "timeout", -signal.SIGKILL: "killed"}
 # A worker that dies by itself may have been unlucky once. One killed from outside says next to
 # nothing about the item; on a busy machine the same item can be hit more than once.
-_TRIES = {"crash": 2, "killed": 5}
+_TRIES = {"crash": 2, "killed": 20}
 _BOOTSTRAP = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
     "from srft.rewards.worker import nursery_main; nursery_main(int(sys.argv[1]))"
@@ -327,7 +327,7 @@ class VerifierPool:
     items after which a worker is replaced, which keeps its caches from growing.
 
     An item past a limit scores 0 with status "timeout" or "memory"; one whose worker died is tried
-    once more in a fresh worker (up to four times more where the worker was killed from outside) and
+    once more in a fresh worker (up to 19 times more where the worker was killed from outside) and
     then scores 0 with status "crash". Safe to use from any thread,
     and in a forked child (which gets workers of its own).
     """
