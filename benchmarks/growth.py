@@ -1,6 +1,6 @@
 """How time and memory grow with response length, group size and model size; the exponents printed.
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py            # about fifteen minutes
+    OMP_NUM_THREADS=1 python benchmarks/growth.py            # about ten minutes
     OMP_NUM_THREADS=1 python benchmarks/growth.py --quick    # small ends only
     python benchmarks/growth.py --gpu                        # the 0.6B shape to 64k tokens
     OMP_NUM_THREADS=1 python benchmarks/growth.py --gpu --dry-run

@@ -1,6 +1,6 @@
 """Time and peak memory of the output head: hidden states to log-probabilities, entropy, gradients.
 
-    OMP_NUM_THREADS=1 python benchmarks/head.py     # to 4k x 256 x 64k and 1k x 1024 x 152k: six minutes
+    OMP_NUM_THREADS=1 python benchmarks/head.py     # to 4k x 256 x 64k and 1k x 1024 x 152k: twelve minutes
     OMP_NUM_THREADS=1 python benchmarks/head.py --sizes 2048x2048x151936   # the head of a 1.7B model
     python benchmarks/head.py --gpu                 # to 32k x 2048 x 152k, bfloat16
     OMP_NUM_THREADS=1 python benchmarks/head.py --gpu --dry-run

@@ -1,6 +1,6 @@
 """A GRPO step against TRL's GRPOTrainer: same model, same tokens, alternating pairs.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py             # about 25 minutes
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py             # about 35 minutes
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --quick     # the small model, few pairs
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --dry-run   # a tiny model: that it runs
     python benchmarks/training_step.py --gpu                         # 0.6B and 1.7B shapes on a GPU
@@ -57,6 +57,7 @@ from srft.types import TrainingSequence
 
 LEARNING_RATE = 1e-6
 CUTS = (1, 4, 16)
+MOST_BYTES = 6 * 2**30
 WORKLOADS = ("uniform", "long-tailed")
 # Model, prompts, lengths, what is measured, pairs, seconds.
 CASES = [
@@ -221,12 +222,19 @@ def check_same_gradient(ours: Ours, theirs: Theirs, tolerance: float = 1e-3) -> 
     return worst
 
 
-def fastest_cut(build: Callable[[int], Theirs], rows: int) -> tuple[Theirs, int]:
+def possible_cuts(size: str, rollouts: list[TrainingSequence]) -> list[int]:
+    """Numbers of micro-batches of whole groups whose padded rows leave about 6 GiB of activations."""
+    hidden, inner, layers = common.SHAPES[size]["sizes"]
+    width = max(len(r.prompt_ids) for r in rollouts) + max(len(r.response_ids) for r in rollouts)
+    numbers = len(rollouts) * width * layers * (14 * hidden + 4 * inner)
+    whole = [cuts for cuts in CUTS if cuts <= len(rollouts) // common.GROUP]
+    return [cuts for cuts in whole if 4 * numbers / cuts < MOST_BYTES] or whole[-1:]
+
+
+def fastest_cut(build: Callable[[int], Theirs], possible: list[int]) -> tuple[Theirs, int]:
     """TRL in the number of micro-batches that is fastest, each tried twice (once where it is slow)."""
     tried: list[tuple[float, int, Theirs]] = []
-    for cuts in CUTS:
-        if cuts > rows // common.GROUP:
-            break
+    for cuts in possible:
         theirs = build(cuts)
         best = common.timed(theirs.train).wall
         if best < 30:
@@ -271,7 +279,7 @@ def run_case(
     rollouts = make_rollouts(work)
     needed = operations(model, rollouts)
     theirs, cuts = fastest_cut(
-        lambda cuts: Theirs(copy.deepcopy(model), rollouts, cuts), len(rollouts)
+        lambda cuts: Theirs(copy.deepcopy(model), rollouts, cuts), possible_cuts(size, rollouts)
     )
     ours = Ours(copy.deepcopy(model), rollouts)
     label = {"model": size, "workload": name, "prompts": prompts, "trl_micro_batches": cuts}
