@@ -104,7 +104,7 @@ def table(result: Mapping[str, Any]) -> str:
             cells = [_cell(name, values) for name, values in figures.items()]
             rows.append([author, arm.replace("-then-", "->"), *cells])
     grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"{grid}\n\n{result['seeds']} seeds."
+    return f"{grid}\n\nSeeds: {result['seeds']}."
 
 
 def _cell(name: str, values: Sequence[float]) -> str:
