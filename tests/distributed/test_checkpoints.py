@@ -81,7 +81,7 @@ def assert_identical_run(one: Path, other: Path) -> None:
 # moment before it gets its name.
 SAVING = ("srft.trainer.checkpoint", "fsync")
 FAULTS = {
-    "one-while-sampling": ("srft.trainer.trainer", "collect", {1: 4}),
+    "one-while-sampling": ("srft.trainer.collector", "collect", {1: 4}),
     "one-while-saving": (*SAVING, {1: 4}),
     "all-while-saving": (*SAVING, {0: 10, 1: 4}),
     "main-before-naming": (*SAVING, {0: 15}),
@@ -109,7 +109,7 @@ def test_a_run_whose_processes_were_killed_resumes_exactly(base, whole, tmp_path
 
 def test_a_process_that_stalls_is_named_by_the_others_in_time(base, tmp_path):
     recipe = recipe_at(base, tmp_path / "run", parallel={"timeout_s": 8.0})
-    stalled = ("srft.trainer.trainer", "collect", {1: -3})
+    stalled = ("srft.trainer.collector", "collect", {1: -3})
     started = start(work.train_with_fault, 3, recipe, base[1], *stalled)
     outcomes = finish([started[0], started[2]])
     started[1][0].kill()
