@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from srft.errors import CheckpointError, ConfigError
 from srft.trainer import checkpoint as checkpoints
+from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
 from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
@@ -55,7 +56,7 @@ def whole(recipe, tmp_path):
 
 # Where the process dies: a function, and the call at which it does.
 PLACES = [
-    (trainer_module, "collect", 4),
+    (collector_module, "collect", 4),
     (trainer_module, "update", 3),
     (checkpoints, "save_checkpoint", 2),
     (trainer_module, "export_model", 1),
