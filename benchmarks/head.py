@@ -276,7 +276,7 @@ def table(report: dict) -> str:
             shown = [f"{error[k]:.0e}" if k in error else "" for k in ("logprob", "entropy")]
             lines.append(
                 f"| {size['T']} x {size['D']} x {size['V']} ({entry['gradients_mib']:.0f}) | {name} "
-                f"| {peak:.0f} | {f'{naive_peak / peak:.1f}' if naive_peak else ''} "
+                f"| {peak:.0f} | {f'{naive_peak / max(peak, 0.1):.1f}' if naive_peak else ''} "
                 f"| {statistics.median(entry['seconds'][name]):.3f} "
                 f"| {common.spread(to_naive) if to_naive else ''} "
                 f"| {common.spread(entry['time_ratio_to_products'][name])} "
