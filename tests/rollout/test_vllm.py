@@ -20,7 +20,7 @@ import yaml
 from tests.rollout.fake_vllm import perturb
 
 from srft.errors import RolloutError
-from srft.evaluation.sample import sample_text
+from srft.evaluation.sample import sample_texts
 from srft.lab import base_model_path, lab_eval
 from srft.model.config import ModelConfig
 from srft.model.loading import load_model, load_tokenizer
@@ -328,7 +328,7 @@ def test_training_evaluates_and_exports(kind, recipe, servers):
     # The second step's rollouts are by the weights after the first.
     assert result.metrics["mismatch/abs/max"] < 1e-3
     rollout = config.rollout.model_copy(update={"check": True})
-    (answer,) = sample_text(result.model_dir, lab_eval(1)[0]["prompt"], 1, rollout=rollout)
+    ((answer,),) = sample_texts(result.model_dir, [lab_eval(1)[0]["prompt"]], 1, rollout=rollout)
     assert answer.text
 
 
