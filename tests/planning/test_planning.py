@@ -111,7 +111,7 @@ def test_checkpointing_adapters_and_half_precision_take_less():
         return items(make_plan(config, "H100-80G"), "train")
 
     whole, checkpointed = train(), train(gradient_checkpointing=True)
-    assert checkpointed["activations"] < whole["activations"] / 8
+    assert checkpointed["activations"] < whole["activations"] / 6
     lora = train(lora={"rank": 16}, dtype="bfloat16")
     assert lora["optimizer"] < whole["optimizer"] / 100
     assert lora["weights"] < 0.51 * whole["weights"]

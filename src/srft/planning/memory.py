@@ -231,8 +231,9 @@ def _training(case: Case) -> list[Item]:
     t = case.trained_itemsize
     gradients = shape.trained * t / layout.shard
     if case.config.model.gradient_checkpointing:
-        saved = tokens * (kept.residual * shape.layers + kept.layer + kept.outside)
-        how = f"{tokens:,.0f} tokens, inputs of layers and one layer whole"
+        # The layer that is computed again, and the one before it, which is let go a little later.
+        saved = tokens * (kept.residual * shape.layers + 2 * kept.layer + kept.outside)
+        how = f"{tokens:,.0f} tokens, inputs of layers and two layers whole"
     else:
         saved = tokens * (kept.layer * shape.layers + kept.outside)
         how = f"{tokens:,.0f} tokens, every layer"
