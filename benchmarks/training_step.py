@@ -314,7 +314,7 @@ def run_case(
         entry = {**label, "what": kind, "first_call_s": first, **figures}
         if kind != "step":
             for side in ("ours", "theirs"):
-                entry[f"mfu_{side}"] = needed / entry[f"{side}_cpu_s"]["median"] / rate
+                entry[f"mfu_{side}"] = needed / entry[f"{side}_cpu_s"]["median"] / rate / 1e9
         if kind == "train":
             for side in ("ours", "theirs"):
                 entry[f"peak_mib_{side}"] = peak_memory(side, size, prompts, name, cuts)
