@@ -22,6 +22,7 @@ SMALL = (
     "data.limit=200",
     "data.eval_limit=160",
     "rollout.max_tokens=80",
+    "evaluation.max_tokens=80",
     "train.steps=40",
     "train.prompts_per_step=4",
     "train.learning_rate=5e-4",
