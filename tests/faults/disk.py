@@ -162,6 +162,11 @@ def newest_files(source: Path) -> list[Path]:
 damaged_files = newest_files
 
 
+def unwrapped(output: str) -> str:
+    """A console breaks long paths wherever its width ends."""
+    return output.replace("\n", "")
+
+
 def damage_trials(
     workshop: Workshop, whole: Undisturbed, rounds: int, seed: int = 4
 ) -> Iterator[Trial]:
@@ -183,7 +188,7 @@ def damage_trials(
         code, output = workshop.go_on(run_dir)
         if code:
             yield Trial(kind, name, False, f"exit code {code}: {output[-400:]}")
-        elif newest not in output.partition("resumed after")[0] and (
+        elif newest not in unwrapped(output).partition("resumed after")[0] and (
             not (run_dir / file).exists() or (run_dir / file).read_bytes() != before
         ):
             yield Trial(kind, name, False, f"not said: {output[:300]}")

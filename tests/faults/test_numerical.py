@@ -119,7 +119,7 @@ def test_log_probabilities_of_any_engine(quick, poison):
 
         update_weights, close = engine.update_weights, engine.close
 
-    run.trainer.setup = replace(run.trainer.setup, engine=Poisoned())
+    run.trainer.collector.setup = replace(run.trainer.setup, engine=Poisoned())
     run.run_and_check("log-probability")
 
 

@@ -11,6 +11,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def _maker() -> str:
 
 
 _ONEDNN = onednn_is_faster()
+
+if _ONEDNN:
+    # oneDNN keeps what it prepared for each shape, and packed rows have a new length every time: at its
+    # own limit of 1,024 shapes that is gigabytes. Read by it at its first product.
+    for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(_cache, "64")
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -112,6 +119,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     for_x, for_weight, for_bias = ctx.needs_input_grad
+    # An expanded gradient, such as that of a sum, would send oneDNN to its reference code: 100 times slower.
+    grad = grad.contiguous()
     flat = grad.reshape(-1, grad.shape[-1])
     return (
         _linear(grad, weight.t(), None) if for_x else None,
