@@ -132,9 +132,10 @@ def test_results_come_back_to_the_item_they_belong_to(pool: VerifierPool) -> Non
 
 
 def test_a_worker_killed_from_outside_is_replaced_and_its_item_scored(pool: VerifierPool) -> None:
+    pool.submit("hostile:nap", "0", "1").result()
     before = pool.stats()["restarted"]
-    future = pool.submit("hostile:nap", "0.6", "1")
-    time.sleep(0.3)
+    future = pool.submit("hostile:nap", "1", "1")
+    time.sleep(0.4)
     for pid in pool.worker_pids():
         os.kill(pid, signal.SIGKILL)
     assert future.result().status == "ok"
