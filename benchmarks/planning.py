@@ -132,17 +132,17 @@ def resident(which: str) -> int:
 class PhasePeaks:
     """The highest resident memory of each phase of a run, above the baseline."""
 
-    def __init__(self, trainer: type) -> None:
+    def __init__(self, trainer: type, collector: type) -> None:
         self.baseline = resident("VmRSS")
         self.peaks: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        for phase, methods in {
-            "generate": ("_collect",),
-            "train": ("_update",),
-            "export": ("_checkpoint", "_export"),
-        }.items():
-            for method in methods:
-                setattr(trainer, method, self._watched(phase, getattr(trainer, method)))
+        for phase, owner, method in (
+            ("generate", collector, "step"),
+            ("train", trainer, "_update"),
+            ("export", trainer, "_checkpoint"),
+            ("export", trainer, "_export"),
+        ):
+            setattr(owner, method, self._watched(phase, getattr(owner, method)))
 
     def _watched(self, phase: str, function: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -163,6 +163,7 @@ def measure(overrides: list[str]) -> None:
     """Run a recipe and print what it took, as JSON on the last line. A run of a toy model comes
     first: what it leaves is what libraries, threads and workers take, the baseline."""
     from srft.config import load_config
+    from srft.trainer.collector import Collector
     from srft.trainer.trainer import SRFTTrainer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +173,7 @@ def measure(overrides: list[str]) -> None:
         mine = [item for item in overrides if item.startswith(kept)]
         SRFTTrainer(args=load_config(None, [*toy.values(), *mine, "train.steps=2"])).train()
     gc.collect()
-    peaks = PhasePeaks(SRFTTrainer)
+    peaks = PhasePeaks(SRFTTrainer, Collector)
     result = SRFTTrainer(args=load_config(None, overrides)).train()
     metrics = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").open()]
     last = metrics[-1]

@@ -278,6 +278,10 @@ def _sharded(case: Case) -> list[Item]:
 def _export(case: Case) -> list[Item]:
     """Several processes gather into the first one's host memory, a tensor at a time."""
     largest = case.shape.head * case.layout.weights.itemsize
+    lora = case.config.model.lora
+    if lora is not None and lora.export == "merged" and case.layout.world == 1:
+        whole = case.shape.parameters * case.layout.weights.itemsize
+        return [Item("written copy", whole, "adapters added to the weights")]
     if case.device.is_cpu:
         return [Item("written copy", largest, "the largest tensor as bytes")]
     if case.layout.world == 1 and case.config.run.export:
