@@ -72,7 +72,7 @@ class Assumptions(BaseModel):
     link_gbs: float | None = Field(None, gt=0, description="within a node; none: the table's")
 
 
-# Shares for a CPU were set from benchmarks/planning.py, those for GPUs from published runs.
+# Shares for a CPU were set from benchmarks/planning.py, those for GPUs are assumed: none was measured.
 _CPU = {
     "runtime_gib": 0.12,
     "fragmentation": 1.03,
