@@ -9,7 +9,7 @@ import torch
 
 from srft.errors import RolloutError
 from srft.rollout.config import VLLMConfig
-from srft.rollout.requests import check_finite
+from srft.rollout.requests import check_finite, computes_in_float32
 from srft.rollout.stopping import StopRule, end_token_ids
 from srft.types import Completion, SamplingParams
 
@@ -85,7 +85,7 @@ def is_exact(model: Any, config: VLLMConfig, device: str) -> bool:
     """Whether trainer and vLLM both compute in float32 (on GPUs neither promises to)."""
     return (
         device == "cpu"
-        and model.dtype == torch.float32
+        and computes_in_float32(model)
         and engine_dtype(config, device) == torch.float32
     )
 

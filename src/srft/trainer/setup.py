@@ -106,12 +106,6 @@ def set_up(
     if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
         model = unwrap(model)  # a PeftModel: its adapters sit in the layers of the model inside
     methods = build_methods(config)
-    longest = config.rollout.max_tokens
-    interleaved = {
-        name: get_method(name, longest_response=longest)
-        for name in {method.interleave for method in methods}
-        if name
-    }
     set_seed(config.train.seed)
     device = choose_device(config)
     model_config = config.model
@@ -163,7 +157,7 @@ def set_up(
         demo_scores,
         evaluation_data,
         methods,
-        interleaved,
+        _interleaved(config, methods),
         models.reference,
         scorer,
         engine,
@@ -195,6 +189,12 @@ def _corrected(config: SRFTConfig, stage: Stage) -> Switches:
     if not get_method(stage.method).rollouts:
         return switches
     return switches.model_copy(update={"importance_cap": _AHEAD_CAP})
+
+
+def _interleaved(config: SRFTConfig, methods: Sequence[Method]) -> dict[str, Method]:
+    """The methods that others take turns with, by name."""
+    names = {method.interleave for method in methods if method.interleave}
+    return {name: get_method(name, longest_response=config.rollout.max_tokens) for name in names}
 
 
 def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:

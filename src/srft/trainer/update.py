@@ -7,7 +7,7 @@ alike. Counts are taken over the whole optimizer step first, so micro-batches si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,17 +112,10 @@ def update(
     number = 0
     for part in parts:
         optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=device)
-        finite = torch.ones((), dtype=torch.bool, device=device)
-        for packed in part.packs:
-            batch = batch_of(number, packed)
-            loss, metrics = compute_loss(method, batch, part.counts, progress)
-            loss.backward()
-            loss_sum += loss.detach()
-            # A term may mask the very tokens at which the model has broken down.
-            finite &= loss.isfinite() & _all_finite(batch)
-            sums.append(metrics)
-            number += 1
+        scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
+        loss_sum, finite, metrics = _backward(method, scored, part.counts, progress, device)
+        sums += metrics
+        number += len(part.packs)
         # Over all processes, so that all of them refuse or none.
         outcomes = world.gather((loss_sum.item(), bool(finite)), f"loss of step {step + 1}")
         total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
@@ -130,9 +123,7 @@ def update(
         if not (all_finite and norm < float("inf")):
             optimizer.zero_grad(set_to_none=True)
             model.eval()
-            hidden = not all_finite and math.isfinite(total)
-            scores = ", log-probabilities or entropies not" if hidden else ""
-            reason = f"loss {total:g}, gradient norm {norm:g}{scores}"
+            reason = _reason(total, norm, all_finite)
             advantages = [p.index.sequences.advantage_S for p in part.packs]
             more = {"counts": part.counts, "advantages": advantages}
             save_refused(refused_dir if world.main else None, step, reason, sequences, more)
@@ -147,6 +138,35 @@ def update(
     work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
     figures["train/sequences_skipped"] = 1 - work.pop("sequences") / len(sequences)
     return UpdateResult({**figures, **work, "train/gradient_norm": sum(norms) / len(norms)})
+
+
+def _backward(
+    method: Method,
+    batches: Iterable[TokenBatch],
+    counts: Mapping[str, float],
+    progress: Progress,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+    """Gradients of one optimizer step, micro-batch by micro-batch: the loss, whether every figure was
+    finite, and the metrics of each."""
+    loss_sum = torch.zeros((), device=device)
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    sums = []
+    for batch in batches:
+        loss, metrics = compute_loss(method, batch, counts, progress)
+        loss.backward()
+        loss_sum += loss.detach()
+        # A term may mask the very tokens at which the model has broken down.
+        finite &= loss.isfinite() & _all_finite(batch)
+        sums.append(metrics)
+    return loss_sum, finite, sums
+
+
+def _reason(loss: float, norm: float, all_finite: bool) -> str:
+    """Why a step is refused."""
+    hidden = not all_finite and math.isfinite(loss)
+    scores = ", log-probabilities or entropies not" if hidden else ""
+    return f"loss {loss:g}, gradient norm {norm:g}{scores}"
 
 
 def _all_finite(batch: TokenBatch) -> Tensor:
