@@ -12,7 +12,7 @@ from torch import nn
 from srft.model import products
 from srft.model.config import ModelConfig
 from srft.model.fast import prepare_compute
-from srft.model.products import FastLinear, outer, product, product_plus, use_fast_products
+from srft.model.products import FastLinear, FrozenLinear, outer, product, use_fast_products
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN"
@@ -41,10 +41,26 @@ def test_products_agree_with_float64(taken: None, shape: tuple[int, int, int]) -
     _near(product(x, weight), wide)
     _near(product(x, weight, bias), wide + bias.double())
     _near(product(rest, weight.t()), rest.double() @ weight.double())
-    _near(product_plus(rest, x, weight, None), rest.double() + wide)
-    _near(product_plus(rest, x, weight, bias), rest.double() + wide + bias.double())
     for a, b in ((rest, x), (x, rest)):
         _near(outer(a, b), a.double().t() @ b.double())
+
+
+@needs_onednn
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+@torch.inference_mode()
+def test_a_frozen_layer_serves_other_numbers_of_rows(
+    taken: None, with_bias: bool, fast: bool
+) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(40, 24), torch.randn(40) if with_bias else None
+    layer = FrozenLinear(weight, bias, rows=16, fast=fast)
+    assert (layer.packed is not None) == fast
+    for rows in (1, 16, 50):
+        x, rest = torch.randn(rows, 24), torch.randn(rows, 40)
+        wide = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+        _near(layer(x), wide)
+        _near(layer.plus(rest, x), rest.double() + wide)
 
 
 @needs_onednn

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from srft.model.attention import leave_out_of_compiled_code
 from srft.model.config import ModelConfig
+from srft.model.norms import use_fast_norms
 from srft.model.output_head import unwrap
 from srft.model.products import use_fast_products
 
@@ -23,6 +24,7 @@ def prepare_compute(model: PreTrainedModel, config: ModelConfig) -> None:
     base.srft_kernels = config.kernels
     if config.kernels == "auto":
         use_fast_products(model)
+        use_fast_norms(model)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     if config.compile:

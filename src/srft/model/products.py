@@ -54,13 +54,12 @@ if _ONEDNN:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one for ``x`` [..., K] by ``weight`` [N, K]."""
-    return (
-        _ONEDNN
-        and x.dtype == weight.dtype == torch.float32
-        and x.is_cpu
-        and x.numel() * weight.shape[0] >= _LEAST_WORK
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return _usable(x, weight) and x.numel() * weight.shape[0] >= _LEAST_WORK
+
+
+def _usable(*tensors: Tensor) -> bool:
+    plain = all(t.dtype == torch.float32 and t.is_cpu for t in tensors)
+    return _ONEDNN and plain and not torch.is_autocast_enabled("cpu")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -70,13 +69,32 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
-def product_plus(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``residual + x @ weight.T + bias`` without gradient; x [M, K], weight [N, K]."""
-    if takes(x, weight):
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-    if bias is not None:
-        return residual + functional.linear(x, weight, bias)
-    return torch.addmm(residual, x, weight.t())
+class FrozenLinear:
+    """``x @ weight.T + bias`` without gradient, for a weight [N, K] that stays as it is while this lives.
+
+    oneDNN gets it in the layout that it computes in, brought there once, for about ``rows`` rows of x:
+    with few rows that takes longer than the product itself.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, fast: bool = True) -> None:
+        self.weight, self.bias = weight, bias
+        self.packed: Tensor | None = None
+        if fast and _usable(weight) and rows * weight.numel() >= _LEAST_WORK:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is not None and takes(x, self.weight):
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return functional.linear(x, self.weight, self.bias)
+
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The same and a ``residual`` [M, N], for x [M, K]."""
+        if self.packed is not None and takes(x, self.weight):
+            pointwise = torch.ops.mkldnn._linear_pointwise.binary
+            return pointwise(x, residual, self.packed, self.bias, "add")
+        if self.bias is not None:
+            return residual + functional.linear(x, self.weight, self.bias)
+        return torch.addmm(residual, x, self.weight.t())
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ class RowCache(Cache):
         layers, self.heads, self.size = shape
         # Zeros, not empty: masked slots are multiplied by a weight of 0, and 0 * NaN is NaN.
         numbers = rows * self.heads * slots * self.size
-        self.store = torch.zeros(layers, 2, numbers, dtype=dtype, device=device)
+        # One layer more than there are: a new layout is written into the place that is free.
+        self.store = torch.zeros(layers + 1, 2, numbers, dtype=dtype, device=device)
+        self._free = layers
         self._mask_store = torch.zeros(rows * slots, dtype=dtype, device=device)
         self.rows, self.slots = rows, slots
         self._rows_held, self._slots_held = rows, slots
@@ -92,8 +94,9 @@ class RowCache(Cache):
     def _view(self, span: int) -> None:
         self.span = span
         numbers = self.rows * self.heads * span * self.size
-        block = (len(self.store), 2, self.rows, self.heads, span, self.size)
-        self.block = self.store[:, :, :numbers].view(block)
+        layers = self.store[1:] if self._free == 0 else self.store[:-1]
+        block = (len(layers), 2, self.rows, self.heads, span, self.size)
+        self.block = layers[:, :, :numbers].view(block)
         self.mask = self._mask_store[: self.rows * span].view(self.rows, 1, 1, span)
         self._active: list[tuple[Tensor, Tensor]] = []
 
@@ -161,11 +164,13 @@ class RowCache(Cache):
         old, source = self.block, slice(self.first, self.slot)
         self.slot = max(width, at_least)
         self.first = self.slot - width
+        # Every layer moves to the place beside it, the one next to the free place first.
+        layers = len(old)
+        self._free = layers - self._free
         self._view(_roomy(self.slot, self.slots))
-        for before, after in zip(old, self.block, strict=True):
-            # A copy in between, because both are views of the same memory.
-            live = before[:, :active, :, source].clone()
-            after[:, :active, :, self.first : self.slot] = live
+        target = slice(self.first, self.slot)
+        for layer in range(layers) if self._free else reversed(range(layers)):
+            self.block[layer, :, :active, :, target] = old[layer, :, :active, :, source]
         self._hide(slice(0, active), length_A)
 
 

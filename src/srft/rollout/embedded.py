@@ -102,7 +102,8 @@ class _Call:
         self.device = next(engine.model.parameters()).device
         self.forward_arguments = _forward_arguments(engine.model)
         self.row_count, self.slots = _cache_size(self.config, requests, params)
-        self.lean = lean_decoder(engine.model, self.slots) if engine.use_lean else None
+        rows, slots = self.row_count, self.slots
+        self.lean = lean_decoder(engine.model, slots, rows) if engine.use_lean else None
         self.cache = cache
         self.rows = Rows(self.row_count, params.max_tokens, self.device)
         self.stop: StopRule | None = None

@@ -11,6 +11,7 @@ Shape suffixes: A active rows, D width, H query heads, K key/value heads, E head
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srft.model.products import FastLinear, product, product_plus
+from srft.model.norms import is_plain_norm
+from srft.model.products import FastLinear, FrozenLinear
 from srft.rollout.attention import rollout_attention
 from srft.rollout.cache import RowCache
 
 _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 )
-_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 _TORCH_MODULES = (nn.Linear, FastLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 # Types whose frequencies do not depend on the length of the sequence, so that a table holds.
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
@@ -36,14 +37,12 @@ _MOST_PARAMETERS = 50_000_000
 @dataclass(frozen=True)
 class _Layer:
     attention: Any
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: FrozenLinear
     head_scale: Tensor | None
     head_epsilon: float
-    output: nn.Linear
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: nn.Linear
+    output: FrozenLinear
+    gate_up: FrozenLinear
+    down: FrozenLinear
     norm_1: nn.Module
     norm_2: nn.Module
     window: int | None
@@ -52,15 +51,18 @@ class _Layer:
 class LeanDecoder:
     """The decoding step of one model with its weights of this moment. Use ``lean_decoder``."""
 
-    def __init__(self, model: Any, positions: int) -> None:
+    def __init__(self, model: Any, positions: int, rows: int) -> None:
         base = model.model
         self.embedding = base.embed_tokens.weight
         self.final_norm = base.norm
-        self.head = model.lm_head
         fast = getattr(model, "srft_kernels", "auto") == "auto"
-        self.linear = product if fast else functional.linear
-        self.add_linear = product_plus if fast else _add_linear
-        self.layers = [_read_layer(layer) for layer in base.layers]
+
+        def frozen(*linears: nn.Linear) -> FrozenLinear:
+            weight, bias = _side_by_side(linears)
+            return FrozenLinear(weight, bias, rows, fast)
+
+        self.head = frozen(model.lm_head)
+        self.layers = [_read_layer(layer, frozen) for layer in base.layers]
         attention = base.layers[0].self_attn
         self.heads = model.config.num_attention_heads
         self.kv_heads = model.config.num_key_value_heads
@@ -83,8 +85,7 @@ class LeanDecoder:
         half = self.size // 2
         for number, layer in enumerate(self.layers):
             normed = _norm(layer.norm_1, hidden)
-            qkv = self.linear(normed, layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(len(token_A), both + self.kv_heads, self.size)
+            qkv = layer.qkv(normed).view(len(token_A), both + self.kv_heads, self.size)
             qk = qkv[:, :both]
             if layer.head_scale is not None:
                 qk = functional.rms_norm(qk, (self.size,), None, layer.head_epsilon)
@@ -102,22 +103,22 @@ class LeanDecoder:
                 sliding_window=layer.window,
             )
             out = out.view(len(token_A), -1)
-            hidden = self.add_linear(hidden, out, layer.output.weight, layer.output.bias)
+            hidden = layer.output.plus(hidden, out)
             normed = _norm(layer.norm_2, hidden)
-            gate_up = self.linear(normed, layer.gate_up, layer.gate_up_bias)
-            gate, up = gate_up.chunk(2, -1)
+            gate, up = layer.gate_up(normed).chunk(2, -1)
             inner = functional.silu(gate).mul_(up)
-            hidden = self.add_linear(hidden, inner, layer.down.weight, layer.down.bias)
-        return self.linear(_norm(self.final_norm, hidden), self.head.weight, self.head.bias)
+            hidden = layer.down.plus(hidden, inner)
+        return self.head(_norm(self.final_norm, hidden))
 
 
-def lean_decoder(model: Any, positions: int) -> LeanDecoder | None:
-    """A decoder for positions 0..positions, or None where the model's own forward is to be used."""
+def lean_decoder(model: Any, positions: int, rows: int) -> LeanDecoder | None:
+    """A decoder for positions 0..positions and ``rows`` rows at most, or None where the model's own
+    forward is to be used."""
     if type(model).__name__ not in _ARCHITECTURES or not _plain(model):
         return None
     rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
     usual = rope in _FIXED_ROPE and model.config.hidden_act == "silu"
-    return LeanDecoder(model, positions) if usual else None
+    return LeanDecoder(model, positions, rows) if usual else None
 
 
 def _plain(model: Any) -> bool:
@@ -136,13 +137,13 @@ def _plain(model: Any) -> bool:
         leaf = next(module.children(), None) is None
         known = kind in _TORCH_MODULES or kind.__module__.startswith("transformers.")
         if not known or (
-            leaf and hasattr(module, "variance_epsilon") and kind.__name__ not in _NORMS
+            leaf and hasattr(module, "variance_epsilon") and not is_plain_norm(module)
         ):
             return False
     return True
 
 
-def _read_layer(layer: Any) -> _Layer:
+def _read_layer(layer: Any, frozen: Callable[..., FrozenLinear]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     scale, epsilon = None, 0.0
     if hasattr(attention, "q_norm"):
@@ -151,33 +152,31 @@ def _read_layer(layer: Any) -> _Layer:
         norms = (attention.q_norm, attention.k_norm)
         scale = torch.cat([n.weight.expand(h, -1) for n, h in zip(norms, heads, strict=True)])
         epsilon = attention.q_norm.variance_epsilon
-    qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
     # Mistral's attention reads its window from the config; Llama's ignores whatever stands there.
     source = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window = getattr(source, "sliding_window", None)
     return _Layer(
         attention=attention,
-        qkv=torch.cat([p.weight for p in qkv]),
-        qkv_bias=None if qkv[0].bias is None else torch.cat([p.bias for p in qkv]),
+        qkv=frozen(attention.q_proj, attention.k_proj, attention.v_proj),
         head_scale=scale,
         head_epsilon=epsilon,
-        output=attention.o_proj,
-        gate_up=torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)),
-        gate_up_bias=None
-        if mlp.gate_proj.bias is None
-        else torch.cat((mlp.gate_proj.bias, mlp.up_proj.bias)),
-        down=mlp.down_proj,
+        output=frozen(attention.o_proj),
+        gate_up=frozen(mlp.gate_proj, mlp.up_proj),
+        down=frozen(mlp.down_proj),
         norm_1=layer.input_layernorm,
         norm_2=layer.post_attention_layernorm,
         window=window,
     )
 
 
+def _side_by_side(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one linear layer that does the work of several over the same input."""
+    if len(linears) == 1:
+        return linears[0].weight, linears[0].bias
+    biases = [linear.bias for linear in linears]
+    bias = None if any(b is None for b in biases) else torch.cat(biases)
+    return torch.cat([linear.weight for linear in linears]), bias
+
+
 def _norm(norm: Any, x: Tensor) -> Tensor:
     return functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
-
-
-def _add_linear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is not None:
-        return residual + functional.linear(x, weight, bias)
-    return torch.addmm(residual, x, weight.t())
