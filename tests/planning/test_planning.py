@@ -17,6 +17,7 @@ from srft.data.packing import pack
 from srft.errors import ConfigError
 from srft.model.attention import packed_layout, use_packed_attention
 from srft.model.config import ModelConfig
+from srft.model.norms import use_fast_norms
 from srft.planning.advice import changed
 from srft.planning.devices import GIB, measured_cpu, read_cluster
 from srft.planning.plan import make_plan
@@ -70,6 +71,7 @@ def test_what_layers_keep_is_what_autograd_saves(family, tmp_path):
     # One length, so that no place is padded.
     (batch,) = pack(random_sequences(*[(5, 14)] * 8), None, 999)
     use_packed_attention(model)
+    use_fast_norms(model)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen = {}
 

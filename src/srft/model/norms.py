@@ -1,8 +1,8 @@
-"""Root-mean-square norms of float32 activations on a CPU, with a backward pass written out.
+"""Root-mean-square norms of float32 activations, with a backward pass written out.
 
-transformers writes the norm as five operations, PyTorch's own is the same five where there is no fused
-kernel (on CPUs), and autograd then runs a dozen over tensors of the full size to come back. By hand it is
-four, and one tensor is kept in place of three (docs/performance.md). Zhang and Sennrich, 2019.
+transformers writes the norm as five operations (so does PyTorch on a CPU), and autograd then runs a dozen
+over tensors of the full size to come back. By hand it is four, and one tensor is kept in place of three
+(docs/performance.md). Half-precision activations keep transformers' own rounding. Zhang and Sennrich, 2019.
 
 A norm is given it by changing its class: weights, names, hooks and what is saved stay as they are.
 """
@@ -47,11 +47,12 @@ class _RootMeanSquareNorm(torch.autograd.Function):
 class _FastNorm(nn.Module):
     """Stands before the class of a norm; see ``use_fast_norms``."""
 
+    weight: Tensor
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight: Tensor = self.weight
+        weight = self.weight
         by_hand = (
-            hidden_states.is_cpu
-            and hidden_states.dtype == weight.dtype == torch.float32
+            hidden_states.dtype == weight.dtype == torch.float32
             # The compiler fuses the plain formula, forward and backward.
             and not torch.compiler.is_compiling()
         )
@@ -64,7 +65,7 @@ def use_fast_norms(model: nn.Module) -> None:
     """Give every plain norm of ``model`` the backward pass written out."""
     for module in model.modules():
         if is_plain_norm(module) and not isinstance(module, _FastNorm):
-            module.__class__ = _fast(type(module))
+            module.__class__ = _fast(type(module))  # type: ignore[arg-type]
 
 
 def is_plain_norm(module: nn.Module) -> bool:

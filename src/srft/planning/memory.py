@@ -189,7 +189,9 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
     if rows < total or (budget is not None and rows * longest > budget):
         slots = longest + max(16, longest // 4)
         rows = min(rows, (budget or rows * slots) // slots)
-    cache = Item("key/value cache", rows * slots * per_token, f"{rows} rows x {slots:,} slots")
+    places = 1 + 1 / shape.layers
+    how = f"{rows} rows x {slots:,} slots, and a free place for one layer"
+    cache = Item("key/value cache", rows * slots * per_token * places, how)
     prompts = min(rollout.prefill_tokens, work.worst.prompts * work.worst.prompt)
     half = case.layout.compute.itemsize
     vocabulary = rows * shape.vocabulary
@@ -198,7 +200,6 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
         Item("prefill", prompts * (3 * shape.intermediate + 4 * shape.hidden) * half, "one layer"),
         # Logits, log-probabilities and their exponents in float32, the running sum in float64.
         Item("vocabulary", vocabulary * (half + 4 + 4 + 8), f"{rows} rows x {shape.vocabulary:,}"),
-        Item("moving the cache", rows * slots * per_token / shape.layers, "one layer's copy"),
     ]
     lean = case.layout.weights == torch.float32 and shape.parameters <= _LEAN_LIMIT
     if rollout.engine == "embedded" and lean and case.device.is_cpu and not case.config.model.lora:

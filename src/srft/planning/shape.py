@@ -24,6 +24,7 @@ from srft.errors import ModelError
 from srft.model.adapters import add_lora
 from srft.model.config import ModelConfig
 from srft.model.loading import override_positions, resolved_config
+from srft.model.norms import use_fast_norms
 from srft.planning.architectures import ARCHITECTURES
 
 _ATTENTION = "srft_planned"
@@ -201,6 +202,8 @@ def _saved(
     if config.lora:
         add_lora(model, config.lora)
     model.set_attn_implementation(_ATTENTION)
+    if config.kernels == "auto":
+        use_fast_norms(model)
     model.train()
     with FakeTensorMode():
         _fake(model)

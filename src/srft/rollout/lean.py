@@ -173,9 +173,9 @@ def _side_by_side(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of one linear layer that does the work of several over the same input."""
     if len(linears) == 1:
         return linears[0].weight, linears[0].bias
-    biases = [linear.bias for linear in linears]
-    bias = None if any(b is None for b in biases) else torch.cat(biases)
-    return torch.cat([linear.weight for linear in linears]), bias
+    weight = torch.cat([linear.weight for linear in linears])
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return weight, torch.cat(biases) if biases else None
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
