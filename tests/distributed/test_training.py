@@ -32,7 +32,11 @@ RUNS = {
     "kept-weights": {"parallel": {"reshard_after_forward": False}},
     "activation-checkpointing": {"model": {"gradient_checkpointing": True}},
     "adapters": {"model": {"lora": {"rank": 4}}, "objective": {"kl_coefficient": 0.1}},
-    "padded": {"model": {"attention": "padded"}, "parallel": {"load_in_turn": True}},
+    "four-bits": {
+        "model": {"lora": {"rank": 4, "quantization": "nf4"}},
+        "objective": {"kl_coefficient": 0.1},
+    },
+    "padded": {"model": {"attention": "padded"}},
 }
 
 

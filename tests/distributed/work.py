@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from srft.config import parse_config
 from srft.model.config import ModelConfig
 from srft.model.loading import load_model
 from srft.parallel.config import ParallelConfig
-from srft.parallel.sharding import full_tensors, shard, whole
+from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole, whole_copy
 from srft.parallel.world import join_world
 from srft.trainer import update as update_module
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
 from srft.trainer.config import TrainConfig
 from srft.trainer.logs import read_jsonl
+from srft.trainer.models import build_models
 from srft.trainer.optimization import build_optimizer
 from srft.trainer.trainer import SRFTTrainer
 
@@ -104,6 +106,49 @@ def carry_on(
     }
     tensors = {**dict(full_tensors(model)), **moments}
     return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+
+
+def load_all(cases: Mapping[str, tuple[Mapping[str, Any], int]]) -> dict[str, tuple[Any, ...]]:
+    """``load`` of each case."""
+    return {name: load(*case) for name, case in cases.items()}
+
+
+def load(settings: Mapping[str, Any], replicate: int) -> tuple[dict[str, Any], ...]:
+    """A model as one process loads it, as this process's parts of it were read, and a whole copy of
+    the parts: every tensor and what they compute; and how many numbers were read."""
+    world = join_world(ParallelConfig(replicate=replicate), torch.device("cpu"))
+    config = ModelConfig(**settings)
+    torch.manual_seed(0)
+    one = load_model(config)
+    torch.manual_seed(0)
+    parts = load_model(config, cut=partial(cut_parameters, world=world))
+    read = sum(p.to_local().numel() for p in parts.parameters() if isinstance(p, DTensor))
+    copied = whole_copy(parts, torch.device("cpu"))
+    shard(parts, world, ParallelConfig(), None)
+    found = [_everything(model) for model in (one, parts, copied)]
+    return *found, {"read": read}
+
+
+def _everything(model: Any) -> dict[str, Any]:
+    """Every tensor under every of its names, whether it is trained, and logits."""
+    with torch.no_grad():
+        logits = model(torch.arange(3, 23)[None]).logits
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {**parameters, **dict(model.named_buffers()), "logits": logits}
+    return {
+        "tensors": {n: whole(t.detach()).float().numpy().copy() for n, t in tensors.items()},
+        "dtypes": {name: str(tensor.dtype) for name, tensor in tensors.items()},
+        "trained": {name for name, p in parameters.items() if p.requires_grad},
+        "tied": len(parameters) - len(list(model.parameters())),
+    }
+
+
+def load_policy(recipe: Recipe) -> None:
+    """What a run does first."""
+    config = parse_config(dict(recipe))
+    world = join_world(config.parallel, torch.device("cpu"))
+    with world.together("setting up"):
+        build_models(config, config.model, None, torch.device("cpu"), world, False)
 
 
 def _distributed_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import implicit_replication
 from transformers.pytorch_utils import Conv1D
 
 from srft.errors import ModelError
 from srft.model.config import LoraConfig
 from srft.model.output_head import unwrap
+from srft.model.weights import frozen_copy, parts_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +53,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None
         base_model_name_or_path=base or model.name_or_path or None,
     )
     try:
-        peft.inject_adapter_in_model(settings, model, _ADAPTER)
+        with parts_aside(model, "cpu"):
+            peft.inject_adapter_in_model(settings, model, _ADAPTER)
     except ValueError as error:
         known = ", ".join(_linear_names(model))
         raise ModelError(
@@ -136,7 +139,7 @@ def frozen_reference(model: nn.Module) -> Reference:
     not have been trained yet), a copy of the whole model where not."""
     if has_adapters(model):
         return partial(adapters_off, model)
-    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    frozen = frozen_copy(model, lambda parameter: parameter.detach().clone())
     return lambda: nullcontext(frozen)
 
 
@@ -178,6 +181,11 @@ def reshard(model: nn.Module) -> None:
 def _is_changed(module: nn.Module) -> bool:
     """Whether the module's weight is not simply its parameter: adapted, or held in four bits."""
     return _is_adapted(module) or _is_quantized(module)
+
+
+def four_bit_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """The frozen matrices that bitsandbytes holds in four bits."""
+    return {module.weight for module in model.modules() if _is_quantized(module)}  # type: ignore[misc]
 
 
 def _is_quantized(module: nn.Module) -> bool:
@@ -263,7 +271,10 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     """
     peft = _peft()
     try:
-        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        with parts_aside(model, "cpu"):
+            adapted = peft.PeftModel.from_pretrained(model, folder)
+        with implicit_replication():  # each process adds what belongs to its part of a weight
+            merged = adapted.merge_and_unload()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: the adapters do not fit their base model: {error}") from error
     assert merged is model

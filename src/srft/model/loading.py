@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from srft.errors import CheckpointError, ModelError
 from srft.model.adapters import (
@@ -36,6 +35,7 @@ from srft.model.adapters import (
 from srft.model.attention import can_pack, use_packed_attention
 from srft.model.config import ADAPTER_CONFIG, ModelConfig
 from srft.model.fast import prepare_compute
+from srft.model.weights import Cut, quiet_transformers, read_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,10 +68,15 @@ def compute_context(config: ModelConfig, device: torch.device | str) -> Abstract
     return torch.autocast(torch.device(device).type, dtype=dtype)
 
 
-def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_model(
+    config: ModelConfig, device: torch.device | str = "cpu", cut: Cut | None = None
+) -> PreTrainedModel:
     """The causal language model at ``config.path`` on ``device``, ready to be trained: with
     adapters where ``config.lora`` asks for them. Adapters that lie at ``config.path`` themselves
     (a run's export) are added to the weights of their base.
+
+    cut: says what part of each parameter is read (parallel/sharding.py); tensors are then where it
+    puts them. Models whose files hold fused rows are read whole, into the host's memory.
 
     Raises ModelError where the path is unknown, is not a causal language model, lacks weights, or
     packed attention is demanded of a model that cannot have it.
@@ -79,7 +84,7 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTr
     adapters = Path(config.path).expanduser() if config.path else None
     if adapters is not None and (adapters / ADAPTER_CONFIG).is_file():
         base = config.model_copy(update={"path": _base_of(adapters), "lora": None})
-        model = load_model(base, device)
+        model = load_model(base, device, cut)
         merge_adapter(model, adapters)
         if config.lora:
             add_lora(model, config.lora)
@@ -96,11 +101,12 @@ def load_model(config: ModelConfig, device: torch.device | str = "cpu") -> PreTr
         )
     override_positions(model_config, config)
     source_dtype = model_config.dtype
-    model = _load_weights(config, model_config, device)
+    model = _load_weights(config, model_config, device, cut)
     model.srft_source_dtype = source_dtype  # what an export goes back to
     choose_attention(model, config)
-    module: Any = model
-    module.to(torch.device(device))
+    if cut is None:
+        module: Any = model
+        module.to(torch.device(device))
     keep_four_bits_trainable(model)
     if config.lora:
         add_lora(model, config.lora, base=_source(config.path))
@@ -192,31 +198,22 @@ def override_positions(model_config: Any, config: ModelConfig) -> None:
 
 
 def _load_weights(
-    config: ModelConfig, model_config: Any, device: torch.device | str
+    config: ModelConfig, model_config: Any, device: torch.device | str, cut: Cut | None
 ) -> PreTrainedModel:
     mend = "Check that the weights are complete and belong to config.json"
     if config.use_safetensors:
         mend += "; only safetensors are read (model.use_safetensors=false for a source you trust)"
-    with _clear(f"cannot load the weights of {config.path!r}", mend), _quiet_transformers():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    with _clear(f"cannot load the weights of {config.path!r}", mend):
+        return read_model(
             _source(config.path),
+            cut,
             config=model_config,
             revision=config.revision or "main",
             dtype=parameter_dtype(config),
             use_safetensors=True if config.use_safetensors else None,
             trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
             **_quantization(config, device),
         )
-    model, report = loaded
-    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
-    if missing:
-        raise ModelError(
-            f"{config.path}: {len(missing)} weights are missing or of the wrong shape (first: "
-            f"{missing[0]}); they would start from random numbers. Check that config.json belongs "
-            "to these weights"
-        )
-    return model
 
 
 def _quantization(config: ModelConfig, device: torch.device | str) -> dict[str, Any]:
@@ -240,24 +237,6 @@ def _quantization(config: ModelConfig, device: torch.device | str) -> dict[str, 
         ),
         "device_map": {"": torch.device(device)},
     }
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' bars, which would stand in the way of ours, and without its report on
-    loading, which becomes an error of ours."""
-    verbosity, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def choose_attention(model: PreTrainedModel, config: ModelConfig) -> None:
@@ -382,7 +361,7 @@ def save_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
         temporary.mkdir()
-        with _savable_generation_config(model), _quiet_transformers():
+        with _savable_generation_config(model), quiet_transformers():
             if adapters_only:
                 save_adapter(model, temporary, tensors)
             else:

@@ -38,11 +38,6 @@ class ParallelConfig(BaseModel):
     reduce_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision in which gradients are summed over processes."
     )
-    load_in_turn: bool = Field(
-        False,
-        description="Load the model in one process of a machine after another: host memory for one whole "
-        "model beside the shards in place of one for each process, and a start that much longer.",
-    )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto",
         description="What carries tensors between processes; auto: nccl on GPUs, gloo on CPUs.",

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from srft.model.adapters import reshard, trained_names
+from srft.model.adapters import four_bit_matrices, reshard, trained_names
 from srft.model.output_head import body, unwrap
+from srft.model.weights import frozen_copy, parts_aside
 from srft.parallel.config import ParallelConfig
 from srft.parallel.world import World
 
+M = TypeVar("M", bound=nn.Module)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def cut_parameters(model: nn.Module, world: World) -> None:
+    """Makes each parameter of ``model``, which has no memory for them yet (the meta device), the part
+    that ``shard`` will give this process, so that no more of it is read.
+
+    Stacks of matrices stay whole where some process would have none to stack.
+    """
+    assert world.mesh is not None
+    placements = [Shard(0)] if world.mesh.ndim == 1 else [Replicate(), Shard(0)]
+    parts = world.mesh.size(world.mesh.ndim - 1)
+    cut: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            rows = parameter.shape[0] if parameter.ndim > 2 else parts
+            if rows <= -(-rows // parts) * (parts - 1):
+                continue
+            if id(parameter) not in cut:
+                local = distribute_tensor(
+                    parameter.detach(), world.mesh, placements, src_data_rank=None
+                )
+                cut[id(parameter)] = nn.Parameter(local, parameter.requires_grad)
+            setattr(module, name, cut[id(parameter)])
 
 
 def shard(
     model: nn.Module, world: World, config: ParallelConfig, autocast: torch.dtype | None
 ) -> None:
-    """Cuts ``model`` in place over ``world.mesh``, layer by layer; nothing in a world of one.
+    """Cuts ``model`` in place over ``world.mesh``, layer by layer; nothing in a world of one. What has
+    been cut before it was read (``cut_parameters``) is taken as it is, and matrices of four bits,
+    which are frozen, stay whole in every process.
 
     ``autocast`` is the dtype of matrix products, which ``gather_dtype=auto`` follows.
     """
@@ -34,10 +61,12 @@ def shard(
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=_DTYPES[config.reduce_dtype]
         ),
+        "ignored_params": four_bit_matrices(model),
     }
-    for layer in _layers(model):
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+    with parts_aside(model, "meta"):  # FSDP2 looks at what it has been given at the first pass
+        for layer in reversed(_layers(model)):  # inner ones first
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
     model.srft_gather_dtype = dtype  # type: ignore[assignment]  # what its layers compute in
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -80,6 +109,20 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     have to go through it together; in a world of one the tensors are the model's own."""
     for name, tensor in own_tensors(model).items():
         yield name, whole(tensor)
+
+
+def whole_copy(model: M, device: torch.device) -> M:
+    """A frozen copy of ``model``, which has not been through ``shard``, with every parameter whole.
+    Matrices of four bits, which nothing changes, are those of ``model``."""
+    same = four_bit_matrices(model)
+
+    def copied(parameter: nn.Parameter) -> Tensor:
+        if parameter in same:
+            return parameter
+        return whole(parameter).to(device, copy=not isinstance(parameter, DTensor))
+
+    new: Any = frozen_copy(model, copied)
+    return new.to(device)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ nothing: no branch elsewhere asks how many processes there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,12 +28,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """``rank`` of ``size`` processes, ``local_rank`` on its machine. ``group`` carries Python objects
-    and is apart from the groups of ``mesh``, over which FSDP moves tensors."""
+    """``rank`` of ``size`` processes. ``group`` carries Python objects and is apart from the groups of
+    ``mesh``, over which FSDP moves tensors."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     group: dist.ProcessGroup | None = None
     mesh: DeviceMesh | None = None
     roll: RollCall | None = None
@@ -80,16 +79,6 @@ class World:
         """Around what all processes do: an error in one of them ends all, and one of them says why."""
         return nullcontext() if self.roll is None else self.roll.together(what)
 
-    @contextmanager
-    def in_turn(self, wait: bool = True) -> Iterator[None]:
-        """One process of a machine after another where ``wait``, all at once where not."""
-        turns = int(os.environ.get("LOCAL_WORLD_SIZE", str(self.size))) if wait else 0
-        for _ in range(min(self.local_rank, turns)):
-            self.gather(None, "its turn to load the model")
-        yield
-        for _ in range(turns - min(self.local_rank, turns)):
-            self.gather(None, "the others' turns to load the model")
-
     def apart(self) -> World:
         """The same processes with channels of their own, for another thread's use."""
         if self.size == 1:
@@ -126,13 +115,12 @@ def join_world(config: ParallelConfig, device: torch.device) -> World:
     if size == 1:
         return ALONE
     rank = int(os.environ["RANK"])
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     timeout = timedelta(seconds=config.timeout_s)
     store = connect()
     store.set_timeout(timeout)
     roll = RollCall(store, rank, size, config.timeout_s)
     if device.type == "cuda":
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         backend = config.backend
         if backend == "auto":
@@ -149,7 +137,6 @@ def join_world(config: ParallelConfig, device: torch.device) -> World:
     return World(
         rank,
         size,
-        local_rank,
         dist.new_group(backend="gloo", timeout=timeout),
         mesh if replicate > 1 else mesh["shard"],
         roll,

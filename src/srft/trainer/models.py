@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from srft.config import SRFTConfig
-from srft.errors import ConfigError
+from srft.errors import ConfigError, ModelError
 from srft.model.adapters import (
     Reference,
     add_lora,
@@ -27,7 +27,7 @@ from srft.model.loading import (
     choose_attention,
     load_model,
 )
-from srft.parallel.sharding import shard
+from srft.parallel.sharding import cut_parameters, shard, whole_copy
 from srft.parallel.world import World
 
 
@@ -51,42 +51,56 @@ def build_models(
 ) -> Models:
     """Loads the policy (or takes ``model``), copies it where that is needed, and shards.
 
-    Of several processes each loads into its host's memory, from where layer after layer goes to the
-    device as it is cut: the device never holds a whole model that it does not keep.
+    Of several processes each reads its own parts. A model that is given whole waits in the host's
+    memory, from where layer after layer goes to the device as it is cut: the device never holds a
+    whole model that it does not keep.
 
     Raises:
         ConfigError: it cannot be cut over processes.
         ModelError: it cannot be loaded, or holds numbers that are not finite.
     """
     alone = world.size == 1
-    if model_config.lora and model_config.lora.quantization and not alone:
-        raise ConfigError(
-            "model.lora.quantization: weights of four bits cannot be cut over processes; leave it out "
-            "(shards are smaller too), or train in one process"
-        )
-    with world.in_turn(config.parallel.load_in_turn):
-        policy = _policy(model, model_config, device if alone else torch.device("cpu"))
-        check_finite_weights(policy, model_config.path)
-        sampled = policy
-        # vLLM has weights of its own; our sampler would gather a sharded policy for every token.
-        if not alone and config.rollout.engine not in ("vllm", "vllm-server"):
-            sampled = copy.deepcopy(policy).requires_grad_(False).eval()
-            sampled.to(device)
-        reference = frozen_reference(policy) if needs_reference else None
-        autocast = autocast_dtype(model_config, device)
-        if reference is not None:
-            with reference() as frozen:
-                if frozen is not policy:  # the base under adapters
-                    shard(frozen, world, config.parallel, autocast)
-        shard(policy, world, config.parallel, autocast)
+    policy = _policy(model, model_config, device, world)
+    sampled = policy
+    # vLLM has weights of its own; our sampler would gather a sharded policy for every token.
+    if not alone and config.rollout.engine not in ("vllm", "vllm-server"):
+        sampled = whole_copy(policy, device)
+    reference = frozen_reference(policy) if needs_reference else None
+    autocast = autocast_dtype(model_config, device)
+    if reference is not None:
+        with reference() as frozen:
+            if frozen is not policy:  # the base under adapters
+                shard(frozen, world, config.parallel, autocast)
+    shard(policy, world, config.parallel, autocast)
     return Models(policy, sampled, reference)
 
 
 def _policy(
-    model: str | nn.Module | None, config: ModelConfig, device: torch.device
+    model: str | nn.Module | None, config: ModelConfig, device: torch.device, world: World
 ) -> PreTrainedModel:
-    if not isinstance(model, PreTrainedModel):
-        return load_model(config, device)
+    """The policy, which is not sharded yet. A process may find fault with its own parts alone: the
+    others are told before they wait for it."""
+    alone = world.size == 1
+    four_bits = bool(config.lora and config.lora.quantization)
+    place = device if alone or four_bits else torch.device("cpu")
+    cut = None if alone or four_bits else partial(cut_parameters, world=world)
+    problem = None
+    try:
+        if isinstance(model, PreTrainedModel):
+            policy = _prepared(model, config, place)
+        else:
+            policy = load_model(config, place, cut)
+        check_finite_weights(policy, config.path)
+    except ModelError as error:
+        problem = error
+    found = world.first(None if problem is None else str(problem), "the model")
+    if found is not None:
+        raise problem or ModelError(found)
+    return policy
+
+
+def _prepared(model: PreTrainedModel, config: ModelConfig, device: torch.device) -> PreTrainedModel:
+    """A model given from Python, as ``load_model`` would have made it."""
     choose_attention(model, config)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps nn.Module.to without its types
     if config.lora and not has_adapters(model):

@@ -1,0 +1,146 @@
+"""Weights from files into a model: whole, or of every matrix this process's part alone.
+
+transformers builds a model without memory for its weights and then reads them tensor by tensor. Where
+a parameter is a DTensor by then, it reads no more than the slice that this process holds, renamed and
+fused as the architecture wants it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
+from transformers.utils import logging as transformers_logging
+
+from srft.errors import ModelError
+
+M = TypeVar("M", bound=nn.Module)
+Cut = Callable[[nn.Module], None]
+"""Makes DTensors of the parameters of a model that has no memory for them yet."""
+
+# What transformers does to a tensor from the files that can be done to its rows apart.
+_BY_ROWS = ("MergeModulelist", "Concatenate", "Chunk", "Split", "Interleave")
+
+
+def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel:
+    """The causal language model at ``source``. settings: of ``from_pretrained``.
+
+    Raises ModelError where weights are missing or have another shape than the config says.
+    """
+    with quiet_transformers(), _cut_before_reading(cut) as more:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **settings, **more
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if missing:
+        raise ModelError(
+            f"{source}: {len(missing)} weights are missing or of the wrong shape (first: "
+            f"{missing[0]}); they would start from random numbers. Check that config.json belongs "
+            "to these weights"
+        )
+    model.config.distributed_config = None  # what was asked of transformers; it is not the model's
+    return model
+
+
+@contextmanager
+def _cut_before_reading(cut: Cut | None) -> Iterator[dict[str, Any]]:
+    """Lets ``cut`` have the model between its building and the reading of its weights, where
+    transformers would distribute it by its own plan. What ``from_pretrained`` has to be told."""
+    if cut is None:
+        yield {}
+        return
+    met = False
+
+    def distribute(cls: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
+        nonlocal met
+        met = True
+        if _can_be_read_by_rows(model):
+            cut(model)
+        return model
+
+    PreTrainedModel.maybe_distribute_model = classmethod(distribute)  # type: ignore[method-assign, assignment]
+    try:
+        yield {"distributed_config": {}}  # one of one process
+    finally:
+        del PreTrainedModel.maybe_distribute_model  # what it inherits is back
+    assert met, "this version of transformers reads weights in another way"
+
+
+def _can_be_read_by_rows(model: PreTrainedModel) -> bool:
+    """Whether no tensor in the files is put together or taken apart along its rows, by which
+    parameters are cut. Stacks of experts are: whole experts are read."""
+    for conversion in get_model_conversion_mapping(model):
+        if not isinstance(conversion, WeightConverter):
+            continue  # a name alone
+        for step in conversion.operations:
+            kind, dim = type(step).__name__, getattr(step, "dim", None)
+            stacks = kind == "MergeModulelist"
+            if kind not in _BY_ROWS or dim is None or (dim == 0) != stacks:
+                return False
+    return True
+
+
+@contextmanager
+def parts_aside(model: nn.Module, device: str) -> Iterator[None]:
+    """While libraries that take DTensors for tensor parallelism change the structure of ``model``:
+    whole parameters without memory, which say they were on ``device``, stand in for parts."""
+    aside: list[tuple[nn.Module, str, nn.Parameter]] = []
+    stand_ins: dict[int, nn.Parameter] = {}  # one for tied ones
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                aside.append((module, name, parameter))
+                if id(parameter) not in stand_ins:
+                    empty = _without_memory(parameter, device)
+                    stand_ins[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+    for module, name, parameter in aside:
+        setattr(module, name, stand_ins[id(parameter)])
+    yield
+    for module, name, parameter in aside:
+        parameter.requires_grad_(getattr(module, name).requires_grad)
+        setattr(module, name, parameter)
+
+
+def frozen_copy(model: M, of: Callable[[nn.Parameter], Tensor]) -> M:
+    """A copy of ``model`` that is not trained, with what ``of`` returns in place of each parameter."""
+    with torch.no_grad():
+        made = {id(parameter): of(parameter) for parameter in model.parameters()}
+    # deepcopy takes for a copy what its memo holds. Its own of a DTensor fails.
+    memo = {
+        key: new if isinstance(new, nn.Parameter) else nn.Parameter(new, False)
+        for key, new in made.items()
+    }
+    return copy.deepcopy(model, memo).eval()
+
+
+def _without_memory(like: Tensor, device: str) -> Tensor:
+    if device == "meta":
+        return torch.empty(like.shape, dtype=like.dtype, device=device)
+    return torch.empty((), dtype=like.dtype, device=device).expand(like.shape)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars, which would stand in the way of ours, and without its report on
+    loading, which becomes an error of ours."""
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
