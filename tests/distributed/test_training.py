@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,8 @@ def together(recipes, some_demonstrations) -> dict[str, Path]:
     return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
 
 
-def assert_same_figures(one: list[dict], other: list[dict]) -> None:
-    assert len(one) == len(other) == 3
+def assert_same_figures(one: list[dict], other: list[dict], steps: int = 3) -> None:
+    assert len(one) == len(other) == steps
     for ours, theirs in zip(one, other, strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
@@ -116,6 +117,27 @@ def test_two_processes_train_as_one(alone, together, name):
         ours, theirs = read_jsonl(one / log), read_jsonl(two / log)
         assert len(ours) == len(theirs) > 0
     assert [r["correct"] for r in ours] == [r["correct"] for r in theirs]
+
+
+def test_a_run_in_four_bits_passes_from_two_processes_to_one_and_back(recipes, some_demonstrations):
+    """Two processes make three steps, one goes on from there, two from its fourth: as one alone."""
+    more = {"train": {"steps": 5}, "run": {"checkpoint_every": 1, "keep_checkpoints": 9}}
+    whole, passed_on = (recipes(place, **more)["four-bits"] for place in ("whole", "passed-on"))
+    one, other = (Path(recipe["run"]["dir"]) for recipe in (whole, passed_on))
+    on_ranks(work.train, 1, whole, some_demonstrations)
+    on_ranks(work.train, 2, passed_on, some_demonstrations)
+    for last, size in ((3, 1), (4, 2)):
+        for step in range(last + 1, 6):
+            shutil.rmtree(other / "checkpoints" / f"step_{step:06d}")
+        shutil.rmtree(other / "model")
+        on_ranks(work.train, size, passed_on, some_demonstrations, "a_third", True)
+    assert_same_figures(work.logged(one), work.logged(other), steps=5)
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (one, other))
+    assert ours.keys() == theirs.keys() and "model.layers.0.mlp.up_proj.weight" in ours
+    for key, tensor in ours.items():
+        torch.testing.assert_close(theirs[key], tensor, rtol=1e-4, atol=1e-5)
+    (held,) = (other / "checkpoints" / "step_000004" / "weights").iterdir()
+    assert all(".lora_" in name for name in load_file(held))
 
 
 @pytest.mark.parametrize("fault", [work.train_with_infinite_reward, work.train_with_broken_loss])

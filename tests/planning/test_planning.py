@@ -107,6 +107,21 @@ def test_shards_divide_what_is_held_and_gather_what_is_used():
     assert "gathered weights" in items(eight, "train") and "replica" not in items(one, "train")
 
 
+def test_four_bits_stay_whole_in_every_process_and_are_gathered_by_none():
+    model = {"path": "Qwen/Qwen2.5-7B", "dtype": "bfloat16"}
+    four = {**model, "lora": {"quantization": "nf4"}}
+    plans = [
+        make_plan(big(model=changes, rollout={"engine": "vllm"}), gpus)
+        for changes in ({**model, "lora": {}}, four)
+        for gpus in ("H100", "8xH100")
+    ]
+    (half_one, half_eight, one, eight) = (items(plan, "train") for plan in plans)
+    assert eight["matrices in four bits"] == one["matrices in four bits"] > 3 * GIB
+    assert eight["weights"] == pytest.approx(one["weights"] / 8)
+    assert half_eight["weights"] == pytest.approx(half_one["weights"] / 8)
+    assert eight["gathered weights"] < half_eight["gathered weights"] * 0.8
+
+
 def test_checkpointing_adapters_and_half_precision_take_less():
     def train(**model):
         config = big(model={"path": "Qwen/Qwen2.5-7B", **model})

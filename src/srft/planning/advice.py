@@ -149,7 +149,7 @@ def _remedies(config: SRFTConfig, cluster: Cluster) -> list[Remedy]:
     if config.parallel.shard is not None and config.parallel.shard < cluster.size:
         wider = [n for n in _doubled(config.parallel.shard, cluster.size) if cluster.size % n == 0]
         found.append(Remedy("parallel.shard", wider, "weights are gathered from more devices"))
-    if config.train.optimizer == "adamw":
+    if config.train.optimizer == "adamw" and cluster.size == 1:
         found.append(Remedy("train.optimizer", ["adamw_8bit"], "moments are rounded to eight bits"))
     rank = "model.lora.rank"
     fresh = config.model.lora is None

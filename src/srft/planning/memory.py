@@ -136,42 +136,56 @@ def base_weight_bytes(case: Case) -> float:
     """The policy's weights, whole."""
     shape, lora = case.shape, case.config.model.lora
     w = case.layout.weights.itemsize
-    plain: float = shape.parameters * w
-    if lora and lora.quantization:
-        plain -= shape.matrices * (w - _NF4[case.device.is_cpu])
+    plain = (shape.parameters - four_bit_numbers(case)) * w + four_bit_bytes(case)
     return plain + (shape.trained * 4 if lora else 0)
+
+
+def four_bit_numbers(case: Case) -> int:
+    """Frozen numbers that are held in four bits."""
+    lora = case.config.model.lora
+    return case.shape.matrices if lora and lora.quantization else 0
+
+
+def four_bit_bytes(case: Case) -> float:
+    return four_bit_numbers(case) * _NF4[case.device.is_cpu]
+
+
+def _weights(case: Case) -> list[Item]:
+    """What one process holds of the policy, and of the copy that it samples from."""
+    layout, four_bits = case.layout, four_bit_bytes(case)
+    rest = base_weight_bytes(case) - four_bits
+    cut = f" / {layout.shard} ranks" if layout.shard > 1 else ""
+    items = [
+        Item("weights", rest / layout.shard, f"{_name(layout.weights)}{cut}"),
+        Item("matrices in four bits", four_bits, "frozen, whole in every process"),
+    ]
+    if layout.world > 1 and case.samples_itself:
+        items.append(Item("replica", rest, "whole copy to sample from"))
+    return items
 
 
 def _always(case: Case) -> list[Item]:
     shape, layout = case.shape, case.layout
-    weights = base_weight_bytes(case)
     cut = f" / {layout.shard} ranks" if layout.shard > 1 else ""
     eight_bit = case.config.train.optimizer == "adamw_8bit"
     moments = _EIGHT_BIT if eight_bit else 2 * case.trained_itemsize
     items = [
-        Item("weights", weights / layout.shard, f"{_name(layout.weights)}{cut}"),
+        *_weights(case),
         Item("optimizer", moments * shape.trained / layout.shard, f"AdamW, two moments{cut}"),
     ]
     if case.work.reference and not case.config.model.lora:
-        items.append(Item("reference", weights / layout.shard, f"frozen copy for the KL term{cut}"))
+        copied = base_weight_bytes(case) / layout.shard
+        items.append(Item("reference", copied, f"frozen copy for the KL term{cut}"))
     if layout.autocast is not None:
         items.append(
             Item("low-precision copies", 2 * shape.matrices, "autocast's, of float32 matrices")
         )
-    if layout.world > 1 and case.samples_itself:
-        items.append(Item("replica", weights, "whole copy to sample from"))
     return items
 
 
 def _start(case: Case, cache: Item) -> list[Item]:
-    """What a device holds before the first step. Several processes read the model into the host's
-    memory and cut it on its way to the device; a CPU's process is its own host."""
-    weights = base_weight_bytes(case)
-    cut = 1 if case.device.is_cpu else case.layout.shard
-    items = [Item("weights", weights / cut, "")]
-    if case.layout.world > 1 and case.samples_itself:
-        items.append(Item("replica", weights, "whole copy to sample from"))
-    return [*items, cache] if case.vllm_here else items
+    """What a device holds before the first step: each process reads its own parts."""
+    return [*_weights(case), cache] if case.vllm_here else _weights(case)
 
 
 def _generation(case: Case) -> tuple[int, Item, list[Item]]:
@@ -260,7 +274,8 @@ def _sharded(case: Case) -> list[Item]:
     the layers, and the whole gradients of the same before they are added up."""
     shape, layout = case.shape, case.layout
     g, r = layout.gather.itemsize, layout.reduce.itemsize
-    inside = 2 * shape.largest_layer if layout.reshard else shape.parameters - shape.outer
+    inside: float = 2 * shape.largest_layer if layout.reshard else shape.parameters - shape.outer
+    inside -= four_bit_numbers(case) * (2 / shape.layers if layout.reshard else 1)
     gathered = (inside + shape.outer) * g
     if case.config.model.lora:
         whole = 2 * shape.trained / shape.layers * (g + r)
