@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 import torch
+from tests.rollout.serving import ends_of_logs
 from tests.toys import byte_tokenizer, tiny_model
 from transformers import PreTrainedTokenizerFast
 
@@ -52,3 +54,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Any:
 @pytest.fixture
 def add_hook() -> Any:
     return hooked
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what the vLLM servers said."""
+    report = yield
+    if report.failed:
+        report.sections += ends_of_logs()
+    return report

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 import random
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from tests.rollout.fake_vllm import perturb
+from tests.rollout.serving import ServerProcess
+from typer.testing import CliRunner
 
+from srft.cli import app
 from srft.errors import RolloutError
 from srft.evaluation.sample import sample_texts
 from srft.lab import base_model_path, lab_eval
@@ -35,13 +33,16 @@ from srft.types import RolloutRequest, SamplingParams
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
+    pytest.mark.timeout(
+        900
+    ),  # a server's start on a busy machine is part of the test that waits for it
     pytest.mark.skipif(
         importlib.util.find_spec("vllm") is None, reason="vLLM is not installed; make test-vllm"
     ),
 ]
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=48)
-QUICK = {"check_every_s": 0.2, "connect_timeout_s": 5.0, "wait_s": 240.0}
+QUICK = {"check_every_s": 0.2, "connect_timeout_s": 5.0, "wait_s": 600.0}
 VLLM = {"kv_cache_gb": 0.25, "max_model_len": 128}
 
 
@@ -69,50 +70,14 @@ def requests(tokenizer):
     return [RolloutRequest(prompt, n=3, seed=1000 * k) for k, prompt in enumerate(prompts)]
 
 
-class Process:
-    """`srft serve` in a process group of its own, so that all of it can be killed."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / f"server-{self.port}.log"
-        recipe = {"model": {"path": "lab"}, "rollout": {"vllm": VLLM}}
-        self.recipe = folder / "serve.yaml"
-        self.recipe.write_text(yaml.safe_dump(recipe))
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "srft.cli",
-            "serve",
-            str(self.recipe),
-            "--port",
-            str(self.port),
-        ]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-    def signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def servers(tmp_path_factory):
     """Started first of all, and looked for when a test needs them."""
     folder = tmp_path_factory.mktemp("servers")
-    started = [Process(folder) for _ in range(2)]
+    started = [ServerProcess(folder, VLLM) for _ in range(2)]
     yield started
     for server in started:
-        if server.process.poll() is None:
-            server.kill()
+        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +98,7 @@ def remote_config(servers, **settings):
 
 @pytest.fixture(scope="module")
 def remote(policy, tokenizer, servers):
-    engine = build_engine(policy, tokenizer, remote_config(servers, timeout_s=6.0))
+    engine = build_engine(policy, tokenizer, remote_config(servers))
     yield engine
     engine.close()
 
@@ -279,14 +244,34 @@ def test_a_head_that_was_not_renewed_is_found(local, model, tokenizer, monkeypat
         check_weights(model, tokenizer, generate, SamplingParams(), exact=True, where="x")
 
 
+def test_it_sleeps_between_calls_and_wakes_with_the_present_weights(
+    local, model, tokenizer, requests, monkeypatch
+):
+    """The order of calls is tested on vLLM's own scheduler; on a CPU its worker keeps the memory."""
+    monkeypatch.setattr(local, "sleeps", True)
+    sleeping = local.llm.llm_engine.is_sleeping
+    local.update_weights()
+    assert same_as_ours(local, model, tokenizer, requests) and sleeping()
+    assert same_as_ours(local, model, tokenizer, requests) and sleeping()  # evaluation, say
+    perturb(model)
+    local.update_weights()
+    assert sleeping(), "the cache stays away until it is needed"
+    assert same_as_ours(local, model, tokenizer, requests) and sleeping()
+    monkeypatch.setattr(local, "sleeps", False)
+    assert same_as_ours(local, model, tokenizer, requests) and not sleeping()
+
+
 def test_a_server_that_hangs_is_dropped_and_comes_back(remote, servers, model, tokenizer, requests):
     remote.update_weights()
+    patient = remote.servers[0].config
+    remote.servers[0].config = patient.model_copy(update={"timeout_s": 6.0})
     servers[0].signal(signal.SIGSTOP)
     try:
         assert same_as_ours(remote, model, tokenizer, requests)
         assert not remote.servers[0].up and "6 s" in remote.servers[0].reason
     finally:
         servers[0].signal(signal.SIGCONT)
+        remote.servers[0].config = patient
     perturb(model)
     remote.update_weights()
     assert remote.servers[0].up
@@ -337,7 +322,7 @@ def test_a_server_that_was_restarted_comes_back_with_the_present_weights(
 ):
     perturb(model)
     remote.update_weights()
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not remote.servers[0].up and time.monotonic() < deadline:
         assert same_as_ours(remote, model, tokenizer, requests)
         time.sleep(1)
@@ -346,3 +331,24 @@ def test_a_server_that_was_restarted_comes_back_with_the_present_weights(
         assert tokens_of(alone) == tokens_of(
             EmbeddedEngine(model, tokenizer).generate(requests, GREEDY)
         )
+
+
+def test_a_server_with_another_rotary_base_than_the_policy_is_refused(servers, tokenizer):
+    changed = load_model(ModelConfig(path="lab", rope_theta=40_000.0))
+    with pytest.raises(RolloutError, match="does not sample from the trainer's weights"):
+        build_engine(changed, tokenizer, remote_config(servers))
+
+
+def test_the_command_evaluates_by_servers(servers, tmp_path):
+    def result(name, *engine):
+        command = ["eval", "lab", "--limit", "12", "--temperature", "0", "--json"]
+        ran = CliRunner().invoke(app, [*command, "--out", str(tmp_path / name), *engine])
+        assert ran.exit_code == 0, ran.output
+        return {
+            name: (found["problems"], found["mean_tokens"])
+            for name, found in json.loads(ran.stdout)["benchmarks"].items()
+        }
+
+    urls = ",".join(server.url for server in servers)
+    theirs = result("theirs", "--engine", "vllm-server", "--rollout", f"servers=[{urls}]")
+    assert theirs == result("ours", "--engine", "embedded")

@@ -144,8 +144,10 @@ def test_the_only_server_may_be_away_for_a_while(model, tokenizer, servers, conn
 def test_a_slow_server_is_dropped_and_its_late_answers_are_not_counted(
     model, tokenizer, servers, connect, requests
 ):
-    few = requests[:2]  # so that the other one is in time on a busy machine too
-    engine = connect(servers, timeout_s=2.0)
+    few = requests[:2]
+    engine = connect(servers)
+    # The other one is waited for longer, on a busy machine too.
+    engine.servers[0].config = engine.config.server.model_copy(update={"timeout_s": 2.0})
     servers[0].hang = 4.0
     assert generate(engine, few) == expected(model, tokenizer, few)
     assert not engine.servers[0].up and "2 s" in engine.servers[0].reason
@@ -238,3 +240,10 @@ def test_nccl_without_a_gpu_is_refused(servers, connect):
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match="not on a GPU"):
         connect(servers, transfer="nccl")
+
+
+def test_under_torchrun_one_vllm_cannot_span_several_gpus(model, monkeypatch):
+    monkeypatch.setattr("srft.rollout.vllm_local._several_processes", lambda: True)
+    config = RolloutConfig(engine="vllm", vllm={"tensor_parallel_size": 2})
+    with pytest.raises(ConfigError, match="tensor_parallel_size: under torchrun"):
+        build_engine(model, build_tokenizer(), config)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEMORY_BACKEND = "srft-memory"
 """Name of our weight-transfer backend in vLLM's registry."""
+WORKER_EXTENSION = "srft.rollout.vllm_worker.Extension"
+"""What vLLM mixes into its workers so that they read weights from a file in memory."""
 
 
 def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str], dict[str, str]]:
@@ -49,7 +51,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         "host": host,
         "port": port,
         "weight_transfer_config": {"backend": backend or MEMORY_BACKEND},
-        "worker_extension_cls": "srft.rollout.vllm_worker.Extension",
+        "worker_extension_cls": WORKER_EXTENSION,
         "enable_scale_out": True,
         "disable_uvicorn_access_log": True,
         **engine_arguments(

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import ConfigError, RolloutError
 from srft.model.output_head import unwrap
 from srft.rollout.config import RolloutConfig
 from srft.rollout.requests import check_requests, context_length
+from srft.rollout.serve import WORKER_EXTENSION
 from srft.rollout.stopping import StopRule, StopRules
 from srft.rollout.vllm_wire import (
     completion_of,
@@ -45,7 +47,7 @@ class VLLMEngine:
     longest: longest sequence that will be asked for, in tokens; None: the model's window.
 
     Raises:
-        ConfigError: vLLM is not installed.
+        ConfigError: vLLM is not installed, or is to span GPUs that other processes train on.
         RolloutError: it cannot be started for this model.
     """
 
@@ -66,6 +68,12 @@ class VLLMEngine:
         # over as they are; workers read a file in memory.
         self.file: MemoryFile | None = None
         if config.vllm.tensor_parallel_size > 1:
+            if _several_processes():
+                raise ConfigError(
+                    "rollout.vllm.tensor_parallel_size: under torchrun each process has a vLLM of its own, "
+                    "on its own GPU; leave it at 1, or set rollout.engine=vllm-server, where one server "
+                    "may span several GPUs"
+                )
             self.file = MemoryFile(config.server.shared_memory)
         self.llm = self._start(longest)
         self.update_weights()
@@ -137,15 +145,13 @@ class VLLMEngine:
             self.llm.wake_up(tags=["weights"])
         weights = named_weights(self.model, engine_dtype(self.config.vllm, self.device))
         if self.file is None:
-            self._reload(weights_iterator=weights)
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         else:
-            self._reload(weights_path=str(self.file.write(dict(weights)).parent))
+            path = self.file.write(dict(weights))
+            self.llm.collective_rpc("srft_load", args=(str(path),))
         # Keys and values of prompts were computed with the old weights.
         self.llm.reset_prefix_cache()
         self.fresh = True
-
-    def _reload(self, **source: Any) -> None:
-        self.llm.collective_rpc("reload_weights", kwargs=source)
 
     def _wake(self) -> None:
         if not self.asleep:
@@ -186,7 +192,9 @@ class VLLMEngine:
         shape = copy.deepcopy(base.config)
         if hasattr(shape, "quantization_config"):  # merged weights come whole, not in four bits
             del shape.quantization_config
-        shape.architectures = [type(base).__name__]  # unset in a model that was never saved
+        # Unset in a model that was never saved. FSDP2 derives a class of its own from each that it cuts.
+        plain = next(kind for kind in type(base).__mro__ if not issubclass(kind, FSDPModule))
+        shape.architectures = [plain.__name__]
         shape.save_pretrained(self.folder.name)
         self.tokenizer.save_pretrained(self.folder.name)
         window = context_length(self.model)
@@ -195,7 +203,9 @@ class VLLMEngine:
         arguments = engine_arguments(
             self.config.vllm, self.device, longest or window, self.config.max_rows
         )
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if self.file is not None:
+            arguments["worker_extension_cls"] = WORKER_EXTENSION
+        if _several_processes():
             arguments["distributed_executor_backend"] = "external_launcher"
         arguments.setdefault("load_format", "dummy")
         try:
@@ -209,7 +219,7 @@ class VLLMEngine:
         # vLLM raises errors of many kinds from deep inside; each means that it does not start.
         except Exception as error:
             raise RolloutError(
-                f"vLLM does not start for {type(base).__name__}: {type(error).__name__}: {error}. "
+                f"vLLM does not start for {plain.__name__}: {type(error).__name__}: {error}. "
                 "Its settings are rollout.vllm; rollout.engine=embedded does without it"
             ) from error
 
@@ -220,9 +230,15 @@ def _completion(choice: Any, stop: StopRule, where: tuple[int, int]) -> Completi
     return completion_of(tokens, logprobs, choice.finish_reason, choice.stop_reason, stop, where)
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
 _ENVIRONMENT = {
     # Weights are handed over as tensors, so the engine runs in this process.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Workers of its own are not forked from it: it has threads.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     # This process goes on training: its threads are not to be tied to cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),

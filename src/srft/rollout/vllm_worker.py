@@ -1,14 +1,19 @@
-"""What runs inside a vLLM server: a weight-transfer backend that reads a file in memory.
+"""What runs inside vLLM's workers: reading weights from a file in memory.
 
-vLLM imports this module in each of its workers (``--worker-extension-cls``), before it looks up the
-backend that ``--weight-transfer-config`` names. The control calls are those of its NCCL backend.
+vLLM imports this module in each of its workers (``--worker-extension-cls``). For a server it registers
+a weight-transfer backend there, before vLLM looks up the one that ``--weight-transfer-config`` names;
+the control calls are those of its NCCL backend. The workers of an engine in the trainer's process are
+told to read by ``Extension``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors import safe_open
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -48,8 +53,7 @@ class MemoryWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        with safe_open(update_info.path, framework="pt", device="cpu") as file:
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        self.model.load_weights(_tensors(update_info.path))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -59,7 +63,19 @@ class MemoryWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
 
 class Extension:
-    """Mixed into vLLM's worker; importing this module is what matters."""
+    """Mixed into vLLM's worker."""
+
+    reload_weights: Any  # the worker's own
+
+    def srft_load(self, path: str) -> None:
+        """Replaces all weights; vLLM's own way from a path is closed to placeholder weights."""
+        self.reload_weights(weights_iterator=_tensors(path))
+
+
+def _tensors(path: str) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            yield name, file.get_tensor(name)
 
 
 if MEMORY_BACKEND not in WeightTransferEngineFactory._registry:
