@@ -169,8 +169,9 @@ def _batch_metrics(method: Method, batch: TokenBatch) -> dict[str, Tensor]:
     _spread(metrics, "mismatch/abs", gap_T.abs())
     _spread(metrics, "mismatch/kl", _k3(gap_T))
     if method.switches.importance_cap is not None:
-        weight_T = importance(rollouts, method.switches)
-        _spread(metrics, "mismatch/weight", torch.as_tensor(weight_T).expand_as(gap_T))
+        weight_T = torch.as_tensor(importance(rollouts, method.switches)).expand_as(gap_T)
+        _spread(metrics, "mismatch/weight", weight_T)
+        _spread(metrics, "mismatch/capped", weight_T >= method.switches.importance_cap)
     if method.needs_reference:
         assert rollouts.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
         # KL(new || reference) by k3, on tokens drawn from about the new policy.
