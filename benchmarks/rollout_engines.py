@@ -56,7 +56,7 @@ def server() -> Iterator[tuple[str, psutil.Process]]:
         recipe.write_text(json.dumps({"model": {"path": "lab"}, "rollout": {"vllm": VLLM}}))
         command = [sys.executable, "-m", "srft.cli", "serve", str(recipe), "--port", str(port)]
         log = (Path(folder) / "log").open("wb")
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
         finally:
