@@ -108,7 +108,8 @@ class ModelConfig(BaseModel):
     kernels: Literal["auto", "torch"] = Field(
         "auto",
         description="auto takes what is fastest where it runs: on CUDA the Triton kernels of the output "
-        "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products. "
+        "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products; "
+        "for float32 norms a backward pass written out. "
         "torch takes PyTorch's own everywhere.",
     )
     attention: Literal["auto", "packed", "padded"] = Field(

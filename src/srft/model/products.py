@@ -54,11 +54,16 @@ if _ONEDNN:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is the faster one for ``x`` [..., K] by ``weight`` [N, K]."""
-    return _usable(x, weight) and x.numel() * weight.shape[0] >= _LEAST_WORK
+    return (
+        _usable(weight)
+        and x.dtype == torch.float32
+        and x.is_cpu
+        and x.numel() * weight.shape[0] >= _LEAST_WORK
+    )
 
 
-def _usable(*tensors: Tensor) -> bool:
-    plain = all(t.dtype == torch.float32 and t.is_cpu for t in tensors)
+def _usable(weight: Tensor) -> bool:
+    plain = weight.dtype == torch.float32 and weight.is_cpu
     return _ONEDNN and plain and not torch.is_autocast_enabled("cpu")
 
 
@@ -70,7 +75,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FrozenLinear:
-    """``x @ weight.T + bias`` without gradient, for a weight [N, K] that stays as it is while this lives.
+    """``x @ weight.T + bias`` for x [M, K] of the weight's dtype, without gradient, for a weight [N, K]
+    that stays as it is while this lives.
 
     oneDNN gets it in the layout that it computes in, brought there once, for about ``rows`` rows of x:
     with few rows that takes longer than the product itself.
@@ -79,17 +85,18 @@ class FrozenLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, fast: bool = True) -> None:
         self.weight, self.bias = weight, bias
         self.packed: Tensor | None = None
-        if fast and _usable(weight) and rows * weight.numel() >= _LEAST_WORK:
+        self.least_rows = -(-_LEAST_WORK // weight.numel())
+        if fast and _usable(weight) and rows >= self.least_rows:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is not None and takes(x, self.weight):
+        if self.packed is not None and len(x) >= self.least_rows:
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return functional.linear(x, self.weight, self.bias)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same and a ``residual`` [M, N], for x [M, K]."""
-        if self.packed is not None and takes(x, self.weight):
+        """The same and a ``residual`` [M, N]."""
+        if self.packed is not None and len(x) >= self.least_rows:
             pointwise = torch.ops.mkldnn._linear_pointwise.binary
             return pointwise(x, residual, self.packed, self.bias, "add")
         if self.bias is not None:
