@@ -26,6 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 Cut = Callable[[nn.Module], None]
 """Makes DTensors of the parameters of a model that has no memory for them yet."""
 
+_PLACE = "maybe_distribute_model"
 # What transformers does to a tensor from the files that can be done to its rows apart.
 _BY_ROWS = ("MergeModulelist", "Concatenate", "Chunk", "Split", "Interleave")
 
@@ -54,25 +55,27 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
 @contextmanager
 def _cut_before_reading(cut: Cut | None) -> Iterator[dict[str, Any]]:
     """Lets ``cut`` have the model between its building and the reading of its weights, where
-    transformers would distribute it by its own plan. What ``from_pretrained`` has to be told."""
-    if cut is None:
+    transformers would distribute it by its own plan. What ``from_pretrained`` has to be told. A version
+    of transformers without that place reads the model whole.
+    """
+    if cut is None or not hasattr(PreTrainedModel, _PLACE):
         yield {}
         return
-    met = False
 
     def distribute(cls: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
-        nonlocal met
-        met = True
         if _can_be_read_by_rows(model):
             cut(model)
         return model
 
-    PreTrainedModel.maybe_distribute_model = classmethod(distribute)  # type: ignore[method-assign, assignment]
+    before = vars(PreTrainedModel).get(_PLACE)
+    setattr(PreTrainedModel, _PLACE, classmethod(distribute))
     try:
         yield {"distributed_config": {}}  # one of one process
     finally:
-        del PreTrainedModel.maybe_distribute_model  # what it inherits is back
-    assert met, "this version of transformers reads weights in another way"
+        if before is None:
+            delattr(PreTrainedModel, _PLACE)  # what it inherits is back
+        else:
+            setattr(PreTrainedModel, _PLACE, before)
 
 
 def _can_be_read_by_rows(model: PreTrainedModel) -> bool:
