@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from tests.distributed import work
 from tests.distributed.ranks import finish, on_ranks, start
 
+from srft.parallel import tensors
 from srft.trainer.checkpoint import list_checkpoints
 
 
@@ -35,6 +37,16 @@ def test_a_checkpoint_passes_between_any_numbers_of_processes_unchanged(tiny_mod
             assert_equal(result, first)
         source = target
     assert sorted(p.name for p in source.iterdir()) == ["step_000007"]
+
+
+def test_large_tensors_are_written_to_several_files_and_read_from_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "FILE_BYTES", 1000)
+    written = {f"part.{i}": torch.randn(10, 10 * i) for i in range(1, 5)}
+    tensors.write_tensors(tmp_path, written)
+    assert len(list(tmp_path.iterdir())) == 4
+    read = {name: torch.zeros_like(tensor) for name, tensor in written.items()}
+    tensors.read_tensors(tmp_path, read)
+    assert all(torch.equal(read[name], tensor) for name, tensor in written.items())
 
 
 @pytest.fixture(scope="module")

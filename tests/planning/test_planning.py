@@ -135,6 +135,26 @@ def test_checkpointing_adapters_and_half_precision_take_less():
     assert train(lora={"quantization": "nf4"}, dtype="bfloat16")["weights"] < lora["weights"] / 2
 
 
+def test_gradients_of_a_single_pass_come_as_activations_go():
+    lab = {"path": "lab"}
+    step = {"prompts_per_step": 2, "tokens_per_micro_batch": 65536}
+    one = items(make_plan(big(model=lab, train=step), "cpu-16G"), "train")
+    step["tokens_per_micro_batch"] = 2048
+    many = items(make_plan(big(model=lab, train=step), "cpu-16G"), "train")
+    assert "gradients" in many and "head's gradient" in many
+    assert one["gradients"] < many["gradients"] < one["activations"]
+
+
+def test_holes_of_the_heap_are_a_cpus_and_do_not_vanish_with_checkpointing():
+    def train(gpus, **model):
+        return items(make_plan(big(model={"path": "lab", **model}), gpus), "train")
+
+    plain, checkpointed = train("cpu-16G"), train("cpu-16G", gradient_checkpointing=True)
+    assert plain["heap"] == pytest.approx(0.35 * plain["activations"])
+    assert checkpointed["heap"] == plain["heap"] > checkpointed["activations"] * 0.35
+    assert "heap" not in train("H100")
+
+
 def test_every_mend_makes_the_recipe_fit():
     config = big(model={"path": "Qwen/Qwen2.5-1.5B", "gradient_checkpointing": True})
     plan = make_plan(config, "RTX4090", assume=["runtime_gib=1"])

@@ -19,9 +19,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from srft.errors import CheckpointError
 from srft.parallel.world import ALONE, World
+
+FILE_BYTES = 256 * 2**20
+"""What one process puts into a file, unless a single tensor is larger."""
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
 """Shape and dtype of each tensor in a folder."""
@@ -34,7 +38,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World = AL
     Raises:
         CheckpointError: in every process, where one of them could not write.
     """
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    files = _files(tensors, world.size)
+    writer = dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
     state: dict[str, Any] = {name: t.contiguous() for name, t in tensors.items()}
     with _dcp_errors(folder):
         dcp.save(
@@ -43,6 +48,26 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World = AL
             process_group=world.group,
             no_dist=world.size == 1,
         )
+
+
+class _Files(dict[str, int]):
+    """The number, from 1, of the file that each tensor's parts go to; one process's serve all."""
+
+    def __missing__(self, name: str) -> int:
+        return 1  # what another process alone has
+
+
+def _files(tensors: Mapping[str, Tensor], size: int) -> _Files:
+    """Files that are not too large: one is made in memory, twice, before it is written."""
+    number, filled = 1, 0.0
+    numbers = _Files()
+    for name, tensor in tensors.items():
+        part = tensor.nbytes / (size if isinstance(tensor, DTensor) else 1)
+        if filled and filled + part > FILE_BYTES:
+            number, filled = number + 1, 0.0
+        filled += part
+        numbers[name] = number
+    return numbers
 
 
 def read_tensors(folder: Path, into: Mapping[str, Tensor], world: World = ALONE) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from srft.config import SRFTConfig
+from srft.parallel.tensors import FILE_BYTES
 from srft.planning.assumptions import Assumptions
 from srft.planning.devices import GIB, Device
 from srft.planning.shape import Kept, ModelShape
@@ -245,24 +246,31 @@ def _training(case: Case) -> list[Item]:
     responses = tokens * worst.responses / worst.total
     t = case.trained_itemsize
     gradients = shape.trained * t / layout.shard
+    every_layer = tokens * (kept.layer * shape.layers + kept.outside)
+    saved, how = every_layer, f"{tokens:,.0f} tokens, every layer"
     if case.config.model.gradient_checkpointing:
         # The layer that is computed again, and the one before it, which is let go a little later.
         saved = tokens * (kept.residual * shape.layers + 2 * kept.layer + kept.outside)
         how = f"{tokens:,.0f} tokens, inputs of layers and two layers whole"
-    else:
-        saved = tokens * (kept.layer * shape.layers + kept.outside)
-        how = f"{tokens:,.0f} tokens, every layer"
     inner = tokens * 3 * shape.intermediate * layout.compute.itemsize
     rows, columns = _TILES[case.device.is_cpu]
     tile = 4 * min(rows, responses) * min(columns, shape.vocabulary)
     head_weight = 0 if case.config.model.lora else shape.head * layout.gather.itemsize
+    how_gradients = _name(layout.weights) if t != 4 else "float32"
+    if work.micro_batch_worst_count == 1:
+        # Layer after layer, activations go as gradients come; the head's comes first.
+        gradients = max(head_weight / layout.shard, gradients - saved)
+        how_gradients += ", beside activations"
     items = [
-        Item("gradients", gradients, _name(layout.weights) if t != 4 else "float32"),
+        Item("gradients", gradients, how_gradients),
         Item("activations", saved, how),
         Item("one layer backwards", inner, "of the widest part"),
+        Item(
+            "heap", case.assumed.heap_holes * every_layer, "between tensors, not given away again"
+        ),
         Item("head", 3 * tile + responses * shape.hidden * 8, f"{responses:,.0f} response tokens"),
     ]
-    if work.micro_batch_worst_count > 1 or shape.tied:
+    if work.micro_batch_worst_count > 1:
         items.append(Item("head's gradient", head_weight, "before it is added"))
     if layout.world > 1:
         items += _sharded(case)
@@ -292,16 +300,21 @@ def _sharded(case: Case) -> list[Item]:
 
 
 def _export(case: Case) -> list[Item]:
-    """Several processes gather into the first one's host memory, a tensor at a time."""
-    largest = case.shape.head * case.layout.weights.itemsize
-    lora = case.config.model.lora
-    if lora is not None and lora.export == "merged" and case.layout.world == 1:
-        whole = case.shape.parameters * case.layout.weights.itemsize
-        return [Item("written copy", whole, "adapters added to the weights")]
+    """What is made to be written: on a GPU of one process the model in the source's precision, on a CPU
+    also a checkpoint's files. Several processes gather into the first one's host memory."""
+    shape, layout, lora = case.shape, case.layout, case.config.model.lora
+    merged = lora is not None and lora.export == "merged" and layout.world == 1
+    whole = shape.parameters * layout.weights.itemsize if merged else 0
     if case.device.is_cpu:
-        return [Item("written copy", largest, "the largest tensor as bytes")]
-    if case.layout.world == 1 and case.config.run.export:
-        return [Item("written copy", 2 * case.shape.parameters, "in the source's precision")]
+        moments = 2 * case.trained_itemsize * shape.trained / layout.shard
+        largest = 0 if lora else shape.head * layout.weights.itemsize / layout.shard
+        file = 2 * min(moments, max(FILE_BYTES, largest))
+        how = "a checkpoint's file, twice" if file > whole else "adapters added to the weights"
+        return [Item("written copy", max(whole, file), how)]
+    if merged:
+        return [Item("written copy", whole, "adapters added to the weights")]
+    if layout.world == 1 and case.config.run.export:
+        return [Item("written copy", 2 * shape.parameters, "in the source's precision")]
     return []
 
 
