@@ -150,8 +150,10 @@ def test_holes_of_the_heap_are_a_cpus_and_do_not_vanish_with_checkpointing():
         return items(make_plan(big(model={"path": "lab", **model}), gpus), "train")
 
     plain, checkpointed = train("cpu-16G"), train("cpu-16G", gradient_checkpointing=True)
-    assert plain["heap"] == pytest.approx(0.35 * plain["activations"])
-    assert checkpointed["heap"] == plain["heap"] > checkpointed["activations"] * 0.35
+    adapted = train("cpu-16G", lora={"target_modules": ["q_proj"]})
+    assert plain["heap"] == pytest.approx(0.3 * plain["activations"])
+    assert checkpointed["heap"] == plain["heap"] > checkpointed["activations"] * 0.3
+    assert adapted["heap"] == plain["heap"] and adapted["activations"] < plain["activations"]
     assert "heap" not in train("H100")
 
 

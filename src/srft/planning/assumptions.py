@@ -36,7 +36,7 @@ class Assumptions(BaseModel):
         0.0,
         ge=0,
         description="memory between tensors that the C library cannot give away again, over what all "
-        "layers keep for a backward pass without checkpointing",
+        "layers keep for a backward pass, were all weights trained and nothing computed again",
     )
     training_mfu: float = Field(
         0.40, gt=0, le=1, description="share of the device's peak that training reaches"
@@ -82,7 +82,7 @@ class Assumptions(BaseModel):
 _CPU = {
     "runtime_gib": 0.12,
     "fragmentation": 1.03,
-    "heap_holes": 0.35,
+    "heap_holes": 0.30,
     "training_mfu": 0.75,
     "prefill_mfu": 0.45,
     "decode_bandwidth": 0.50,

@@ -70,7 +70,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Case:
-    """All that memory and time are computed from."""
+    """All that memory and time are computed from. kept: by this recipe's layers for the backward pass;
+    made: what they would keep if all weights were trained, by which the heap is cut up."""
 
     config: SRFTConfig
     device: Device
@@ -78,6 +79,7 @@ class Case:
     work: Work
     shape: ModelShape
     kept: Kept
+    made: Kept
     assumed: Assumptions
 
     @property
@@ -246,8 +248,9 @@ def _training(case: Case) -> list[Item]:
     responses = tokens * worst.responses / worst.total
     t = case.trained_itemsize
     gradients = shape.trained * t / layout.shard
-    every_layer = tokens * (kept.layer * shape.layers + kept.outside)
-    saved, how = every_layer, f"{tokens:,.0f} tokens, every layer"
+    saved = tokens * (kept.layer * shape.layers + kept.outside)
+    how = f"{tokens:,.0f} tokens, every layer"
+    holes = case.assumed.heap_holes * tokens * (case.made.layer * shape.layers + case.made.outside)
     if case.config.model.gradient_checkpointing:
         # The layer that is computed again, and the one before it, which is let go a little later.
         saved = tokens * (kept.residual * shape.layers + 2 * kept.layer + kept.outside)
@@ -265,9 +268,7 @@ def _training(case: Case) -> list[Item]:
         Item("gradients", gradients, how_gradients),
         Item("activations", saved, how),
         Item("one layer backwards", inner, "of the widest part"),
-        Item(
-            "heap", case.assumed.heap_holes * every_layer, "between tensors, not given away again"
-        ),
+        Item("heap", holes, "between tensors, not given away again"),
         Item("head", 3 * tile + responses * shape.hidden * 8, f"{responses:,.0f} response tokens"),
     ]
     if work.micro_batch_worst_count > 1:

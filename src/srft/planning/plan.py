@@ -118,7 +118,11 @@ def build_case(
     # FSDP2 casts what it gathers, so layers run in that dtype throughout; autocast casts inputs.
     inside = layout.gather if layout.world > 1 else layout.weights
     kept = kept_for_backward(shape, config.model, inside, layout.autocast, work.worst.padding)
-    return Case(config, cluster.device, layout, work, shape, kept, assumed)
+    made = kept
+    if config.model.lora and assumed.heap_holes:
+        whole = config.model.model_copy(update={"lora": None})
+        made = kept_for_backward(shape, whole, inside, layout.autocast, work.worst.padding)
+    return Case(config, cluster.device, layout, work, shape, kept, made, assumed)
 
 
 def _device(device: Device, assumed: Assumptions) -> Device:
