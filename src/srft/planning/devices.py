@@ -110,11 +110,14 @@ def _cpu(name: str, processes: int) -> Device:
 
 def measured_cpu(device: Device, seconds: float = 0.15) -> Device:
     """``device`` with the speed of one process of this machine: float32 products of the size of a
-    small layer, and copies larger than its caches. On PyTorch's present number of threads, and by
-    the processor time that they get, so that a busy machine measures the same."""
+    small layer, made as layers make them, and copies larger than its caches. On PyTorch's present
+    number of threads, and by the processor time that they get, so that a busy machine measures the
+    same."""
     import time
 
     import torch
+
+    from srft.model.products import product
 
     def rate(amount: float, run: object) -> float:
         assert callable(run)
@@ -132,6 +135,6 @@ def measured_cpu(device: Device, seconds: float = 0.15) -> Device:
     a, b = torch.randn(side, side), torch.randn(side, side)
     source = torch.zeros(16 * 2**20)
     target = torch.empty_like(source)
-    flops = rate(2 * side**3, lambda: a @ b)
+    flops = rate(2 * side**3, lambda: product(a, b))
     copied = rate(2 * source.nbytes, lambda: target.copy_(source))
     return replace(device, tflops=flops / 1e12, bandwidth_gbs=copied / 1e9)
