@@ -12,11 +12,13 @@ stay as they are.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # Multiplications below which oneDNN's preparation of a call costs more than it saves.
@@ -141,20 +143,38 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, grad: Tensor, linear: Callable[..., Tensor], outer: Callable[..., Tensor]
+) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     for_x, for_weight, for_bias = ctx.needs_input_grad
     # An expanded gradient, such as that of a sum, would send oneDNN to its reference code: 100 times slower.
     grad = grad.contiguous()
     flat = grad.reshape(-1, grad.shape[-1])
     return (
-        _linear(grad, weight.t(), None) if for_x else None,
-        _outer(flat, x.reshape(-1, x.shape[-1])) if for_weight else None,
+        linear(grad, weight.t(), None) if for_x else None,
+        outer(flat, x.reshape(-1, x.shape[-1])) if for_weight else None,
         flat.sum(0) if for_bias else None,
     )
 
 
-_linear.register_autograd(_backward, setup_context=_keep)
+_linear.register_autograd(
+    lambda ctx, grad: _gradients(ctx, grad, _linear, _outer), setup_context=_keep
+)
+
+
+class _Linear(torch.autograd.Function):
+    """The same outside compiled code, without an operator's long way through the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, grad, product, outer)
 
 
 class FastLinear(nn.Linear):
@@ -162,7 +182,8 @@ class FastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if takes(input, self.weight):
-            return _linear(input, self.weight, self.bias)
+            linear = _linear if torch.compiler.is_compiling() else _Linear.apply
+            return linear(input, self.weight, self.bias)
         return functional.linear(input, self.weight, self.bias)
 
 
