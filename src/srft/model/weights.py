@@ -49,7 +49,25 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
             "to these weights"
         )
     model.config.distributed_config = None  # what was asked of transformers; it is not the model's
+    _give_parts_their_memory(model)
     return model
+
+
+def _give_parts_their_memory(model: nn.Module) -> None:
+    """What was read without a change of dtype is a view into the mapped file, and its DTensor says that
+    it begins inside, which DCP's copy for writing in the background takes for memory at that address."""
+    views = [p for p in model.parameters() if isinstance(p, DTensor) and p.storage_offset()]
+    own = {id(p): nn.Parameter(_with_memory(p), p.requires_grad) for p in views}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in own:
+                setattr(module, name, own[id(parameter)])
+
+
+def _with_memory(view: DTensor) -> DTensor:
+    part = view.to_local().detach().clone()
+    mesh, placements = view.device_mesh, view.placements
+    return DTensor.from_local(part, mesh, placements, shape=view.shape, stride=view.stride())
 
 
 @contextmanager
