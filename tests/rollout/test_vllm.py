@@ -33,9 +33,8 @@ from srft.types import RolloutRequest, SamplingParams
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.timeout(
-        900
-    ),  # a server's start on a busy machine is part of the test that waits for it
+    # A server's start on a busy machine is part of the test that waits for it.
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         importlib.util.find_spec("vllm") is None, reason="vLLM is not installed; make test-vllm"
     ),

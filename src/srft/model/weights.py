@@ -54,14 +54,18 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
 
 
 def _give_parts_their_memory(model: nn.Module) -> None:
-    """What was read without a change of dtype is a view into the mapped file, and its DTensor says that
-    it begins inside, which DCP's copy for writing in the background takes for memory at that address."""
-    views = [p for p in model.parameters() if isinstance(p, DTensor) and p.storage_offset()]
+    """What was read without a change of dtype is a view into the whole tensor of the mapped file, which
+    DCP's copy for writing in the background would copy whole, or take for memory where it begins inside."""
+    views = [p for p in model.parameters() if isinstance(p, DTensor) and _is_view(p.to_local())]
     own = {id(p): nn.Parameter(_with_memory(p), p.requires_grad) for p in views}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if id(parameter) in own:
                 setattr(module, name, own[id(parameter)])
+
+
+def _is_view(part: Tensor) -> bool:
+    return part.untyped_storage().nbytes() > part.nbytes
 
 
 def _with_memory(view: DTensor) -> DTensor:

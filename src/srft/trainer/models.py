@@ -56,7 +56,6 @@ def build_models(
     whole model that it does not keep.
 
     Raises:
-        ConfigError: it cannot be cut over processes.
         ModelError: it cannot be loaded, or holds numbers that are not finite.
     """
     alone = world.size == 1

@@ -93,14 +93,9 @@ def update(
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
         before = old[number] if need_old else None
         return forward(
-            model,
-            packed,
-            temperature,
-            compute,
-            old=before,
-            reference=reference,
-            batch_entropy=batch_entropy,
-        )
+            model, packed, temperature, compute,
+            old=before, reference=reference, batch_entropy=batch_entropy,
+        )  # fmt: skip
 
     extra: dict[str, float] = {}
     if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
@@ -124,9 +119,7 @@ def update(
             optimizer.zero_grad(set_to_none=True)
             model.eval()
             reason = _reason(total, norm, all_finite)
-            advantages = [p.index.sequences.advantage_S for p in part.packs]
-            more = {"counts": part.counts, "advantages": advantages}
-            save_refused(refused_dir if world.main else None, step, reason, sequences, more)
+            _keep_refused(refused_dir if world.main else None, step, reason, sequences, part)
             return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
         clip_to(model, norm, config.max_grad_norm)
         optimizer.step()
@@ -160,6 +153,18 @@ def _backward(
         finite &= loss.isfinite() & _all_finite(batch)
         sums.append(metrics)
     return loss_sum, finite, sums
+
+
+def _keep_refused(
+    folder: Path | None,
+    step: int,
+    reason: str,
+    sequences: Sequence[TrainingSequence],
+    part: _Part,
+) -> None:
+    advantages = [p.index.sequences.advantage_S for p in part.packs]
+    more = {"counts": part.counts, "advantages": advantages}
+    save_refused(folder, step, reason, sequences, more)
 
 
 def _reason(loss: float, norm: float, all_finite: bool) -> str:
