@@ -39,7 +39,7 @@ import httpx2
 import psutil
 from rollout_engines import processor_seconds, server
 
-from srft.evaluation.statistics import paired_difference
+from srft.evaluation.accuracy_statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "src" / "srft" / "lab" / "quickstart.yaml"

@@ -34,9 +34,9 @@ import sampler
 import torch
 import training_step as step
 
-from srft.model.config import ModelConfig
-from srft.rollout.config import RolloutConfig
+from srft.model.model_config import ModelConfig
 from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.rollout_config import RolloutConfig
 
 # A point: model, prompts, rollouts a prompt, response tokens.
 Point = tuple[str, int, int, int]

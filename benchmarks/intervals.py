@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srft.evaluation import statistics
+from srft.evaluation import accuracy_statistics
 
 SHAPES = ((30, 32), (83, 32), (200, 4), (500, 1), (1172, 1))
 A, B, GAIN = 0.6, 1.0, 0.1
@@ -35,12 +35,14 @@ def coverage(problems: int, n: int, repetitions: int, gain: float) -> list[str]:
     for seed in range(repetitions):
         p = rng.beta(A, B, problems)
         right, better = rng.binomial(n, p), rng.binomial(n, np.minimum(p + GAIN, 1))
-        over = statistics.interval_over_problems(right / n, seed, replicates=1000)
-        paired = statistics.paired_difference(better / n, right / n, seed, replicates=1000).interval
+        over = accuracy_statistics.interval_over_problems(right / n, seed, replicates=1000)
+        paired = accuracy_statistics.paired_difference(
+            better / n, right / n, seed, replicates=1000
+        ).interval
         hits[0] += over.low <= A / (A + B) <= over.high
         hits[2] += paired.low <= gain <= paired.high
         if n > 1:
-            these = statistics.interval_over_samples(
+            these = accuracy_statistics.interval_over_samples(
                 np.full(problems, n), right, seed, replicates=1000
             )
             hits[1] += these.low <= p.mean() <= these.high

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import load_splits
 from srft.lab import FAMILIES, TASK_SETS
 

@@ -35,10 +35,10 @@ import psutil
 import torch
 
 from srft.lab import lab_train
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model, load_tokenizer
-from srft.rollout.config import RolloutConfig
+from srft.model.model_config import ModelConfig
 from srft.rollout.engine import build_engine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 PROMPTS, GROUP, MAX_TOKENS = 24, 8, 64

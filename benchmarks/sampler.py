@@ -40,7 +40,7 @@ from common import GROUP, Timing, Workload, make_model, make_tokenizer
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import srft.rollout.embedded as embedded
-from srft.rollout.config import RolloutConfig
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.rows import Rows, Ticket
 from srft.types import RolloutRequest, SamplingParams
 
@@ -146,8 +146,8 @@ class Lab:
 
     def __init__(self) -> None:
         from srft.lab import lab_train
-        from srft.model.config import ModelConfig
         from srft.model.loading import load_model, load_tokenizer
+        from srft.model.model_config import ModelConfig
 
         config = ModelConfig(path="lab")
         self.model = load_model(config).eval()

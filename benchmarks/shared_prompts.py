@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import training_step as step
 
-from srft.model.config import ModelConfig
+from srft.model.model_config import ModelConfig
 
 RESPONSE, ROLLOUTS = 64, 64
 PROMPTS = (4, 16, 32, 64, 128, 256)

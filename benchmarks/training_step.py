@@ -43,15 +43,15 @@ import torch
 import trl
 from datasets import Dataset
 
-from srft.model.attention import use_packed_attention
-from srft.model.config import ModelConfig
 from srft.model.fast import prepare_compute
+from srft.model.model_config import ModelConfig
+from srft.model.packed_attention import use_packed_attention
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
-from srft.trainer.config import TrainConfig
+from srft.rollout.rollout_config import RolloutConfig
 from srft.trainer.optimization import build_optimizer
+from srft.trainer.train_config import TrainConfig
 from srft.trainer.update import update
 from srft.types import TrainingSequence
 

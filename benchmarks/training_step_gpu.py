@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import training_step as step
 
-from srft.model.config import ModelConfig
+from srft.model.model_config import ModelConfig
 
 # Shape, tokens, sequences, checkpointing; tokens a second and GiB that prime-rl publishes (H100).
 CASES = [

@@ -102,7 +102,7 @@ def plan(
 ) -> None:
     """Memory of a process and time of a step, before any is spent; exit code 1 where it does not fit."""
     from srft.planning.plan import make_plan
-    from srft.planning.show import show
+    from srft.planning.show_plan import show
 
     made = make_plan(load_recipe(recipe, overrides), gpus, nodes=nodes, assume=assume or [])
     if as_json:
@@ -167,8 +167,8 @@ def report(
     port: Annotated[int, typer.Option(min=0, help="Port of --watch; 0: any free one.")] = 0,
 ) -> None:
     """Write one self-contained HTML file about runs: curves, samples token by token, comparison."""
-    from srft.report.html import write_report
     from srft.report.plots import plot_run
+    from srft.report.report_page import write_report
 
     if watch:
         from srft.report.watch import ReportServer
@@ -204,7 +204,7 @@ def analyze(
 ) -> None:
     """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 to 6, Eq. 4)."""
     from srft.analysis.analyze import analyze as analyze_models
-    from srft.analysis.show import render
+    from srft.analysis.show_analysis import render
 
     with console.status("starting") as status:
         result = analyze_models(

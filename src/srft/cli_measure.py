@@ -188,7 +188,7 @@ def reward_check(
 ) -> None:
     """Compare a verifier with labels: agreement, false negatives, false positives."""
     from srft.data.files import read_file
-    from srft.data.problems import Problems
+    from srft.data.row_errors import Problems
     from srft.rewards.audit import audit
     from srft.rewards.scorer import Scorer
 

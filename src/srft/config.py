@@ -12,17 +12,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
-from srft.evaluation.config import EvaluationConfig
-from srft.model.config import ModelConfig
+from srft.evaluation.evaluation_config import EvaluationConfig
+from srft.model.model_config import ModelConfig
 from srft.objective.switches import Switches
-from srft.parallel.config import ParallelConfig
-from srft.rewards.config import RewardConfig
-from srft.rollout.config import RolloutConfig
+from srft.parallel.parallel_config import ParallelConfig
+from srft.rewards.reward_config import RewardConfig
+from srft.rollout.rollout_config import RolloutConfig
 from srft.secrets import redact_values
 from srft.trainer.alarms import BUILT_IN, Alarm, with_built_in
-from srft.trainer.config import RunConfig, Stage, TrainConfig
+from srft.trainer.train_config import RunConfig, Stage, TrainConfig
 
 
 class SRFTConfig(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from pathlib import Path
@@ -51,9 +52,8 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type):
         return annotation.__name__
     text = str(annotation).replace("typing.", "").replace("Literal", "")
-    for prefix in ("srft.", "NoneType"):
-        text = text.replace(prefix, "None" if prefix == "NoneType" else "")
-    return text
+    # A class by its own name, wherever it stands.
+    return re.sub(r"\bsrft(?:\.\w+)*\.(\w+)", r"\1", text).replace("NoneType", "None")
 
 
 def _default(field: FieldInfo) -> str:

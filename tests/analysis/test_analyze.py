@@ -14,11 +14,11 @@ from rich.console import Console
 from srft.analysis.analyze import _named, analyze
 from srft.analysis.curves import training_curves
 from srft.analysis.dynamics import ProbabilitySpace, distance
-from srft.analysis.models import Source, checkpoints_of, find_model, parameter_count
+from srft.analysis.opened_models import Source, checkpoints_of, find_model, parameter_count
 from srft.analysis.responses import read_responses, tokenize
-from srft.analysis.show import render
+from srft.analysis.show_analysis import render
 from srft.errors import CheckpointError, ConfigError, DataError, ModelError
-from srft.model.config import ModelConfig
+from srft.model.model_config import ModelConfig
 from srft.report.runs import read_run
 
 PROMPT = "a = 3 + 4 ; a ?"
@@ -250,7 +250,7 @@ def test_a_run_without_a_model_and_a_checkpoint_without_a_run_are_refused(tmp_pa
 def test_a_checkpoint_of_another_model_is_refused(run, folders):
     from safetensors.torch import save_file
 
-    from srft.analysis.models import load
+    from srft.analysis.opened_models import load
 
     folder = run / "checkpoints" / "step_000010"
     import torch

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from srft.analysis.gradient import gradient_view, logit_gradient
-from srft.analysis.models import find_model, load
+from srft.analysis.opened_models import find_model, load
 from srft.analysis.responses import Response, TokenizedResponse
 from srft.objective.methods import get_method
 
@@ -74,7 +74,7 @@ def test_terms_touch_their_own_tokens_and_rl_needs_an_advantage(model):
 
 def test_the_size_of_sft_is_twice_the_weight_times_what_is_missing(model):
     """sum_v |p_v - 1[v = y]| = 2 (1 - p_y)."""
-    from srft.analysis.scoring import token_logprobs
+    from srft.analysis.distributions import token_logprobs
 
     batch = group(0, ("demonstration", 1.0))
     view = gradient_view(model, "base", get_method("sft"), batch)

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from srft.analysis.distributions import (
+    compare,
+    distribution_shift,
+    hidden_states,
+    logits,
+    token_logprobs,
+)
 from srft.analysis.responses import Response, TokenizedResponse
-from srft.analysis.scoring import compare, distribution_shift, hidden_states, logits, token_logprobs
 from srft.errors import ModelError
 from srft.model.output_head import output_head
 
@@ -24,7 +30,7 @@ def tokenized(
 
 @pytest.fixture(scope="module")
 def models(folders):
-    from srft.analysis.models import find_model, load
+    from srft.analysis.opened_models import find_model, load
 
     return {name: load(find_model(path)) for name, path in folders.items()}
 
@@ -144,7 +150,7 @@ def test_the_way_responses_are_batched_changes_nothing(models, batch):
 
 def test_tiles_of_one_token_give_the_same_figures(models, batch, monkeypatch):
     whole = compare(models["base"], models["other"], batch)
-    monkeypatch.setattr("srft.analysis.scoring._TILE", 1)
+    monkeypatch.setattr("srft.analysis.distributions._TILE", 1)
     tiled = compare(models["base"], models["other"], batch)
     np.testing.assert_allclose(whole.jsd_T, tiled.jsd_T, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(whole.logprob_after_T, tiled.logprob_after_T, rtol=1e-5, atol=1e-9)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from srft.analysis.scoring import TokenShift
+from srft.analysis.distributions import TokenShift
 from srft.analysis.shift import summarize
-from srft.analysis.statistics import Resampler
+from srft.analysis.token_statistics import Resampler
 from srft.analysis.words import token_class
 
 

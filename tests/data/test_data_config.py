@@ -4,7 +4,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 
 
 def test_every_field_has_a_default_and_a_description():
@@ -15,7 +15,7 @@ def test_every_field_has_a_default_and_a_description():
 
 def test_importing_the_config_is_light():
     script = (
-        "import sys, srft.data.config; "
+        "import sys, srft.data.data_config; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import as_examples
 from srft.errors import DataError
 from srft.types import Example

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import as_examples, load_examples
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import DataError

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import as_examples, load_examples, load_splits
 from srft.errors import DataError
 

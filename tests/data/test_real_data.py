@@ -2,7 +2,7 @@
 
 import pytest
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import load_examples
 from srft.data.tokenization import tokenize_dataset
 

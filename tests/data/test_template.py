@@ -2,7 +2,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.template import Template, render_prompt, stop_token_ids, tokenize_prompt
 from srft.data.tokenization import tokenize_example
 from srft.errors import ConfigError, DataError, ModelError

@@ -1,6 +1,6 @@
 import pytest
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.template import tokenize_prompt
 from srft.data.tokenization import tokenize_dataset, tokenize_example
 from srft.errors import DataError

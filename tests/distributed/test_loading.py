@@ -13,7 +13,7 @@ from tests.distributed.ranks import finish, on_ranks, start
 from tests.toys import tiny_model
 
 from srft.model.adapters import add_lora, save_adapter
-from srft.model.config import LoraConfig
+from srft.model.model_config import LoraConfig
 
 # A family, what its config and the recipe's section add, the share of it that a process of three reads.
 CASES = {

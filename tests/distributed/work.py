@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srft.config import parse_config
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model
-from srft.parallel.config import ParallelConfig
+from srft.model.model_config import ModelConfig
+from srft.parallel.parallel_config import ParallelConfig
 from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole, whole_copy
 from srft.parallel.world import join_world
 from srft.trainer import update as update_module
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
-from srft.trainer.config import TrainConfig
 from srft.trainer.logs import read_jsonl
 from srft.trainer.models import build_models
 from srft.trainer.optimization import build_optimizer
+from srft.trainer.train_config import TrainConfig
 from srft.trainer.trainer import SRFTTrainer
 
 Recipe = Mapping[str, Any]

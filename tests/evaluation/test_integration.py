@@ -8,8 +8,8 @@ import pytest
 from tests.toys import lab_model, lab_tokenizer, save_lab_model
 
 from srft.errors import ConfigError
-from srft.evaluation.config import EvaluationConfig
 from srft.evaluation.evaluate import evaluate
+from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluate_model
 from srft.evaluation.sample import sample_texts
 from srft.rewards.scorer import Scorer

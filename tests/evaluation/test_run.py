@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, DataError, ModelError
+from srft.evaluation import result_tables
 from srft.evaluation import run as run_module
-from srft.evaluation import tables
 from srft.evaluation.compare import compare
-from srft.evaluation.config import EvaluationConfig
-from srft.evaluation.loading import Loaded, find_model, template_of, weights_digest
+from srft.evaluation.evaluation_config import EvaluationConfig
+from srft.evaluation.open_model import Loaded, find_model, template_of, weights_digest
 from srft.evaluation.run import evaluate_model, load_results, write_tables
 from srft.lab import IN_DISTRIBUTION
 from srft.lab.tokenizer import build_tokenizer
@@ -110,7 +110,7 @@ def test_a_second_call_adds_to_the_same_folder(engine, tmp_path):
 
 
 def test_a_dataset_is_evaluated_with_the_reward_given(engine, tmp_path):
-    from srft.rewards.config import RewardConfig
+    from srft.rewards.reward_config import RewardConfig
 
     data = tmp_path / "own.jsonl"
     data.write_text(
@@ -187,7 +187,7 @@ def paper_results(label="ours", **marks):
 
 
 def test_the_papers_rows_stand_beside_ours_marked_as_quoted():
-    text = tables.markdown([paper_results()])
+    text = result_tables.markdown([paper_results()])
     head = next(line for line in text.splitlines() if line.startswith("| model"))
     assert head == (
         "| model | AIME24 avg@32 | AMC avg@32 | MATH500 pass@1 | Minerva pass@1 | Olympiad pass@1 "
@@ -199,7 +199,7 @@ def test_the_papers_rows_stand_beside_ours_marked_as_quoted():
 
 
 def test_html_is_whole_self_contained_and_escaped():
-    page = tables.html_page([paper_results("<b>&", departures=["30 of 500 problems"])])
+    page = result_tables.html_page([paper_results("<b>&", departures=["30 of 500 problems"])])
     checker = _Checker()
     checker.feed(page.removeprefix("<!doctype html>"))
     assert checker.open == []
@@ -213,7 +213,7 @@ def test_parts_of_two_benchmarks_with_one_name_stay_apart():
     found["benchmarks"]["olympiad"] = found["benchmarks"]["math500"] | {
         "families": {"Algebra": part | {"accuracy": 0.75}}
     }
-    text = tables.markdown([found, paper_results("other")])
+    text = result_tables.markdown([found, paper_results("other")])
     assert "## MATH500 by part" in text and "## Olympiad by part" in text
     assert "| Algebra | 8 | 25.0 [10.0, 40.0] | - |" in text
     assert "| Algebra | 8 | 75.0 [10.0, 40.0] | - |" in text

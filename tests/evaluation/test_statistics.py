@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srft.evaluation import statistics as stats
+from srft.evaluation import accuracy_statistics as stats
 
 
 @given(st.integers(1, 9), st.data())

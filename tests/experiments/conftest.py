@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srft.experiments.plan import Arm, Experiment
+from srft.experiments.experiment import Arm, Experiment
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from srft.errors import ConfigError
 from srft.experiments.demonstrations import make_demonstrations
-from srft.experiments.plan import base_recipe
+from srft.experiments.experiment import base_recipe
 from srft.rewards.scorer import Scorer
 from srft.types import Example
 

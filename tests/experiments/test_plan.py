@@ -8,7 +8,7 @@ import pytest
 
 from srft.errors import ConfigError
 from srft.experiments.catalog import EXPERIMENTS, QUESTIONS, TABLE1, TABLE2, TABLE3
-from srft.experiments.plan import Arm, Experiment, Leg, arm_recipe, base_recipe
+from srft.experiments.experiment import Arm, Experiment, Leg, arm_recipe, base_recipe
 from srft.experiments.runner import check_arms
 from srft.objective.methods import METHODS
 

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 from tests.experiments.fakes import write_run
 
+from srft.experiments.arm_results import compare, estimate, gather, t_interval
+from srft.experiments.arm_tables import markdown, render
+from srft.experiments.experiment import base_recipe
 from srft.experiments.pictures import draw
-from srft.experiments.plan import base_recipe
 from srft.experiments.process import Outcome
-from srft.experiments.results import compare, estimate, gather, t_interval
 from srft.experiments.runner import Ledger, plan_jobs
-from srft.experiments.tables import markdown, render
 
 ACCURACY = {"srft/seed0": 0.8, "srft/seed1": 0.9, "grpo/seed0": 0.5, "grpo/seed1": 0.5}
 

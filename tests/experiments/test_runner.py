@@ -13,9 +13,9 @@ from rich.console import Console
 from tests.experiments.fakes import FakeRunner, write_run
 
 from srft.errors import ConfigError
-from srft.experiments.plan import Arm, Experiment, base_recipe
+from srft.experiments.arm_results import read_figures
+from srft.experiments.experiment import Arm, Experiment, base_recipe
 from srft.experiments.process import Outcome, train_one
-from srft.experiments.results import read_figures
 from srft.experiments.runner import plan_jobs, run_experiment
 
 QUIET = Console(quiet=True)

@@ -28,18 +28,18 @@ import yaml
 from tests.toys import byte_tokenizer, save_lab_model
 
 from srft.config import SRFTConfig, load_config
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.data.reading import load_examples
 from srft.data.template import Template
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import SRFTError
-from srft.model.config import ModelConfig
 from srft.model.loading import (
     check_finite_weights,
     check_vocabulary,
     load_model,
     load_tokenizer,
 )
+from srft.model.model_config import ModelConfig
 from srft.model.scoring import check_scoring
 from srft.trainer.main import QUICKSTART
 from srft.trainer.setup import build_methods

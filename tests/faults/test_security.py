@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from srft.cli import main
-from srft.report.html import render_report
+from srft.report.report_page import render_report
 from srft.secrets import is_secret_name, redact, redact_values
 from srft.trainer.trainer import SRFTTrainer
 

@@ -29,8 +29,8 @@ from typing import Any
 
 def main() -> None:
     import srft.cli
-    import srft.report.html
     import srft.report.plots
+    import srft.report.report_page
     import srft.trainer.main
     import srft.trainer.trainer  # noqa: F401
 

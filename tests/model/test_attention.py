@@ -10,7 +10,7 @@ import torch
 from srft.data.packing import pack
 from srft.errors import ModelError
 from srft.model import fast
-from srft.model.attention import (
+from srft.model.packed_attention import (
     can_pack,
     packed_attention,
     packed_layout,

@@ -14,12 +14,12 @@ from tests.toys import random_sequences, tiny_model, word_tokenizer
 from torch import nn
 
 from srft.data.packing import pack
-from srft.model.attention import use_packed_attention
-from srft.model.config import ModelConfig
 from srft.model.fast import compile_layers, prepare_compute
+from srft.model.model_config import ModelConfig
+from srft.model.packed_attention import use_packed_attention
 from srft.model.scoring import check_scoring, score
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 LENGTHS = (((3, 30), (1, 1), (8, 9)), ((2, 4), (9, 8), (40, 30), (12, 5)), ((5, 6), (5, 9)))

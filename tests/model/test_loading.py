@@ -14,8 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srft.errors import CheckpointError, ModelError
 from srft.model import loading
-from srft.model.attention import packs
-from srft.model.config import ModelConfig
 from srft.model.loading import (
     autocast_dtype,
     check_vocabulary,
@@ -24,6 +22,8 @@ from srft.model.loading import (
     load_tokenizer,
     save_model,
 )
+from srft.model.model_config import ModelConfig
+from srft.model.packed_attention import packs
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from tests.toys import tiny_model
 from torch import nn
 
 from srft.model import products
-from srft.model.config import ModelConfig
 from srft.model.fast import prepare_compute
+from srft.model.model_config import ModelConfig
 from srft.model.products import FastLinear, FrozenLinear, outer, product, use_fast_products
 
 needs_onednn = pytest.mark.skipif(

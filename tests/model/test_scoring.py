@@ -10,8 +10,8 @@ import torch
 
 from srft.data.packing import pack
 from srft.errors import ModelError
-from srft.model.attention import use_packed_attention
 from srft.model.output_head import output_head
+from srft.model.packed_attention import use_packed_attention
 from srft.model.scoring import check_scoring, score
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "cohere", "granite", "phi"]

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from srft.data.packing import pack
-from srft.model.attention import use_packed_attention
+from srft.model.packed_attention import use_packed_attention
 from srft.model.scoring import score
 
 RANKS = 2

@@ -214,8 +214,8 @@ def test_every_method_of_the_table_has_hand_worked_numbers():
     [(1.0, 0.18394, 0.27183), (0.2, 0.40937, 0.12214), (0.0, 0.5, 0.1)],
 )
 def test_entropy_weights_have_the_paper_s_values(entropy, w_sft, w_rl):
+    from srft.objective.entropy_weights import rl_weight, sft_weight
     from srft.objective.table import sequence_table, token_index
-    from srft.objective.weights import rl_weight, sft_weight
     from srft.types import TokenBatch, TrainingSequence
 
     index = token_index(sequence_table([TrainingSequence((0,), (1,), 0, True, 1.0, True)]))

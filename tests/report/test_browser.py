@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from srft.report.html import write_report
+from srft.report.report_page import write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = next(

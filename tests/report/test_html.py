@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from srft.errors import DataError
-from srft.report.html import render_report, write_report
 from srft.report.page import asset, page, script_json
+from srft.report.report_page import render_report, write_report
 
 
 class Scripts(HTMLParser):

@@ -130,7 +130,7 @@ def test_announced_only_reads_no_number_in_passing() -> None:
     pairs = [("7", "there are 7"), ("7", "#### 7"), ("7", r"\boxed{7}"), ("7", "the answer is 7.")]
     examples = [Example(prompt="q", answer=answer) for answer, _ in pairs]
     texts = [text for _, text in pairs]
-    from srft.rewards.config import RewardConfig
+    from srft.rewards.reward_config import RewardConfig
 
     strict = RewardConfig.model_validate({"name": "math", "announced_only": True, "workers": 1})
     with Scorer(strict) as scorer:

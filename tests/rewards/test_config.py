@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from srft.rewards.config import OPTIONS, RewardConfig, RewardSpec
 from srft.rewards.registry import REWARDS
+from srft.rewards.reward_config import OPTIONS, RewardConfig, RewardSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,7 +77,7 @@ def test_every_option_is_a_field_with_a_description() -> None:
 
 
 def test_the_config_is_light_to_import() -> None:
-    code = "import sys, srft.rewards.config; print({'torch', 'sympy', 'psutil'} & set(sys.modules))"
+    code = "import sys, srft.rewards.reward_config; print({'torch', 'sympy', 'psutil'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={"PYTHONPATH": str(ROOT / "src")},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from srft.errors import ConfigError, RewardError
-from srft.rewards.config import RewardConfig
+from srft.rewards.reward_config import RewardConfig
 from srft.rewards.scorer import Scorer
 from srft.types import Example
 

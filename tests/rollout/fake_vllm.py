@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 

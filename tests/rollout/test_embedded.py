@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from srft.errors import RolloutError
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 LENGTHS = (9, 3, 14, 1, 6)

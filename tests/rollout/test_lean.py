@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.lean import LeanDecoder, lean_decoder
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 REQUESTS = [RolloutRequest((5, 6, 7), 3, 0), RolloutRequest((9, 8, 7, 6, 5, 4, 3), 3, 50)]

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from srft.errors import RolloutError
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.generate import GenerateEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 REQUESTS = [RolloutRequest((5, 6, 7), 4, 0), RolloutRequest((9, 8, 7, 6, 5, 4, 3), 4, 50)]
@@ -79,10 +79,10 @@ def test_the_trainers_own_attention_function_is_put_back(llama, tokenizer):
 
 
 def test_the_start_up_check_refuses_attention_that_is_not_the_models(llama, tokenizer, monkeypatch):
-    from srft.rollout import attention
+    from srft.rollout import cached_attention
 
-    wrong = lambda *a, **k: attention.rollout_attention(*a, **{**k, "scaling": 0.1})  # noqa: E731
-    monkeypatch.setitem(AttentionInterface._global_mapping, attention.ATTENTION_NAME, wrong)
+    wrong = lambda *a, **k: cached_attention.rollout_attention(*a, **{**k, "scaling": 0.1})  # noqa: E731
+    monkeypatch.setitem(AttentionInterface._global_mapping, cached_attention.ATTENTION_NAME, wrong)
     with pytest.raises(RolloutError, match="differ by"):
         EmbeddedEngine(llama, tokenizer, RolloutConfig())
 

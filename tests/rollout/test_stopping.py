@@ -7,10 +7,10 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
-from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule
+from srft.rollout.response_end import MAY_END_STRING, STOP_TOKEN, StopRule
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 

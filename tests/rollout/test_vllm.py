@@ -20,12 +20,12 @@ from srft.cli import app
 from srft.errors import RolloutError
 from srft.evaluation.sample import sample_texts
 from srft.lab import base_model_path, lab_eval
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model, load_tokenizer
+from srft.model.model_config import ModelConfig
 from srft.rollout.check import check_weights
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
 from srft.trainer.trainer import SRFTTrainer
 from srft.types import RolloutRequest, SamplingParams
@@ -211,7 +211,7 @@ def test_an_adapter_is_sampled_with_its_model(engine, model, tokenizer, requests
     adapted = peft.get_peft_model(model, config)
     try:
         if hasattr(engine, "transfer"):
-            from srft.rollout.weights import named_weights
+            from srft.rollout.vllm_weights import named_weights
 
             monkeypatch.setattr(engine.transfer, "weights", lambda: named_weights(adapted))
         monkeypatch.setattr(engine, "model", adapted)

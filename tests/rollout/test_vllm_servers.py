@@ -15,9 +15,9 @@ from tests.toys import lab_model
 from srft.config import parse_config
 from srft.errors import ConfigError, RolloutError
 from srft.lab.tokenizer import build_tokenizer
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=12)

@@ -13,11 +13,11 @@ from tests.rollout.fake_vllm import perturb
 from tests.rollout.serving import ServerProcess
 
 from srft.lab import base_model_path
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model, load_tokenizer
+from srft.model.model_config import ModelConfig
 from srft.rollout.check import gaps
-from srft.rollout.config import RolloutConfig
 from srft.rollout.engine import build_engine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 from srft.types import RolloutRequest, SamplingParams

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.toys import tiny_model
 
 from srft.errors import RolloutError
-from srft.rollout.weights import MemoryFile, named_weights
+from srft.rollout.vllm_weights import MemoryFile, named_weights
 
 
 def test_a_tied_head_is_sent_under_both_names():
@@ -70,7 +70,7 @@ def test_the_file_in_memory_is_replaced_and_goes_away(tmp_path):
 
 
 def test_what_a_killed_process_left_in_memory_is_removed(tmp_path):
-    code = "import os, srft.rollout.weights as w; "
+    code = "import os, srft.rollout.vllm_weights as w; "
     code += f"w.MemoryFile({str(tmp_path)!r}); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     mine = MemoryFile(str(tmp_path))

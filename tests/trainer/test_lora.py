@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srft.analysis.models import find_model as find_analysed
-from srft.analysis.models import load as load_analysed
-from srft.evaluation.loading import find_model
+from srft.analysis.opened_models import find_model as find_analysed
+from srft.analysis.opened_models import load as load_analysed
+from srft.evaluation.open_model import find_model
 from srft.model.adapters import has_adapters
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model
+from srft.model.model_config import ModelConfig
 from srft.trainer import trainer as trainer_module
 from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer

@@ -12,8 +12,8 @@ from torch import nn
 
 from srft.errors import ConfigError
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
-from srft.trainer.config import TrainConfig
 from srft.trainer.optimization import build_optimizer
+from srft.trainer.train_config import TrainConfig
 
 
 def _model() -> nn.Module:

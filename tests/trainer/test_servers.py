@@ -12,8 +12,8 @@ from tests.rollout.fake_vllm import FakeServer
 
 from srft.config import parse_config
 from srft.errors import ConfigError
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model, load_tokenizer
+from srft.model.model_config import ModelConfig
 from srft.trainer.setup import build_methods
 from srft.trainer.trainer import SRFTTrainer
 

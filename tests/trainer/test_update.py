@@ -8,13 +8,13 @@ import random
 import pytest
 import torch
 
-from srft.model.config import ModelConfig
 from srft.model.loading import load_model
+from srft.model.model_config import ModelConfig
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.trainer import update as update_module
-from srft.trainer.config import TrainConfig
 from srft.trainer.optimization import build_optimizer, learning_rate
+from srft.trainer.train_config import TrainConfig
 from srft.trainer.update import update
 from srft.types import TrainingSequence
 

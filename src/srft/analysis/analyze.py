@@ -14,17 +14,17 @@ import numpy as np
 
 from srft.analysis.curves import Efficiency, training_curves
 from srft.analysis.dynamics import DEMONSTRATIONS, Dynamics, learning_dynamics
-from srft.analysis.models import Source, find_model, load, load_tokenizer
+from srft.analysis.opened_models import Source, find_model, load, load_tokenizer
 from srft.analysis.responses import TokenizedResponse, read_responses, tokenize
 from srft.analysis.shift import THRESHOLD, Shift, summarize
 from srft.analysis.words import token_class
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
 from srft.report.runs import Record, Run, read_runs
 
 if TYPE_CHECKING:
+    from srft.analysis.distributions import TokenShift
     from srft.analysis.gradient import GradientView
-    from srft.analysis.scoring import TokenShift
     from srft.objective.method import Method
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _score_all(
     say: Callable,
 ) -> list[_Scored]:
     """Each further model against the base; two models are in memory at a time."""
-    from srft.analysis.scoring import compare
+    from srft.analysis.distributions import compare
 
     scored = []
     for source in sources[1:]:
@@ -229,7 +229,7 @@ def _dynamics(
     device: str,
     say: Callable[[str], None],
 ) -> Dynamics | None:
-    from srft.analysis.scoring import token_logprobs
+    from srft.analysis.distributions import token_logprobs
 
     if not runs:
         return None
@@ -310,7 +310,7 @@ def _records(
 
 
 def _write(result: AnalysisResult) -> list[Path]:
-    from srft.analysis.html import write_page
+    from srft.analysis.analysis_page import write_page
     from srft.analysis.plots import plot_analysis
 
     result.out.mkdir(parents=True, exist_ok=True)

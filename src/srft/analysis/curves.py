@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from srft.analysis.models import parameter_count
+from srft.analysis.opened_models import parameter_count
 from srft.report.plots import smooth
 from srft.report.runs import Run, group_by_method, is_number
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from srft.analysis.models import Source, checkpoints_of, find_model, load, restore
+from srft.analysis.distributions import token_logprobs
+from srft.analysis.opened_models import Source, checkpoints_of, find_model, load, restore
 from srft.analysis.responses import TokenizedResponse
-from srft.analysis.scoring import token_logprobs
-from srft.model.config import holds_model
+from srft.model.model_config import holds_model
 from srft.report.runs import Run, group_by_method
 
 DEMONSTRATIONS = "demonstrations"

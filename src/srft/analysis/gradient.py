@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srft.analysis.distributions import hidden_states, logits, tiles
 from srft.analysis.responses import TokenizedResponse
-from srft.analysis.scoring import hidden_states, logits, tiles
 from srft.model.output_head import output_head
 from srft.objective.method import Method, Progress, Term
 from srft.objective.table import sequence_table, take_tokens, token_index

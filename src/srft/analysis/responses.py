@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import DataError
 from srft.report.runs import is_number
 from srft.types import Example

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srft.analysis.scoring import TokenShift
-from srft.analysis.statistics import Estimate, Resampler
+from srft.analysis.distributions import TokenShift
+from srft.analysis.token_statistics import Estimate, Resampler
 from srft.analysis.words import CLASSES
 
 THRESHOLDS = (0.01, 0.05, 0.1, 0.2, 0.5)

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from srft.data.problems import Problems
+from srft.data.row_errors import Problems
 from srft.errors import DataError
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
-from srft.data.problems import RowError
+from srft.data.row_errors import RowError
 from srft.errors import DataError
 from srft.types import Example, Message
 

@@ -20,12 +20,12 @@ from srft.data.formats import (
     choose_format,
     to_example,
 )
-from srft.data.problems import InvalidRows, Problems
+from srft.data.row_errors import InvalidRows, Problems
 from srft.errors import DataError
 from srft.types import Example
 
 if TYPE_CHECKING:
-    from srft.data.config import DataConfig
+    from srft.data.data_config import DataConfig
 
 logger = logging.getLogger("srft.data")
 

@@ -21,8 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from srft.data.config import DataConfig
-from srft.data.problems import RowError
+from srft.data.data_config import DataConfig
+from srft.data.row_errors import RowError
 from srft.errors import ConfigError, DataError, ModelError
 from srft.types import Example, Message
 

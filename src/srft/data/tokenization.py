@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from srft.data.config import DataConfig
-from srft.data.problems import SHOWN, Problems, RowError
+from srft.data.data_config import DataConfig
+from srft.data.row_errors import SHOWN, Problems, RowError
 from srft.data.template import Rendered, Template
 from srft.errors import DataError
 from srft.types import Example, TokenizedExample

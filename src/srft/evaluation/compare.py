@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from srft.errors import DataError
-from srft.evaluation import statistics
+from srft.evaluation import accuracy_statistics
+from srft.evaluation.accuracy_statistics import Interval, PairedDifference
 from srft.evaluation.results import EvaluationResult
-from srft.evaluation.statistics import Interval, PairedDifference
 
 AnyResult = EvaluationResult | Mapping[str, Any]
 
@@ -108,12 +108,12 @@ def compare(
                 "multiple-choice questions stand in another order: use one seed for both."
             )
         score_a, score_b = [a[i] for i in common], [b[i] for i in common]
-        found = statistics.paired_difference(score_a, score_b, seed, confidence)
+        found = accuracy_statistics.paired_difference(score_a, score_b, seed, confidence)
         mean_a, mean_b = sum(score_a) / len(common), sum(score_b) / len(common)
         left_out = len(a.keys() ^ b.keys())
         rows.append(Comparison(name, mean_a, mean_b, found, left_out))
         differences.append([x - y for x, y in zip(score_a, score_b, strict=True)])
-    average = statistics.average_difference(differences, seed, confidence)
+    average = accuracy_statistics.average_difference(differences, seed, confidence)
     return ComparisonTable(label_a, label_b, tuple(rows), average)
 
 

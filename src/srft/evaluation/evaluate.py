@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import DataError
-from srft.evaluation.answers import vote_of
 from srft.evaluation.journal import Entry, Journal
 from srft.evaluation.results import EvaluationResult, ProblemResult, Sample, problem_id
+from srft.evaluation.votes import vote_of
 from srft.types import (
     Completion,
     Example,

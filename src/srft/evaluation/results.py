@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from srft.evaluation import statistics
-from srft.evaluation.statistics import Interval
+from srft.evaluation import accuracy_statistics
+from srft.evaluation.accuracy_statistics import Interval
 from srft.types import Example, FinishReason
 
 
@@ -118,12 +118,14 @@ class EvaluationResult:
 
     def pass_at(self, k: int) -> float:
         """Unbiased pass@k, mean over problems. ValueError where k > n."""
-        return sum(statistics.pass_at_k(p.n, p.c, k) for p in self.problems) / len(self.problems)
+        return sum(accuracy_statistics.pass_at_k(p.n, p.c, k) for p in self.problems) / len(
+            self.problems
+        )
 
     def majority_at(self, k: int, seed: int = 0) -> float:
         """majority@k, mean over problems. ValueError where k > n."""
         votes = [
-            statistics.majority_at_k(
+            accuracy_statistics.majority_at_k(
                 [s.answer for s in p.samples], [s.correct for s in p.samples], k, seed
             )
             for p in self.problems
@@ -132,19 +134,19 @@ class EvaluationResult:
 
     def interval(self, confidence: float = 0.95, seed: int = 0) -> Interval:
         """Interval of the accuracy, problems resampled (see ``statistics``)."""
-        return statistics.interval_over_problems(self.scores, seed, confidence)
+        return accuracy_statistics.interval_over_problems(self.scores, seed, confidence)
 
     def sampling_interval(self, confidence: float = 0.95, seed: int = 0) -> Interval | None:
         """Interval of the accuracy on these very problems, samples resampled; None for n = 1."""
         if any(p.n < 2 for p in self.problems):
             return None
         counts = [p.n for p in self.problems], [p.c for p in self.problems]
-        return statistics.interval_over_samples(*counts, seed, confidence)
+        return accuracy_statistics.interval_over_samples(*counts, seed, confidence)
 
     @property
     def standard_error(self) -> float | None:
         """Of the accuracy, over problems: s / sqrt(P), s with P - 1; None for a single problem."""
-        return statistics.standard_error(self.scores)
+        return accuracy_statistics.standard_error(self.scores)
 
     def by_family(self) -> dict[str, EvaluationResult]:
         """The same for each family of problems, in order; empty where problems have none."""

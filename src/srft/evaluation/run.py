@@ -13,18 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, DataError
-from srft.evaluation import statistics, tables
+from srft.evaluation import accuracy_statistics, result_tables
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES, Benchmark, resolve
-from srft.evaluation.config import EvaluationConfig
 from srft.evaluation.evaluate import ProgressCallback, ScorerLike, evaluate, tokenize_problems
-from srft.evaluation.loading import Loaded, find_model, load, template_of, weights_digest
+from srft.evaluation.evaluation_config import EvaluationConfig
+from srft.evaluation.open_model import Loaded, find_model, load, template_of, weights_digest
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.evaluation.results import EvaluationResult
-from srft.model.config import ModelConfig
-from srft.rewards.config import RewardConfig
+from srft.model.model_config import ModelConfig
 from srft.rewards.registry import REWARDS
+from srft.rewards.reward_config import RewardConfig
 from srft.types import Example, SamplingParams, TokenizedExample
 
 FORMAT = 1
@@ -42,7 +42,7 @@ class ModelEvaluation:
     @property
     def markdown(self) -> str:
         """The tables as Markdown."""
-        return tables.markdown([self.summary])
+        return result_tables.markdown([self.summary])
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def write_tables(results: Sequence[Mapping[str, Any]], folder: str | Path) -> Pa
     """tables.md and tables.html of one or several models' results; returns the HTML file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "tables.md", tables.markdown(results))
-    _replace(folder / "tables.html", tables.html_page(results))
+    _replace(folder / "tables.md", result_tables.markdown(results))
+    _replace(folder / "tables.html", result_tables.html_page(results))
     return folder / "tables.html"
 
 
@@ -315,7 +315,7 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
         if all(member in found for member in members):
             problems = [found[m]["problems"].values() for m in members]
             scores = [[p["correct"] / p["n"] for p in group] for group in problems]
-            mean = statistics.interval_of_average(scores, confidence=confidence)
+            mean = accuracy_statistics.interval_of_average(scores, confidence=confidence)
             averages[suite] = {
                 "accuracy": mean.estimate,
                 "interval": [mean.low, mean.high],

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
-from srft.evaluation.loading import find_model, load, template_of
-from srft.model.config import ModelConfig
+from srft.evaluation.open_model import find_model, load, template_of
+from srft.model.model_config import ModelConfig
 from srft.types import Completion, Example, Message, RolloutRequest, SamplingParams
 
 

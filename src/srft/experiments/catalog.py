@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from srft.experiments.plan import Arm, Experiment, Leg
+from srft.experiments.experiment import Arm, Experiment, Leg
 from srft.objective.methods import METHODS
 
 BASE = Arm("base", untrained=True)

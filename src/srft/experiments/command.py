@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from srft.errors import ConfigError
+from srft.experiments.arm_tables import render
 from srft.experiments.catalog import EXPERIMENTS, QUESTIONS
 from srft.experiments.runner import run_experiment
-from srft.experiments.tables import render
 
 
 def run_experiments(

@@ -15,7 +15,7 @@ from srft.config import SRFTConfig
 from srft.data.reading import load_splits
 from srft.errors import ConfigError
 from srft.evaluation.evaluate import evaluate
-from srft.evaluation.loading import find_model, load, weights_digest
+from srft.evaluation.open_model import find_model, load, weights_digest
 from srft.rewards.scorer import Scorer
 from srft.types import Example, SamplingParams
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from srft.experiments.results import t_interval
+from srft.experiments.arm_results import t_interval
 
 BASE = "lab"
 FIGURES = {
@@ -72,7 +72,7 @@ def write_outputs(models: Mapping[str, str], out: Path, per_family: int) -> None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from srft.evaluation.loading import find_model
+    from srft.evaluation.open_model import find_model
     from srft.lab import lab_eval
     from srft.lab.measure import generate
     from srft.lab.tasks import ANSWER_MARK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srft.experiments.results import ArmFigures, ExperimentResult, RunFigures
+from srft.experiments.arm_results import ArmFigures, ExperimentResult, RunFigures
 from srft.report.plots import CYCLE, PALETTE, plain_text, style
 
 if TYPE_CHECKING:

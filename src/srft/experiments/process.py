@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from srft.config import SRFTConfig, parse_config
-from srft.evaluation.loading import find_model, weights_digest
+from srft.evaluation.open_model import find_model, weights_digest
 from srft.trainer.setup import build_methods
 
 FINISHED = "finished.json"

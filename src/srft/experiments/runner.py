@@ -28,7 +28,7 @@ from rich.progress import (
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
-from srft.experiments.plan import Experiment, arm_recipe, base_recipe
+from srft.experiments.experiment import Experiment, arm_recipe, base_recipe
 from srft.experiments.process import (
     HEAVY,
     Job,
@@ -38,13 +38,13 @@ from srft.experiments.process import (
     finished_digest,
     recipe_digest,
 )
+from srft.trainer.clean_stop import StopRequest
 from srft.trainer.setup import build_methods
-from srft.trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from srft.experiments.results import ExperimentResult
+    from srft.experiments.arm_results import ExperimentResult
 
 _POLL_SECONDS = 0.5
 
@@ -76,9 +76,9 @@ def run_experiment(
     Raises:
         ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
     """
+    from srft.experiments.arm_results import gather
+    from srft.experiments.arm_tables import write_tables
     from srft.experiments.pictures import draw
-    from srft.experiments.results import gather
-    from srft.experiments.tables import write_tables
 
     console = console or Console()
     base = base_recipe(experiment, overrides)

@@ -22,9 +22,9 @@ from torch.distributed.tensor.experimental import implicit_replication
 from transformers.pytorch_utils import Conv1D
 
 from srft.errors import ModelError
-from srft.model.config import LoraConfig
+from srft.model.model_config import LoraConfig
 from srft.model.output_head import unwrap
-from srft.model.weights import frozen_copy, parts_aside
+from srft.model.weight_files import frozen_copy, parts_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

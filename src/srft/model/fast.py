@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from srft.model.attention import leave_out_of_compiled_code
-from srft.model.config import ModelConfig
+from srft.model.model_config import ModelConfig
 from srft.model.norms import use_fast_norms
 from srft.model.output_head import unwrap
+from srft.model.packed_attention import leave_out_of_compiled_code
 from srft.model.products import use_fast_products
 
 

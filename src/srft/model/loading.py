@@ -32,10 +32,10 @@ from srft.model.adapters import (
     merged_weights,
     save_adapter,
 )
-from srft.model.attention import can_pack, use_packed_attention
-from srft.model.config import ADAPTER_CONFIG, ModelConfig
 from srft.model.fast import prepare_compute
-from srft.model.weights import Cut, quiet_transformers, read_model
+from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
+from srft.model.packed_attention import can_pack, use_packed_attention
+from srft.model.weight_files import Cut, quiet_transformers, read_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
-from srft.model.attention import packed_layout, packs
 from srft.model.fast import uncompiled
 from srft.model.head import fused_logprob_entropy
 from srft.model.output_head import body, output_head, unwrap
+from srft.model.packed_attention import packed_layout, packs
 from srft.types import TrainingSequence
 
 

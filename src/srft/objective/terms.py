@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from srft.objective.entropy_weights import rl_weight, sft_weight
 from srft.objective.method import Progress, Term
 from srft.objective.switches import Switches
 from srft.objective.table import sequence_mean, token_count
-from srft.objective.weights import rl_weight, sft_weight
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
 SFT_WEIGHT_READS = ("sft_coefficient", "sft_entropy_sign", "entropy_level", "weight_cap")

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from srft.model.adapters import four_bit_matrices, reshard, trained_names
 from srft.model.output_head import body, unwrap
-from srft.model.weights import frozen_copy, parts_aside
-from srft.parallel.config import ParallelConfig
+from srft.model.weight_files import frozen_copy, parts_aside
+from srft.parallel.parallel_config import ParallelConfig
 from srft.parallel.world import World
 
 M = TypeVar("M", bound=nn.Module)

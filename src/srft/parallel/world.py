@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from srft.errors import ConfigError
-from srft.parallel.config import ParallelConfig
+from srft.parallel.parallel_config import ParallelConfig
 from srft.parallel.roll_call import RollCall, connect
 
 T = TypeVar("T")

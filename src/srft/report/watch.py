@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from srft.report.html import render_report
+from srft.report.report_page import render_report
 from srft.report.runs import read_runs
 
 _WATCHED = (

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srft.errors import ConfigError, RewardError
-from srft.rewards.config import RewardConfig, RewardSpec
 from srft.rewards.functions import (
     AsyncRunner,
     Batch,
@@ -32,6 +31,7 @@ from srft.rewards.functions import (
 )
 from srft.rewards.pool import VerifierPool
 from srft.rewards.registry import REWARDS, Verifier
+from srft.rewards.reward_config import RewardConfig, RewardSpec
 from srft.rewards.verifiers import Verdict
 from srft.types import Example
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from srft.errors import RolloutError
-from srft.rollout.attention import sampling_mode, sliding_layers_seen
-from srft.rollout.config import RolloutConfig
+from srft.rollout.cached_attention import sampling_mode, sliding_layers_seen
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.requests import computes_in_float32, context_length
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
 from srft.types import Completion, RolloutRequest, SamplingParams
 

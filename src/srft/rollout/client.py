@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 
 from srft.errors import RolloutError
-from srft.rollout.config import ServerConfig
+from srft.rollout.rollout_config import ServerConfig
 
 _GENERATE = "/inference/v1/generate"
 _HOW = "start servers with `srft serve` and the recipe of the run (docs/rollouts.md)"

@@ -21,14 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
-from srft.rollout.attention import CURRENT_SLOT, sampling_mode
 from srft.rollout.cache import CapturedPrompts, RowCache
-from srft.rollout.config import RolloutConfig
+from srft.rollout.cached_attention import CURRENT_SLOT, sampling_mode
 from srft.rollout.lean import lean_decoder
 from srft.rollout.requests import check_finite, check_requests
+from srft.rollout.response_end import STOP_TOKEN, StopRule, StopRules
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.rows import Rows, Ticket
 from srft.rollout.sampling import draw
-from srft.rollout.stopping import STOP_TOKEN, StopRule, StopRules
 from srft.types import Completion, FinishReason, RolloutRequest, SamplingParams
 
 OnCompletion = Callable[[int, int, Completion], None]

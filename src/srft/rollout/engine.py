@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
 from srft.rollout.check import check_weights
-from srft.rollout.config import RolloutConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import Completion, RolloutEngine, RolloutRequest, SamplingParams
 
 Generate = Callable[[Sequence[RolloutRequest], SamplingParams], list[list[Completion]]]

@@ -23,7 +23,7 @@ import httpx2
 
 from srft.errors import RolloutError
 from srft.rollout.client import Answer, Server, ServerFailure, connection_settings
-from srft.rollout.config import ServerConfig
+from srft.rollout.rollout_config import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from srft.rollout.attention import sampling_mode
-from srft.rollout.config import RolloutConfig
+from srft.rollout.cached_attention import sampling_mode
 from srft.rollout.requests import check_finite, check_requests, computes_in_float32
+from srft.rollout.response_end import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import draw, uniforms
-from srft.rollout.stopping import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from srft.model.norms import is_plain_norm
 from srft.model.products import FastLinear, FrozenLinear
-from srft.rollout.attention import rollout_attention
 from srft.rollout.cache import RowCache
+from srft.rollout.cached_attention import rollout_attention
 
 _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}

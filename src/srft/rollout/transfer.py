@@ -24,8 +24,8 @@ from torch import Tensor
 
 from srft.errors import ConfigError, RolloutError
 from srft.rollout.client import Server, ServerFailure
-from srft.rollout.config import ServerConfig
-from srft.rollout.weights import MemoryFile
+from srft.rollout.rollout_config import ServerConfig
+from srft.rollout.vllm_weights import MemoryFile
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.errors import ConfigError, RolloutError
 from srft.model.output_head import unwrap
-from srft.rollout.config import RolloutConfig
 from srft.rollout.requests import check_requests, context_length
+from srft.rollout.response_end import StopRule, StopRules
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.serve import WORKER_EXTENSION
-from srft.rollout.stopping import StopRule, StopRules
+from srft.rollout.vllm_weights import MemoryFile, named_weights
 from srft.rollout.vllm_wire import (
     completion_of,
     engine_arguments,
@@ -35,7 +36,6 @@ from srft.rollout.vllm_wire import (
     is_exact,
     sampling_fields,
 )
-from srft.rollout.weights import MemoryFile, named_weights
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 logger = logging.getLogger(__name__)

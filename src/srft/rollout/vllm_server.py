@@ -20,13 +20,13 @@ from torch import distributed
 from transformers import PreTrainedTokenizerBase
 
 from srft.rollout.client import Server, ServerFailure
-from srft.rollout.config import RolloutConfig
 from srft.rollout.fleet import Job, fetch, none_left
 from srft.rollout.requests import check_requests
-from srft.rollout.stopping import StopRules
+from srft.rollout.response_end import StopRules
+from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.transfer import build_transfer
+from srft.rollout.vllm_weights import named_weights
 from srft.rollout.vllm_wire import completion_of, engine_dtype, is_exact, sampling_fields
-from srft.rollout.weights import named_weights
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from srft.errors import RolloutError
-from srft.rollout.config import VLLMConfig
 from srft.rollout.requests import check_finite, computes_in_float32
-from srft.rollout.stopping import StopRule, end_token_ids
+from srft.rollout.response_end import StopRule, end_token_ids
+from srft.rollout.rollout_config import VLLMConfig
 from srft.types import Completion, SamplingParams
 
 

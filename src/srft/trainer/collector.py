@@ -23,9 +23,9 @@ from srft.data.sampler import PromptSampler
 from srft.objective.method import Method, Progress
 from srft.parallel.world import World
 from srft.trainer.collect import Collected, NotFinite, collect, request_seed
-from srft.trainer.config import Stage
 from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
+from srft.trainer.train_config import Stage
 from srft.trainer.update import save_refused
 
 

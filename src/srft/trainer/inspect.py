@@ -13,7 +13,7 @@ from srft.config import SRFTConfig
 from srft.data.leakage import WORDS, leakage, repeats
 from srft.data.reading import load_splits
 from srft.data.tokenization import tokenize_dataset
-from srft.evaluation.config import EvaluationConfig
+from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluation_sets
 from srft.model.loading import load_tokenizer
 from srft.rewards.audit import Finding, check_answers, check_demonstrations

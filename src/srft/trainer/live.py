@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from srft.trainer.config import RunConfig
+from srft.trainer.train_config import RunConfig
 
 # Label, metric, format. What a method does not produce is not shown.
 _ROWS: tuple[tuple[str, str, str], ...] = (

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from srft.config import SRFTConfig, load_config
 from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
-from srft.report.html import write_report
 from srft.report.plots import plot_run
+from srft.report.report_page import write_report
 from srft.trainer.state import TrainResult
 from srft.trainer.trainer import SRFTTrainer
 

@@ -19,7 +19,6 @@ from srft.model.adapters import (
     frozen_reference,
     has_adapters,
 )
-from srft.model.config import ModelConfig
 from srft.model.fast import prepare_compute
 from srft.model.loading import (
     autocast_dtype,
@@ -27,6 +26,7 @@ from srft.model.loading import (
     choose_attention,
     load_model,
 )
+from srft.model.model_config import ModelConfig
 from srft.parallel.sharding import cut_parameters, shard, whole_copy
 from srft.parallel.world import World
 

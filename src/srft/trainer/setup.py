@@ -41,8 +41,8 @@ from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
-from srft.trainer.config import Stage
 from srft.trainer.models import build_models, choose_device
+from srft.trainer.train_config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
 _SHOWN = 5

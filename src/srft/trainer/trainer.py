@@ -41,9 +41,9 @@ from srft.trainer.checkpoint import (
     load_newest,
     restore,
 )
+from srft.trainer.clean_stop import StopRequest
 from srft.trainer.collect import Collected, group_metrics
 from srft.trainer.collector import Collector
-from srft.trainer.config import Stage
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model
 from srft.trainer.live import LiveView
@@ -52,10 +52,10 @@ from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
-from srft.trainer.samples import sample_records
+from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import set_up
 from srft.trainer.state import TrainResult, TrainState
-from srft.trainer.stopping import StopRequest
+from srft.trainer.train_config import Stage
 from srft.trainer.update import UpdateResult, forward, update
 
 

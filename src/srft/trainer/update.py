@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack
 from srft.model.adapters import Reference
-from srft.model.attention import packs
 from srft.model.output_head import unwrap
+from srft.model.packed_attention import packs
 from srft.model.scoring import TokenScores, score
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
@@ -27,9 +27,9 @@ from srft.objective.table import sequence_table, take_rows, token_index
 from srft.parallel.sharding import total_norm
 from srft.parallel.world import ALONE, World
 from srft.trainer.collect import request_seed
-from srft.trainer.config import TrainConfig
 from srft.trainer.gradients import gradient_analysis
 from srft.trainer.refusals import save_refused
+from srft.trainer.train_config import TrainConfig
 from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
 
 Compute = Callable[[], AbstractContextManager[Any]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from srft.data.config import DataConfig
+from srft.data.data_config import DataConfig
 from srft.errors import ModelError
-from srft.model.config import ModelConfig, holds_model
+from srft.model.model_config import ModelConfig, holds_model
 from srft.types import RolloutEngine
 
 TEMPLATE_SETTINGS = (
@@ -106,9 +106,9 @@ def load(
 
     from srft.data.template import stop_token_ids
     from srft.model.loading import check_vocabulary, compute_context, load_model, load_tokenizer
-    from srft.rollout.config import RolloutConfig
     from srft.rollout.engine import build_engine
     from srft.rollout.requests import context_length
+    from srft.rollout.rollout_config import RolloutConfig
 
     rollout = rollout or RolloutConfig()
     gpu = torch.cuda.is_available()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from srft import __version__
 from srft.analysis.curves import METRICS
 from srft.report.gather import figure_data
-from srft.report.html import MAX_BYTES
+from srft.report.packed_samples import pack_streams
 from srft.report.page import gzip_json, page
-from srft.report.samples import pack_streams
+from srft.report.report_page import MAX_BYTES
 
 if TYPE_CHECKING:
     from srft.analysis.analyze import AnalysisResult

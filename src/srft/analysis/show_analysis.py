@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from srft.analysis.shift import counted
-from srft.analysis.statistics import Estimate
+from srft.analysis.token_statistics import Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from srft.evaluation.statistics import Interval, interval_over_problems, paired_difference
-from srft.experiments.plan import Experiment
+from srft.evaluation.accuracy_statistics import Interval, interval_over_problems, paired_difference
+from srft.experiments.experiment import Experiment
 from srft.experiments.process import FINISHED, GREEDY, Job
 from srft.experiments.runner import Ledger
 from srft.lab import OUT_OF_DISTRIBUTION, TASK_SETS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from srft.experiments.results import ArmFigures, Difference, Estimate, ExperimentResult
+from srft.experiments.arm_results import ArmFigures, Difference, Estimate, ExperimentResult
 
 _PARTS = {"in": "in distribution", "out": "out of distribution"}
 _MARKS = {"ahead": "▲", "behind": "▼", "open": ""}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srft.report.gather import gather_curves, gather_summary
+from srft.report.packed_samples import pack_samples
 from srft.report.page import gzip_json, page
 from srft.report.runs import read_runs
-from srft.report.samples import pack_samples
 
 SCRIPTS = ("page.js", "chart.js", "report.js", "samples.js")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from srft.errors import CheckpointError, ModelError
-from srft.model.config import ModelConfig, holds_model
+from srft.model.model_config import ModelConfig, holds_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
