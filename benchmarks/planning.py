@@ -78,10 +78,10 @@ def make_model(case: Case, folder: Path) -> str:
     import torch
     import transformers
 
-    from srft.lab.tokenizer import build_tokenizer
+    from srft.lab import base_model_path
 
     width, layers, heads, kv, inner, vocabulary, tied = case.size
-    tokenizer = build_tokenizer()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base_model_path())
     torch.manual_seed(0)
     config = getattr(transformers, TOKENS[case.family])(
         hidden_size=width,

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.lab.tokenizer import build_tokenizer as lab_tokenizer
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from srft.lab.tokenizer import build_tokenizer as lab_tokenizer
 from srft.types import TrainingSequence
 
 VOCABULARY = 61

@@ -222,17 +222,6 @@ def analyze(
     Console(markup=False).print(render(result))
 
 
-@lab_app.command("pretrain")
-def lab_pretrain(
-    out: Annotated[Path, typer.Argument(help="Folder for the base model.")],
-    seed: Annotated[int, typer.Option(help="Seed of corpus and weights.")] = 0,
-) -> None:
-    """Train the lab's base model again from random weights, by the recipe of the shipped one."""
-    from srft.lab.pretrain import Recipe, pretrain
-
-    pretrain(out, Recipe(seed=seed), console=console)
-
-
 @lab_app.command("data")
 def lab_data(
     out: Annotated[Path, typer.Argument(help="Folder for train.jsonl and eval.jsonl.")],

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from html.parser import HTMLParser
 
 import pytest
+from benchmarks.lab.tokenizer import build_tokenizer
 
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, DataError, ModelError
@@ -18,7 +19,6 @@ from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.open_model import Loaded, find_model, template_of, weights_digest
 from srft.evaluation.run import evaluate_model, load_results, write_tables
 from srft.lab import IN_DISTRIBUTION
-from srft.lab.tokenizer import build_tokenizer
 from srft.types import Completion
 
 from .conftest import FakeEngine

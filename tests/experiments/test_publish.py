@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.lab.publish import collect, fill, table
 
 from srft.errors import ConfigError
-from srft.experiments.publish import collect, fill, table
 
 ROOT = Path(__file__).parents[2]
 

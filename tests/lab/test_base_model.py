@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from benchmarks.lab.measure import as_table, generate, is_correct, measure_family, step_accuracy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srft.lab import IN_DISTRIBUTION, base_model_path, make_problem
-from srft.lab.measure import as_table, generate, is_correct, measure_family, step_accuracy
 from srft.lab.tasks import ANSWER_MARK
 
 N = 24  # problems per family: enough to tell the bands apart, quick on one core

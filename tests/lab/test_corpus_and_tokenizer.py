@@ -4,12 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
+from benchmarks.lab.corpus import Loss, Mix, next_document
+from benchmarks.lab.tokenizer import EOS, TOKEN_ID, VOCABULARY, build_tokenizer, encode
 from transformers import AutoTokenizer
 
 from srft.lab import FAMILIES, make_problem
-from srft.lab.corpus import Loss, Mix, next_document
 from srft.lab.tasks import ANSWER_MARK, is_held_out
-from srft.lab.tokenizer import EOS, TOKEN_ID, VOCABULARY, build_tokenizer, encode
 
 MARK = TOKEN_ID[ANSWER_MARK]
 STYLE_ONLY = Mix(fact=0, style=1, resume=0)

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.lab.pretrain import Packer, Recipe, batch_loss, build_model, learning_rate, pretrain
+from benchmarks.lab.tokenizer import TOKEN_ID
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from srft.lab.pretrain import Packer, Recipe, batch_loss, build_model, learning_rate, pretrain
-from srft.lab.tokenizer import TOKEN_ID
 
 SMALL = Recipe(updates=40, rows=4, warmup=5, hidden=64, layers=1, intermediate=64, decay_share=0.2)
 

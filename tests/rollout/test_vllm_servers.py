@@ -9,12 +9,12 @@ from collections import Counter
 
 import pytest
 import torch
+from benchmarks.lab.tokenizer import build_tokenizer
 from tests.rollout.fake_vllm import FakeServer, perturb
 from tests.toys import lab_model
 
 from srft.config import parse_config
 from srft.errors import ConfigError, RolloutError
-from srft.lab.tokenizer import build_tokenizer
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig

@@ -22,8 +22,7 @@ import numpy as np
 
 from srft.evaluation.accuracy_statistics import Interval, interval_over_problems, paired_difference
 from srft.experiments.experiment import Experiment
-from srft.experiments.process import FINISHED, GREEDY, Job
-from srft.experiments.runner import Ledger
+from srft.experiments.process import FINISHED, GREEDY, Job, Ledger
 from srft.lab import OUT_OF_DISTRIBUTION, TASK_SETS
 
 PARTS = ("in", "out")

@@ -52,7 +52,6 @@ TABLE1 = Experiment(
         ),
         SRFT,
     ),
-    curves=("sft", "rl", "sft->rl", "rl->sft", "rl->sft+kl", "srft"),
 )
 
 TABLE2 = Experiment(
@@ -84,7 +83,6 @@ TABLE2 = Experiment(
         ),
         SRFT,
     ),
-    curves=("sft", "grpo", "sft->rl", "luffy", "sft+rl", "srft"),
 )
 
 LONGER = Experiment(
@@ -96,7 +94,6 @@ LONGER = Experiment(
         *(Arm(name, name) for name in ("sft+rl", "luffy", "srft-official", "srft-hpt")),
         SRFT,
     ),
-    curves=("sft", "grpo", "sft->rl", "luffy", "sft+rl", "srft"),
     recipe={"train": {"steps": 120}},
 )
 
@@ -120,7 +117,6 @@ TABLE3 = Experiment(
         _srft("c_RL 0.01", rl_coefficient=0.01),
         _srft("c_RL 1", rl_coefficient=1.0),
     ),
-    curves=("srft", "w_SFT = 1", "w_RL = 1", "without SFT", "without rollouts", "sft+rl"),
 )
 
 
@@ -145,21 +141,12 @@ DEFAULTS = Experiment(
         _mean("w_SFT with +H", sft_entropy_sign=1),
     ),
     reference="token mean",
-    curves=(
-        "token mean",
-        "constant length",
-        "literal",
-        "literal, separate",
-        "no std",
-        "sequence mean",
-    ),
 )
 
 EVERY_METHOD = Experiment(
     "methods",
     "Every method trains",
     tuple(Arm(name, name) for name in METHODS),
-    curves=("srft", "srft-official", "srft-hpt", "sft", "grpo", "luffy"),
 )
 
 FIGURES = Experiment(

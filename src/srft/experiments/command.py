@@ -39,7 +39,7 @@ def run_experiments(
         for run, error in result.failed.items():
             console.print(f"[red]failed[/] {run}: {escape(error)}", highlight=False, soft_wrap=True)
         console.print(
-            f"tables and pictures: {out / chosen}",
+            f"tables: {out / chosen}",
             highlight=False,
             soft_wrap=True,
         )

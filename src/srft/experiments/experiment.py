@@ -83,15 +83,14 @@ class Arm:
 class Experiment:
     """Arms, and the one (``reference``) that the others are compared with.
 
-    curves: arms drawn over steps; none: the first six. recipe: settings of every arm. keep_models:
-    export each run's final model, and keep its checkpoints. then: what to do with the runs, for the reader.
+    recipe: settings of every arm. keep_models: export each run's final model, and keep its
+    checkpoints. then: what to do with the runs, for the reader.
     """
 
     name: str
     title: str
     arms: tuple[Arm, ...]
     reference: str = "srft"
-    curves: tuple[str, ...] = ()
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keep_models: bool = False
     then: str = ""
@@ -101,13 +100,6 @@ class Experiment:
         folders = {arm.folder.lower() for arm in self.arms}
         assert len(folders) == len(names), f"{self.name}: two arms with one name"
         assert self.reference in names, f"{self.name}: no arm {self.reference}"
-        assert set(self.curves) <= set(names), f"{self.name}: curves of unknown arms"
-
-    @property
-    def drawn(self) -> tuple[str, ...]:
-        """Names of the arms in the picture of curves."""
-        trained = tuple(arm.name for arm in self.arms if not arm.untrained)
-        return self.curves or trained[:6]
 
 
 def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTConfig:

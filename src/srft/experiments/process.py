@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -51,6 +52,14 @@ class Outcome:
 
     status: Literal["finished", "failed", "stopped"]
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What became of each job, in the order of the plan, and the signal that ended the work early."""
+
+    outcomes: Mapping[str, Outcome]
+    stopped_by: str | None = None
 
 
 class Runner(Protocol):

@@ -9,11 +9,9 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,10 +26,13 @@ from rich.progress import (
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
+from srft.experiments.arm_results import ExperimentResult, gather
+from srft.experiments.arm_tables import write_tables
 from srft.experiments.experiment import Experiment, arm_recipe, base_recipe
 from srft.experiments.process import (
     HEAVY,
     Job,
+    Ledger,
     Outcome,
     ProcessRunner,
     Runner,
@@ -41,20 +42,7 @@ from srft.experiments.process import (
 from srft.trainer.clean_stop import StopRequest
 from srft.trainer.setup import build_methods
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from srft.experiments.arm_results import ExperimentResult
-
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What became of each job, in the order of the plan, and the signal that ended the work early."""
-
-    outcomes: Mapping[str, Outcome]
-    stopped_by: str | None = None
 
 
 def run_experiment(
@@ -67,7 +55,7 @@ def run_experiment(
     make_runner: Callable[[], Runner] = ProcessRunner,
 ) -> ExperimentResult:
     """Trains every arm under seeds 0 .. seeds - 1, each run in ``out/<experiment>/<arm>/seed<k>``,
-    and writes results.json, tables.md and pictures beside them.
+    and writes results.json and tables.md beside them.
 
     Finished runs are not made again, also where another experiment under ``out`` has made the same
     one; interrupted ones are resumed. A run that fails is reported and left out of the figures. After
@@ -76,10 +64,6 @@ def run_experiment(
     Raises:
         ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
     """
-    from srft.experiments.arm_results import gather
-    from srft.experiments.arm_tables import write_tables
-    from srft.experiments.pictures import draw
-
     console = console or Console()
     base = base_recipe(experiment, overrides)
     check_arms(experiment, base, out)
@@ -90,7 +74,6 @@ def run_experiment(
         ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
     result = gather(experiment, plan, ledger)
     write_tables(result, out / experiment.name)
-    draw(result, out / experiment.name)
     return result
 
 

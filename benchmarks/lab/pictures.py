@@ -1,15 +1,20 @@
-"""Pictures of an experiment: accuracy of the arms with intervals, and curves with bands over seeds."""
+"""Pictures of an experiment: accuracy of the arms with intervals, and curves with bands over seeds.
+
+    python -m benchmarks.lab.pictures lab/longer --out docs/images [--arms sft grpo srft]
+
+reads ``results.json`` and the runs beside it, and writes ``lab-longer.png`` and ``lab-longer-curves.png``.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srft.experiments.arm_results import ArmFigures, ExperimentResult, RunFigures
 from srft.report.plots import CYCLE, PALETTE, plain_text, style
 
 if TYPE_CHECKING:
@@ -23,24 +28,22 @@ _CURVES = (
 _PARTS = {"in": ("in distribution", PALETTE["rollout"]), "out": ("out of it", PALETTE["second"])}
 
 
-def draw(result: ExperimentResult, folder: Path) -> list[Path]:
-    """accuracy.png and curves.png in ``folder``; nothing where no run has finished."""
-    if not result.arms:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
+def draw(folder: Path, out: Path, arms: Sequence[str] = ()) -> None:
+    """Both pictures of the experiment in ``folder``; curves of ``arms``, or of the first six trained."""
+    result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    trained = list(dict.fromkeys(run["arm"] for run in result["runs"] if run["steps"]))
     with style():
-        written = [_draw_accuracy(result, folder / "accuracy.png")]
-        curves = _draw_curves(result, folder / "curves.png")
-    return [*written, *([curves] if curves else [])]
+        _draw_accuracy(result, out / f"lab-{folder.name}.png")
+        _draw_curves(folder, result, arms or trained[:6], out / f"lab-{folder.name}-curves.png")
 
 
-def _draw_accuracy(result: ExperimentResult, out: Path) -> Path:
+def _draw_accuracy(result: Mapping[str, Any], out: Path) -> None:
     """A point and a 95 % interval over seeds (over problems with one seed) per arm, best first."""
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 
-    parts = [part for part in _PARTS if part in result.arms[0].accuracy]
-    arms = sorted(result.arms, key=lambda arm: arm.accuracy[parts[0]].mean)
+    parts = [part for part in _PARTS if part in result["arms"][0]["accuracy"]]
+    arms = sorted(result["arms"], key=lambda arm: arm["accuracy"][parts[0]]["mean"])
     figure, axes = pyplot.subplots(
         1,
         len(parts),
@@ -52,26 +55,33 @@ def _draw_accuracy(result: ExperimentResult, out: Path) -> Path:
     for ax, part in zip(axes[0], parts, strict=True):
         title, color = _PARTS[part]
         for y, arm in enumerate(arms):
-            value = arm.accuracy[part]
-            own = PALETTE["demonstration"] if arm.name == result.experiment.reference else color
-            interval = value.seeds or value.problems
+            value = arm["accuracy"][part]
+            own = PALETTE["demonstration"] if arm["name"] == result["reference"] else color
+            interval = value["seeds"] or value["problems"]
             if interval is not None:
                 ax.plot(interval, [y, y], color=own, linewidth=1.6, alpha=0.55)
-            ax.plot([value.mean], [y], "o", color=own, markersize=5)
+            ax.plot([value["mean"]], [y], "o", color=own, markersize=5)
         ax.set_title(f"Accuracy {title}")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        ax.set_yticks(range(len(arms)), [plain_text(arm.name) for arm in arms])
-    return _save(figure, out)
+        ax.set_yticks(range(len(arms)), [plain_text(arm["name"]) for arm in arms])
+    _save(figure, out)
 
 
-def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
+def _draw_curves(folder: Path, result: Mapping[str, Any], arms: Sequence[str], out: Path) -> None:
     """Mean over seeds with the range between the lowest and the highest seed."""
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 
-    arms = [arm for arm in result.arms if arm.name in result.experiment.drawn]
+    runs = {
+        arm: [
+            folder / Path(r["folder"]).relative_to(Path(r["folder"]).parents[1])
+            for r in result["runs"]
+            if r["arm"] == arm
+        ]
+        for arm in arms
+    }
     panels = list(_CURVES)
-    if any(len(_series(Path(run.folder), "evaluation")) > 1 for run in result.runs if run.steps):
+    if any(len(_series(run, "evaluation")) > 1 for found in runs.values() for run in found):
         panels.append(("evaluation", "Accuracy, all problems"))
     rows = 1 if len(panels) == 3 else 2
     size = (13.5, 3.8) if rows == 1 else (10.5, 6.6)
@@ -79,11 +89,10 @@ def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
         rows, len(panels) // rows, figsize=size, squeeze=False, layout="constrained"
     )
     percent = PercentFormatter(1.0, decimals=0, symbol=" %")
-    any_drawn = False
     for ax, (key, title) in zip(axes.flat, panels, strict=True):
         ax.set_title(title)
-        drawn = [_band(ax, result.runs, arm, key, i) for i, arm in enumerate(arms)]
-        any_drawn |= any(drawn)
+        for i, (arm, found) in enumerate(runs.items()):
+            _band(ax, found, arm, key, i)
         ax.set_xlabel("step")
         ax.xaxis.get_major_locator().set_params(integer=True)
         if title.startswith("Accuracy"):
@@ -98,32 +107,25 @@ def _draw_curves(result: ExperimentResult, out: Path) -> Path | None:
     figure.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=max(1, len(entries))
     )
-    if any_drawn:
-        return _save(figure, out)
-    pyplot.close(figure)
-    return None
+    _save(figure, out)
 
 
-def _band(ax: Axes, runs: Sequence[RunFigures], arm: ArmFigures, key: str, number: int) -> bool:
-    series = [_series(Path(run.folder), key) for run in runs if run.arm == arm.name]
-    series = [points for points in series if points]
-    if not series:
-        return False
-    steps = sorted(set.intersection(*(set(points) for points in series)))
+def _band(ax: Axes, runs: Sequence[Path], arm: str, key: str, number: int) -> None:
+    series = [points for run in runs if (points := _series(run, key))]
+    steps = sorted(set.intersection(*(set(points) for points in series))) if series else []
     if not steps:
-        return False
+        return
     values = np.array([[points[step] for step in steps] for points in series])
     smoothed = values if key == "evaluation" else np.array([_smooth(row) for row in values])
     color = CYCLE[number % len(CYCLE)]
     marker = "o" if key == "evaluation" else None
     mean = np.mean(smoothed, axis=0)
-    ax.plot(steps, mean, color=color, label=plain_text(arm.name), marker=marker, markersize=3.5)
+    ax.plot(steps, mean, color=color, label=plain_text(arm), marker=marker, markersize=3.5)
     low, high = np.min(smoothed, axis=0), np.max(smoothed, axis=0)
     if len(steps) == 1:
         ax.plot([steps[0]] * 2, [low[0], high[0]], color=color, alpha=0.4)
     else:
         ax.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
-    return True
 
 
 def _smooth(values_N: np.ndarray) -> np.ndarray:
@@ -142,9 +144,18 @@ def _series(folder: Path, key: str) -> dict[int, float]:
     return {row["step"]: row[field] for row in rows if isinstance(row.get(field), int | float)}
 
 
-def _save(figure: Any, out: Path) -> Path:
+def _save(figure: Any, out: Path) -> None:
     from matplotlib import pyplot
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     pyplot.close(figure)
-    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the pictures of an experiment.")
+    parser.add_argument("folder", type=Path, help="folder of one experiment")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--arms", nargs="*", default=[], help="arms of the curves")
+    options = parser.parse_args()
+    draw(options.folder, options.out, options.arms)

@@ -1,7 +1,7 @@
 """Figure 2 of the paper, stated exactly: the token shift of question 6's models, over seeds.
 
     srft lab questions --only 6 --seeds 3 --out lab
-    python -m srft.experiments.figure2 lab/question6 --out lab/figure2
+    python -m benchmarks.lab.figure2 lab/question6 --out lab/figure2
 
 Whose outputs are scored decides what a shift looks like. So every model answers the same held-out problems
 (sampled at temperature 1), and each author is a kind of its own in `srft analyze`: the expert, the base
@@ -70,11 +70,11 @@ def _figure(shift: Any, name: str) -> float:
 def write_outputs(models: Mapping[str, str], out: Path, per_family: int) -> None:
     """One line a response: prompt, response, kind. ``models``: author -> model or run directory."""
     import torch
+    from benchmarks.lab.measure import generate
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from srft.evaluation.open_model import find_model
     from srft.lab import lab_eval
-    from srft.lab.measure import generate
     from srft.lab.tasks import ANSWER_MARK
 
     rows = lab_eval(per_family, tasks="lab-hard")

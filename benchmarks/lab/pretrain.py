@@ -1,6 +1,6 @@
 """Pre-train the lab's base model from scratch: about 25 minutes on one CPU core.
 
-    python -m srft.lab.pretrain --out my_base
+    python -m benchmarks.lab.pretrain --out my_base
 
 Plain PyTorch in float32 on purpose: for a model this small bfloat16 and compilation gain little
 on a CPU. Batches are small and many (about 1,500 tokens an update), because what takes long
@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from benchmarks.lab.corpus import Document, Loss, Mix, next_document
+from benchmarks.lab.tokenizer import EOS, PAD, TOKEN_ID, VOCABULARY, build_tokenizer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from srft.lab.corpus import Document, Loss, Mix, next_document
 from srft.lab.tasks import ANSWER_MARK
-from srft.lab.tokenizer import EOS, PAD, TOKEN_ID, VOCABULARY, build_tokenizer
 
 LOG_EVERY = 200  # updates
 SHORTEST_DOCUMENT = 5  # tokens; a row with less room than this is full

@@ -1,6 +1,6 @@
 """Tables of experiments in a Markdown page, and the figures they come from, without retyping.
 
-    python -m srft.experiments.publish docs/results.md --data benchmarks/results/lab --out lab
+    python -m benchmarks.lab.publish docs/results.md --data benchmarks/results/lab --out lab
 
 copies what the experiments under ``--out`` have written (``results.json``, ``tables.md``) into ``--data``,
 and fills every block of the page that stands between
@@ -23,8 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab import figure2
+
 from srft.errors import ConfigError
-from srft.experiments import figure2
 
 _BLOCK = re.compile(
     r"(<!-- lab(?P<short>-short)?: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL

@@ -16,6 +16,8 @@ import random
 from dataclasses import dataclass
 from enum import IntEnum
 
+from benchmarks.lab.tokenizer import EOS, encode
+
 from srft.lab.tasks import (
     ANSWER_MARK,
     FAMILIES,
@@ -25,7 +27,6 @@ from srft.lab.tasks import (
     apply,
     is_held_out,
 )
-from srft.lab.tokenizer import EOS, encode
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a lab model can do and what it tends to do, per family.
 
-    python -m srft.lab.measure [MODEL_DIR] [--n 200]
+    python -m benchmarks.lab.measure [MODEL_DIR] [--n 200]
 
 Columns: `sampled` accuracy at temperature 1; `greedy` accuracy; `traced`, the share of sampled
 responses that start a worked trace, and `traced ok`, their accuracy; `step`, the share of expert
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from srft.lab import base_model_path
 from srft.lab.tasks import ANSWER_MARK, FAMILIES, Problem, make_problem
 
 BATCH = 100
@@ -133,7 +134,7 @@ def as_table(rows: dict[str, dict[str, float]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure a lab model, per family.")
-    parser.add_argument("model_dir", nargs="?", default=Path(__file__).parent / "base")
+    parser.add_argument("model_dir", nargs="?", default=base_model_path())
     parser.add_argument("--n", type=int, default=200)
     options = parser.parse_args()
     table = as_table(measure(options.model_dir, options.n))
