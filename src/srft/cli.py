@@ -189,9 +189,9 @@ def analyze(
     data: Annotated[
         list[str], typer.Option(help="Responses to score: a run directory, a JSONL; repeat.")
     ],
-    out: Annotated[
-        Path, typer.Option(help="Folder for analysis.json, analysis.html and plots.")
-    ] = Path("analysis"),
+    out: Annotated[Path, typer.Option(help="Folder for analysis.json and analysis.html.")] = Path(
+        "analysis"
+    ),
     run: Annotated[
         list[Path] | None, typer.Option(help="Run whose checkpoints become a path.")
     ] = None,
@@ -202,7 +202,7 @@ def analyze(
     limit: Annotated[int, typer.Option(min=1, help="Most responses of each kind.")] = 500,
     seed: Annotated[int, typer.Option(help="Seed of choices and intervals.")] = 0,
 ) -> None:
-    """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 to 6, Eq. 4)."""
+    """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 and 3, Eq. 4)."""
     from srft.analysis.analyze import analyze as analyze_models
     from srft.analysis.show_analysis import render
 

@@ -12,14 +12,12 @@ import yaml
 from rich.console import Console
 
 from srft.analysis.analyze import _named, analyze
-from srft.analysis.curves import training_curves
 from srft.analysis.dynamics import ProbabilitySpace, distance
-from srft.analysis.opened_models import Source, checkpoints_of, find_model, parameter_count
+from srft.analysis.opened_models import Source, checkpoints_of, find_model
 from srft.analysis.responses import read_responses, tokenize
 from srft.analysis.show_analysis import render
 from srft.errors import CheckpointError, ConfigError, DataError, ModelError
 from srft.model.model_config import ModelConfig
-from srft.report.runs import read_run
 
 PROMPT = "a = 3 + 4 ; a ?"
 RESPONSES = ("a = 3 + 4 = 7 ; 7", "7", "a = 3 + 4 = 8 ; b = 8 * 2 = 6")
@@ -102,9 +100,7 @@ def test_everything_at_once(tmp_path, folders, run):
     assert points[1].distances["base"] == 0
     assert points[2].distances["other"] == 0
     assert points[2].distances["base"] == pytest.approx(points[0].distances["other"])
-    names = {p.name for p in result.files}
-    assert {"analysis.json", "analysis.html", "dynamics.png", "curves.png", "gradient.png"} <= names
-    assert {"shift_demonstration.png", "shift_rollout.png"} <= names
+    assert [p.name for p in result.files] == ["analysis.json", "analysis.html"]
     data = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert data["shifts"][0]["changed"]["0.1"]["value"] == result.shifts[0].changed[0.1].value
     assert "NaN" not in (tmp_path / "out" / "analysis.json").read_text()
@@ -114,7 +110,6 @@ def test_everything_at_once(tmp_path, folders, run):
     for words in (
         "Token shift on 2 demonstrations",
         "Distances in probability space",
-        "FLOPs",
         "demo",
     ):
         assert words in text
@@ -260,14 +255,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, folders):
         load(find_model(folder))
 
 
-def test_parameters_are_counted_from_the_headers(run, folders):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folders["base"])
-    assert parameter_count(run) == sum(p.numel() for p in model.parameters())
-
-
-# Dynamics and curves.
+# Dynamics.
 
 
 def test_distances_are_root_mean_squares():
@@ -280,52 +268,6 @@ def test_distances_are_root_mean_squares():
         "demonstrations": pytest.approx(np.sqrt((0.9**2 + 0.5**2) / 2)),
     }
     assert set(ProbabilitySpace({"base": q}, ~demo & demo).references) == {"base"}
-
-
-def test_costs_are_read_off_where_the_level_is_reached(run):
-    found = training_curves([read_run(run)])
-    assert found.levels == (0.2875, 0.525, 0.7625, 0.905)
-    method = found.methods[0]
-    n = parameter_count(run)
-    cost = method.reached[1].cost  # accuracy step / 20 reaches 0.525 at step 11
-    assert cost == {
-        "steps": 11.0,
-        "sampled_tokens": 1100.0,
-        "trained_tokens": 3300.0,
-        "flops": n * (6 * 3300.0 + 2 * 1100.0),
-        "seconds": 22.0,
-    }
-
-
-def test_seeds_make_a_band(run, tmp_path):
-    import shutil
-
-    second = tmp_path / "second"
-    shutil.copytree(run, second)
-    config = yaml.safe_load((second / "config.yaml").read_text())
-    config["train"]["seed"] = 1
-    (second / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = [{"step": s, "reward/accuracy": s / 10, "loss": 1.0} for s in range(1, 11)]
-    write(second / "metrics.jsonl", rows)
-    found = training_curves([read_run(run), read_run(second)]).methods
-    assert len(found) == 1
-    curve = found[0].metrics["reward/accuracy"]
-    assert found[0].runs == 2
-    assert (curve.low[4], curve.mean[4], curve.high[4]) == pytest.approx((0.25, 0.375, 0.5))
-    assert len(curve.steps) == 20
-
-
-def test_without_rollouts_costs_are_compared_by_evaluation(run):
-    metrics = [{"step": s, "loss": 1.0, "total/trained_tokens": 10.0 * s} for s in range(1, 21)]
-    write(run / "metrics.jsonl", metrics)
-    rows = [{"step": s, "name": "eval", "accuracy": a} for s, a in ((0, 0.0), (10, 0.6), (20, 1.0))]
-    write(run / "evaluation.jsonl", rows)
-    found = training_curves([read_run(run)])
-    assert found.metric == "eval/accuracy"
-    assert found.levels == (0.25, 0.5, 0.75, 0.9)
-    costs = [r.cost["trained_tokens"] for r in found.methods[0].reached]
-    assert costs == [100.0, 100.0, 200.0, 200.0]
-    assert found.methods[0].axes["trained_tokens"][0] == 0.0
 
 
 def test_runs_of_one_name_take_the_folder_above_along(tmp_path):

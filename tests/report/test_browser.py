@@ -331,7 +331,7 @@ def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path
     models = [str(tmp_path / "base"), str(tmp_path / "tuned")]
     analyze(models, run, tmp_path / "out", runs=[run])
     page = Page(browser, tmp_path / "out" / "analysis.html").open("shift")
-    for view in ("tokens", "dynamics", "curves", "gradient", "shift"):
+    for view in ("tokens", "dynamics", "gradient", "shift"):
         page.click(f"#tab-{view}")
         page.until(f"document.querySelector('#view-{view}')?.childElementCount > 0")
         assert "could not be shown" not in page.text(f"#view-{view}")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srft import __version__
-from srft.analysis.curves import METRICS
-from srft.report.gather import figure_data
+from srft.analysis.analysis_result import AnalysisResult
 from srft.report.packed_samples import pack_streams
 from srft.report.page import gzip_json, page
 from srft.report.report_page import MAX_BYTES
-
-if TYPE_CHECKING:
-    from srft.analysis.analyze import AnalysisResult
 
 _SCRIPTS = ("page.js", "chart.js", "samples.js", "space.js", "analysis.js")
 
@@ -32,7 +28,6 @@ def write_page(result: AnalysisResult, out: Path) -> Path:
         "responses": result.responses,
         "threshold": result.threshold,
         "notes": result.notes,
-        "figures": {key: figure_data(key) for key in METRICS},
         "models": compared,
         "runs": [{"name": result.models[0], "group": 0}],  # the sample browser's one source
     }

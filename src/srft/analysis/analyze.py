@@ -1,4 +1,4 @@
-"""``srft analyze``: several models against a base on the same responses, and runs beside each other."""
+"""``srft analyze``: several models against a base on the same responses, and the paths of runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srft.analysis.curves import Efficiency, training_curves
+from srft.analysis.analysis_page import write_page
+from srft.analysis.analysis_result import AnalysisResult
 from srft.analysis.dynamics import DEMONSTRATIONS, Dynamics, learning_dynamics
 from srft.analysis.opened_models import Source, find_model, load, load_tokenizer
 from srft.analysis.responses import TokenizedResponse, read_responses, tokenize
@@ -31,34 +32,6 @@ logger = logging.getLogger(__name__)
 
 BROWSED = 300
 """Responses whose tokens go into the page."""
-
-
-@dataclass(frozen=True)
-class AnalysisResult:
-    """Everything that was found. ``notes``: what a reader must know about how it was scored."""
-
-    models: tuple[str, ...]
-    paths: tuple[str, ...]
-    data: tuple[str, ...]
-    responses: dict[str, int]
-    threshold: float
-    seed: int
-    notes: tuple[str, ...] = ()
-    shifts: tuple[Shift, ...] = ()
-    dynamics: Dynamics | None = None
-    efficiency: Efficiency | None = None
-    gradient: GradientView | None = None
-    out: Path = Path()
-    files: tuple[Path, ...] = ()
-    browsed: tuple[Record, ...] = field(default=(), repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """What analysis.json holds: every figure, without the token browser."""
-        return {
-            k: v
-            for k, v in asdict(replace(self, browsed=())).items()
-            if k not in ("browsed", "files")
-        }
 
 
 @dataclass(frozen=True)
@@ -87,13 +60,13 @@ def analyze(
     model_options: dict[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> AnalysisResult:
-    """Analyses models and runs, and writes analysis.json, analysis.html and plots/ to ``out``.
+    """Analyses models and runs, and writes analysis.json and analysis.html to ``out``.
 
     models: the base first, then what was made from it: folders, hub names, run directories or
-        checkpoint folders. With the base alone only dynamics, curves and gradient are made.
+        checkpoint folders. With the base alone only dynamics and gradient are made.
     data: responses to score (``read_responses`` says in which forms); ``kinds`` keeps some of
         them, ``limit`` is the most of each kind, ``max_tokens`` the most of each response.
-    runs: run directories whose checkpoints become trajectories and whose logs become curves.
+    runs: run directories whose checkpoints become trajectories.
     references: models whose distances are the axes of the trajectories beside the base; without
         them the demonstrations themselves (probability 1), and the first of ``models`` after the base.
     method: whose gradient to look at; unset, that of the run with the most terms, else "srft".
@@ -133,7 +106,6 @@ def analyze(
         notes=tuple(notes),
         shifts=tuple(shifts),
         dynamics=dynamics,
-        efficiency=training_curves(read) if read else None,
         gradient=view,
         out=target,
         browsed=tuple(_records(scored, tokenized, texts)) if scored else (),
@@ -310,18 +282,11 @@ def _records(
 
 
 def _write(result: AnalysisResult) -> list[Path]:
-    from srft.analysis.analysis_page import write_page
-    from srft.analysis.plots import plot_analysis
-
     result.out.mkdir(parents=True, exist_ok=True)
     path = result.out / "analysis.json"
     text = json.dumps(_plain(result.to_json()), indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-    return [
-        path,
-        write_page(result, result.out / "analysis.html"),
-        *plot_analysis(result, result.out / "plots"),
-    ]
+    return [path, write_page(result, result.out / "analysis.html")]
 
 
 def _plain(value: Any) -> Any:

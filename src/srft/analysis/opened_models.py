@@ -129,20 +129,3 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
         raise CheckpointError(
             f"{error}; analyse the exported model (<run>/model) in its place"
         ) from error
-
-
-def parameter_count(run: Path) -> int | None:
-    """Parameters of a run's model, read from its safetensors files' headers; tied ones once. None
-    where there are none, or the adapters alone."""
-    from srft.parallel.tensors import layout
-
-    folder = run / "model"
-    if not any(folder.glob("*.safetensors")):
-        checkpoints = checkpoints_of(run)
-        if not checkpoints:
-            return None
-        folder = checkpoints[-1][1] / "weights"
-    found = layout(folder)
-    if any(".lora_" in name for name in found):
-        return None
-    return sum(size.numel() for size, _ in found.values()) or None

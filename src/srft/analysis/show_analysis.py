@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from srft.analysis.analysis_result import AnalysisResult
 from srft.analysis.shift import counted
 from srft.analysis.token_statistics import Estimate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-    from srft.analysis.analyze import AnalysisResult
 
 
 def render(result: AnalysisResult) -> RenderableType:
@@ -24,17 +23,11 @@ def render(result: AnalysisResult) -> RenderableType:
         parts += [_shift_table(result, kind), _class_table(result, kind), Text()]
     if result.dynamics is not None:
         parts += [_dynamics_table(result), Text()]
-    if result.efficiency is not None and result.efficiency.levels:
-        parts += [_efficiency_table(result), Text()]
     if result.gradient is not None:
         parts += [_gradient_table(result), Text()]
     parts += [Text(note, style="yellow") for note in result.notes]
     if result.files:
-        parts.append(
-            Text(
-                f"Written: {', '.join(str(p) for p in result.files[:2])} and {len(result.files) - 2} plots"
-            )
-        )
+        parts.append(Text(f"written {', '.join(map(str, result.files))}"))
     return Group(*parts)
 
 
@@ -117,22 +110,6 @@ def _dynamics_table(result: AnalysisResult) -> Table:
             table.add_row(
                 trajectory.name, step, *(f"{point.distances[r]:.4f}" for r in dynamics.references)
             )
-    return table
-
-
-def _efficiency_table(result: AnalysisResult) -> Table:
-    efficiency = result.efficiency
-    assert efficiency is not None
-    table = _table(
-        f"Cost of reaching a level of {efficiency.metric} for the first time (smoothed mean)"
-    )
-    table.add_column("method (runs)")
-    for name in ("level", "steps", "sampled tokens", "trained tokens", "FLOPs", "seconds"):
-        table.add_column(name, justify="right")
-    for method in efficiency.methods:
-        for reached in method.reached:
-            cells = ["-" if v is None else f"{v:.3g}" for v in reached.cost.values()]
-            table.add_row(f"{method.name} ({method.runs})", f"{reached.level:.3f}", *cells)
     return table
 
 

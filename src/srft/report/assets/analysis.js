@@ -1,5 +1,5 @@
 "use strict";
-/* The page of srft analyze: token shift, tokens one by one, learning dynamics, curves, gradients. */
+/* The page of srft analyze: token shift, tokens one by one, learning dynamics, gradients. */
 
 let FACTS = {};
 const known = (e) => (e && e.value !== null ? e : { value: null, low: null, high: null });
@@ -100,39 +100,6 @@ function buildDynamics(view) {
   fill();
 }
 
-/* Curves and their cost. */
-function buildEfficiency(view) {
-  const e = FACTS.efficiency;
-  if (!e) return view.append(el("p", { class: "note" }, "No runs were given (runs=…), so there are no curves."));
-  const state = { axis: "steps", smooth: 6 };
-  const titles = { steps: "steps", sampled_tokens: "sampled tokens", trained_tokens: "trained tokens", flops: "FLOPs", seconds: "seconds" };
-  const axes = Object.keys(titles).filter((a) => e.methods.some((m) => m.axes[a]));
-  const body = el("div", { class: "grid two" });
-  const metrics = [...new Set(e.methods.flatMap((m) => Object.keys(m.metrics)))];
-  const fill = () => body.replaceChildren(...metrics.map((key) => card(chart({
-    title: DATA.figures[key].title, what: key, unit: DATA.figures[key].unit, xTitle: titles[state.axis], height: 230, legend: true,
-    marks: state.axis === "steps" ? [...new Set(e.methods.flatMap((m) => m.stages))] : [],
-    series: e.methods.filter((m) => m.metrics[key] && m.axes[state.axis]).map((m, i) => curveOf(m, key, state, color(e.methods.indexOf(m)))),
-  }))));
-  view.append(el("div", { class: "controls" }, choice("Axis", axes.map((a) => [a, titles[a]]), state.axis, (axis) => { state.axis = axis; fill(); }, "cost-axis"),
-    el("label", { class: "field" }, el("span", {}, "Smoothing"), el("input", { type: "range", min: 0, max: 30, value: state.smooth, oninput: (event) => { state.smooth = Number(event.target.value); fill(); } }))), body);
-  fill();
-  if (e.levels.length) view.append(section(`Cost of reaching a level of ${e.metric} for the first time`, card(table(
-    ["method", "level", ...axes.map((a) => titles[a])],
-    e.methods.flatMap((m) => m.reached.map((r) => [modelLabel(m), number(r.level, 3), ...axes.map((a) => big(r.cost[a]))])))),
-    el("p", { class: "quiet" }, "On the smoothed mean over seeds. FLOPs: 6 N per trained token and 2 N per sampled token, N parameters.")));
-}
-const modelLabel = (m) => `${m.name}${m.runs > 1 ? ` ×${m.runs}` : ""}`;
-
-function curveOf(m, key, state, fill) {
-  const c = m.metrics[key];
-  const at = new Map(m.steps.map((s, i) => [s, m.axes[state.axis][i]]));
-  const keep = c.steps.map((_, i) => i).filter((i) => at.has(c.steps[i]));
-  const width = Math.round((state.smooth / 100) * keep.length);
-  const pick = (values) => smooth(keep.map((i) => values[i]), width);
-  return { name: modelLabel(m), color: fill, x: keep.map((i) => at.get(c.steps[i])), y: pick(c.mean), low: m.runs > 1 ? pick(c.low) : null, high: m.runs > 1 ? pick(c.high) : null };
-}
-
 /* Gradients. */
 function buildGradient(view) {
   const g = FACTS.gradient;
@@ -156,7 +123,6 @@ async function openAnalysis() {
     { id: "shift", title: "Token shift", build: buildShift },
     { id: "tokens", title: "Tokens", build: buildSamples },
     { id: "dynamics", title: "Learning dynamics", build: buildDynamics },
-    { id: "curves", title: "Curves", build: buildEfficiency },
     { id: "gradient", title: "Gradient", build: buildGradient },
   ]);
 }
