@@ -19,7 +19,8 @@ class DataConfig(BaseModel):
     train: str | list[str] = Field(
         "lab",
         description="Training data: a hub dataset id, a local folder, a .jsonl, .json, .parquet or "
-        ".csv file, `lab` or `lab-hard` for the built-in tasks, or a list of these (concatenated).",
+        ".csv file, `lab` or `lab-hard` for the built-in tasks, `reasoning-gym:FAMILY?size=2000` for "
+        "generated ones, or a list of these (concatenated).",
     )
     subset: str | None = Field(
         None, description="Name of the hub dataset's configuration, such as `main` for GSM8K."

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srft.data import reasoning_gym
 from srft.data.files import READERS, Row, missing_file, read_file
 from srft.data.formats import (
     check_demonstrations,
@@ -169,7 +170,8 @@ def _named(sources: str | list[str] | dict[str, str] | None) -> dict[str, str]:
         return dict(sources)
     named: dict[str, str] = {}
     for source in [sources] if isinstance(sources, str) else sources:
-        path = Path(source)
+        # What stands after a question mark are settings of generated problems.
+        path = Path(source.partition("?")[0].removeprefix(reasoning_gym.PREFIX))
         stem = path.stem if path.suffix.lower() in READERS else path.name or source
         name, number = stem, 2
         while name in named:
@@ -191,6 +193,8 @@ def _load(
 ) -> list[Example]:
     if source in LAB_SOURCES:
         return _lab(source, split, limit, seed, prefer)
+    if source.startswith(reasoning_gym.PREFIX):
+        return _gym(source, limit, seed)
     problems = Problems(source)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -346,6 +350,12 @@ def _hub(
         raise DataError(f"{source}: cannot be loaded from the hub: {error}. {mend}") from None
     name = _pick_split(source, list(loaded), split, prefer)
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
+
+
+def _gym(source: str, limit: int | None, seed: int) -> list[Example]:
+    rows = reasoning_gym.rows_of(source, limit, seed)
+    labelled = [Row(f"{source}:{number}", row) for number, row in enumerate(rows, start=1)]
+    return _convert(labelled, None, Problems(source), "error")
 
 
 def _lab(

@@ -39,5 +39,8 @@ REWARDS: dict[str, Verifier] = {
         options=("use_all",),
         columns=("numbers", "nums", "target"),
     ),
+    "reasoning-gym": Verifier(
+        "srft.rewards.gym:check_gym", isolated=True, columns=("reasoning_gym",)
+    ),
     "format": Verifier("srft.rewards.verifiers:check_format", needs_answer=False),
 }
