@@ -87,3 +87,46 @@ def test_temperature_zero_is_greedy_with_the_models_own_logprob():
     token, logprob = draw(logits, torch.tensor([0.99]), SamplingParams(temperature=0.0, top_k=1))
     assert token.item() == 1
     assert torch.allclose(logprob, logits.log_softmax(-1)[:, 1])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 1000, 49_152])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 12.0])
+def test_tokens_are_those_of_the_cumulative_sum_in_float64(vocabulary, spread):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(64, vocabulary, generator=generator) * spread
+    u = torch.from_numpy(uniforms(list(range(64)), 1)[:, 0])
+    token, logprob = draw(logits, u, SamplingParams())
+    exact = logits.double().log_softmax(-1)
+    running = exact.exp().cumsum(-1)
+    place = running.gather(-1, token[:, None])[:, 0]
+    before = place - exact.exp().gather(-1, token[:, None])[:, 0]
+    # The uniform number lies within the token's share, up to the rounding of float32 sums.
+    assert (u >= before - 1e-6).all() and (u <= place + 1e-6).all()
+    torch.testing.assert_close(
+        logprob.double(), exact.gather(-1, token[:, None])[:, 0], rtol=2e-6, atol=2e-6
+    )
+
+
+@pytest.mark.parametrize("vocabulary", [300, 512, 5000])
+def test_every_uniform_number_draws_a_token_of_positive_probability(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, vocabulary, generator=generator) * 5
+    logits[torch.rand(1, vocabulary, generator=generator) < 0.7] = -torch.inf
+    cumulative = logits.double().softmax(-1).cumsum(-1)[0]
+    # At, just below and just above every boundary between two tokens.
+    edges = torch.cat([cumulative, cumulative - 1e-12, cumulative + 1e-12, cumulative - 1e-7])
+    u = edges.clamp(0, 1 - 2.0**-53)
+    token, logprob = draw(logits.expand(len(u), -1), u, SamplingParams())
+    assert logprob.isfinite().all()
+    assert logits[0, token].isfinite().all()
+
+
+def test_a_row_of_nan_says_so_and_leaves_its_neighbours_alone():
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(0))
+    u = torch.tensor([0.3, 0.5, 0.9], dtype=torch.float64)
+    alone = draw(logits[[0, 2]], u[[0, 2]], SamplingParams())
+    logits[1] = torch.nan
+    token, logprob = draw(logits, u, SamplingParams())
+    assert logprob[1].isnan() and 0 <= token[1] < 700
+    assert token[[0, 2]].tolist() == alone[0].tolist()
+    assert logprob[[0, 2]].tolist() == alone[1].tolist()

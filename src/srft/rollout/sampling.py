@@ -41,13 +41,18 @@ def uniforms(seeds: list[int], length: int) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def sampling_logprobs(logits_AV: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probabilities (float32 [A, V], nats) of the distribution that tokens are drawn from.
+# Probabilities are summed over blocks of this many tokens first: one pass over the vocabulary in
+# float32, and float64 only over the blocks and inside the one that is drawn.
+_BLOCK = 256
 
-    Temperature first, then top-k, then top-p on what is left, then renormalised: the order of
-    transformers' processors. Tokens tied with the k-th are kept. Tokens outside are -inf.
-    With temperature 0 the plain distribution is returned (greedy decoding draws nothing; its
-    reported log-probabilities are the model's own).
+
+def sampling_logits(logits_AV: Tensor, params: SamplingParams) -> Tensor:
+    """Logits (float32 [A, V]) of the distribution that tokens are drawn from.
+
+    Temperature first, then top-k, then top-p on what is left: the order of transformers'
+    processors. Tokens tied with the k-th are kept. Tokens outside are -inf. With temperature 0 the
+    plain logits are returned (greedy decoding draws nothing; its reported log-probabilities are the
+    model's own).
     """
     logits = logits_AV.float()
     if params.temperature not in (0.0, 1.0):
@@ -58,7 +63,12 @@ def sampling_logprobs(logits_AV: Tensor, params: SamplingParams) -> Tensor:
             logits = logits.masked_fill(logits < kth, float("-inf"))
         if params.top_p < 1.0:
             logits = _keep_top_p(logits, params.top_p)
-    return torch.log_softmax(logits, dim=-1)
+    return logits
+
+
+def sampling_logprobs(logits_AV: Tensor, params: SamplingParams) -> Tensor:
+    """Log-probabilities (float32 [A, V], nats) of that distribution; -inf outside."""
+    return torch.log_softmax(sampling_logits(logits_AV, params), dim=-1)
 
 
 def _keep_top_p(logits_AV: Tensor, top_p: float) -> Tensor:
@@ -73,18 +83,46 @@ def _keep_top_p(logits_AV: Tensor, top_p: float) -> Tensor:
 def draw(logits_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Token ids (int64 [A]) and their log-probabilities (float32 [A], nats).
 
-    The token is the first whose cumulative probability exceeds the uniform number; the sum runs
-    in float64, so that tokens of tiny probability in a large vocabulary keep their share.
+    The token is the first whose cumulative probability exceeds the uniform number; sums over blocks
+    run in float64, so that tokens of tiny probability in a large vocabulary keep their share.
     Temperature 0 takes the most probable token.
     """
-    logprob_AV = sampling_logprobs(logits_AV, params)
+    logits = sampling_logits(logits_AV, params)
+    top_A1 = logits.amax(dim=-1, keepdim=True)
+    weight_AV = (logits - top_A1).exp_()
+    cumulative_AB = _block_sums(weight_AV).cumsum(dim=-1)
+    total_A1 = cumulative_AB[:, -1:]
     if params.temperature == 0.0:
-        token_A1 = logprob_AV.argmax(dim=-1, keepdim=True)
+        token_A1 = logits.argmax(dim=-1, keepdim=True)
     else:
-        cumulative = logprob_AV.exp().cumsum(dim=-1, dtype=torch.float64)
-        target = uniform_A[:, None] * cumulative[:, -1:]
-        # A row of NaN yields index V; clamped so that the caller meets a NaN log-probability
-        # and can say so, instead of an index out of range.
-        token_A1 = torch.searchsorted(cumulative, target, right=True)
-        token_A1 = token_A1.clamp_(max=logits_AV.shape[-1] - 1)
-    return token_A1.squeeze(-1), logprob_AV.gather(-1, token_A1).squeeze(-1)
+        token_A1 = _inverse(weight_AV, cumulative_AB, uniform_A[:, None] * total_A1)
+    logprob_A1 = (logits.gather(-1, token_A1) - top_A1).double() - total_A1.log()
+    return token_A1.squeeze(-1), logprob_A1.float().squeeze(-1)
+
+
+def _block_sums(weight_AV: Tensor) -> Tensor:
+    """Sums over blocks of tokens, float64 [A, blocks]."""
+    rows, vocabulary = weight_AV.shape
+    whole = vocabulary // _BLOCK * _BLOCK
+    sums = weight_AV[:, :whole].reshape(rows, whole // _BLOCK, _BLOCK).sum(dim=-1)
+    if whole < vocabulary:
+        sums = torch.cat([sums, weight_AV[:, whole:].sum(dim=-1, keepdim=True)], dim=-1)
+    return sums.double()
+
+
+def _inverse(weight_AV: Tensor, cumulative_AB: Tensor, target_A1: Tensor) -> Tensor:
+    """The first token at which the running sum of weights exceeds the target, int64 [A, 1]."""
+    vocabulary, device = weight_AV.shape[-1], weight_AV.device
+    # A row of NaN yields an index past the end; clamped so that the caller meets a NaN
+    # log-probability and can say so, instead of an index out of range.
+    block_A1 = torch.searchsorted(cumulative_AB, target_A1, right=True)
+    block_A1 = block_A1.clamp_(max=cumulative_AB.shape[-1] - 1)
+    before_A1 = cumulative_AB.gather(-1, (block_A1 - 1).clamp(min=0))
+    rest_A1 = target_A1 - torch.where(block_A1 > 0, before_A1, 0.0)
+    token_AK = block_A1 * _BLOCK + torch.arange(_BLOCK, device=device)
+    inside_AK = weight_AV.gather(-1, token_AK.clamp(max=vocabulary - 1)).double()
+    running_AK = inside_AK.masked_fill_(token_AK >= vocabulary, 0.0).cumsum(dim=-1)
+    # The block's sum was rounded to float32: what is left of the target may exceed it by that.
+    rest_A1 = torch.minimum(rest_A1, running_AK[:, -1:] * (1 - 1e-15))
+    place_A1 = torch.searchsorted(running_AK, rest_A1, right=True).clamp_(max=_BLOCK - 1)
+    return (block_A1 * _BLOCK + place_A1).clamp_(max=vocabulary - 1)
