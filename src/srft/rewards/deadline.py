@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from types import FrameType
+from typing import TypeVar
 
 from srft.errors import RewardError
 
+T = TypeVar("T")
 
-@contextmanager
-def deadline(seconds: float | None, what: str) -> Iterator[None]:
-    """Raises RewardError in the main thread when the block takes longer than ``seconds``.
+
+class _Late(BaseException):
+    """Not an Exception: a function that tries again after any Exception is to end as well."""
+
+
+def too_late(what: str, seconds: float | None) -> RewardError:
+    return RewardError(
+        f"{what} did not return within {seconds:g} s (reward.function_timeout_s). Fix what it waits "
+        "for, or raise the limit; the run goes on with --resume"
+    )
+
+
+def call_within(seconds: float | None, what: str, call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises. ``seconds``: wall-clock time it may take, None for no limit.
 
     A function of the user's runs in this very process, so it cannot be killed as a verifier of ours
-    can; it is interrupted by a signal, which ends whatever waits (a request without a time-out, a
-    lock, ``sleep``) and every loop of Python's. Code in C that never returns is not reached. The
-    signal is SIGVTALRM: SIGALRM belongs to the time limits of libraries that such functions call.
-    Outside the main thread, and without ``seconds``, nothing is watched.
+    can. In the main thread it is interrupted by a signal, which ends whatever waits (a request
+    without a time-out, a lock, ``sleep``) and every loop of Python's; the signal is SIGVTALRM, since
+    SIGALRM belongs to the time limits of libraries that such functions call. Other threads (evaluation,
+    rollouts ahead) cannot be interrupted: there the function runs in one of its own, which is abandoned.
+
+    Raises: RewardError after ``seconds``. Code in C that holds the interpreter lock is not reached.
     """
+    if seconds is None:
+        return call()
     main = threading.current_thread() is threading.main_thread()
-    if seconds is None or not main or not hasattr(signal, "pthread_kill"):
-        yield
-        return
+    if main and hasattr(signal, "pthread_kill"):
+        return _interrupted(seconds, what, call)
+    done: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            done.set_exception(error)
+
+    run = contextvars.copy_context().run
+    threading.Thread(target=run, args=(work,), name="srft-reward", daemon=True).start()
+    if not wait([done], seconds).done:
+        raise too_late(what, seconds)
+    return done.result()
+
+
+def _interrupted(seconds: float, what: str, call: Callable[[], T]) -> T:
+    running = True
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise RewardError(
-            f"{what} did not return within {seconds:g} s (reward.function_timeout_s). Mend what it "
-            "waits for, or raise the limit; the run goes on with --resume"
-        )
+        if running:
+            raise _Late
 
     thread = threading.main_thread().ident
     assert thread is not None
@@ -39,7 +71,12 @@ def deadline(seconds: float | None, what: str) -> Iterator[None]:
     previous = signal.signal(signal.SIGVTALRM, late)
     timer.start()
     try:
-        yield
+        try:
+            return call()
+        finally:
+            running = False
+    except _Late:
+        raise too_late(what, seconds) from None
     finally:
         timer.cancel()
         timer.join()  # a signal sent later would meet the default handler, which ends the process

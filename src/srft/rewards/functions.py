@@ -10,6 +10,7 @@ value)`` come besides; None means that the function does not apply to that sampl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.errors import ConfigError, RewardError, RewardNotFinite
-from srft.rewards.deadline import deadline
+from srft.rewards.deadline import call_within, too_late
 from srft.types import Example
 
 RewardFunction = Callable[..., Any]
@@ -238,18 +239,21 @@ def run_functions(
     for label, call in calls.items():
         if label not in waiting:
             try:
-                with deadline(timeout_s, f"reward function {label}{_where(batch)}"):
-                    outputs[label] = call()
+                what = f"reward function {label}{_where(batch)}"
+                outputs[label] = call_within(timeout_s, what, call)
             except RewardError:
                 raise
             except Exception as error:
-                raise _failure(functions[label], batch, error, runner) from error
+                raise _failure(functions[label], batch, error, runner, timeout_s) from error
     if waiting:
-        with deadline(timeout_s, f"reward functions {', '.join(waiting)}{_where(batch)}"):
-            results = runner.run([calls[label] for label in waiting])
+        try:
+            results = runner.run([calls[label] for label in waiting], timeout_s)
+        except TimeoutError:
+            what = f"reward functions {', '.join(waiting)}{_where(batch)}"
+            raise too_late(what, timeout_s) from None
         for label, result in zip(waiting, results, strict=True):
             if isinstance(result, BaseException):
-                raise _failure(functions[label], batch, result, runner) from result
+                raise _failure(functions[label], batch, result, runner, timeout_s) from result
             outputs[label] = result
     return {
         label: checked(function, batch, outputs[label]) for label, function in functions.items()
@@ -257,15 +261,24 @@ def run_functions(
 
 
 def _failure(
-    function: RewardFunction, batch: Batch, error: BaseException, runner: AsyncRunner
+    function: RewardFunction,
+    batch: Batch,
+    error: BaseException,
+    runner: AsyncRunner,
+    timeout_s: float | None,
 ) -> RewardError:
-    """What a user is told when their function raises. The samples are tried one at a time, so that
-    the message names the one the function cannot take, if it is one."""
-    for i in range(len(batch)) if len(batch) <= _MOST_RETRIED else ():
-        single = batch.only(i)
-        if type(_error_of(function, single, runner)) is type(error):
-            batch = single
-            break
+    """What a user is told when their function raises. The samples are tried one at a time, within the
+    same limit, so that the message names the one the function cannot take, if it is one."""
+
+    def culprit() -> Batch:
+        for i in range(len(batch)) if len(batch) <= _MOST_RETRIED else ():
+            single = batch.only(i)
+            if type(_error_of(function, single, runner)) is type(error):
+                return single
+        return batch
+
+    with contextlib.suppress(RewardError):
+        batch = call_within(timeout_s, "the search for the sample", culprit)
     return RewardError(
         f"reward function {function_name(function)} raised {type(error).__name__}: {error}"
         f"{_where(batch)}; the completion was {_SHORT.repr(batch.completions[0])}"
@@ -289,8 +302,10 @@ class AsyncRunner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
-    def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """Await all calls at once; results, or the exceptions they raised, in order."""
+    def run(self, calls: Sequence[Callable[[], Any]], timeout_s: float | None = None) -> list[Any]:
+        """Await all calls at once; results, or the exceptions they raised, in order.
+
+        Raises: TimeoutError after ``timeout_s``; what was not done is cancelled."""
 
         async def gather() -> list[Any]:
             async def one(call: Callable[[], Any]) -> Any:
@@ -298,7 +313,11 @@ class AsyncRunner:
 
             return await asyncio.gather(*map(one, calls), return_exceptions=True)
 
-        return asyncio.run_coroutine_threadsafe(gather(), self._running()).result()
+        awaited = asyncio.run_coroutine_threadsafe(gather(), self._running())
+        try:
+            return awaited.result(timeout_s)
+        finally:
+            awaited.cancel()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
