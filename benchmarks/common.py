@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from srft.model.products import onednn_is_faster, product
+from srft.model.cpu.products import onednn_is_faster, product
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, GROUP, MEAN, SIGMA, LONGEST = 16, 8, 75, 0.8, 900

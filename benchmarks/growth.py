@@ -24,7 +24,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -68,11 +67,8 @@ def measure(device: str, point: Point) -> dict[str, float]:
         np.full((prompts, group), length),
     )
     model = common.make_model(size, device, positions=length + 64)
-    compute = (
-        partial(torch.autocast, "cuda", dtype=torch.bfloat16) if device == "cuda" else nullcontext
-    )
     rollouts = step.make_rollouts(work)
-    ours = step.Ours(model, rollouts, ModelConfig(), compute, budget=32_768)
+    ours = step.Ours(model, rollouts, ModelConfig(), budget=32_768)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     ours.optimizer.step()
@@ -84,7 +80,7 @@ def measure(device: str, point: Point) -> dict[str, float]:
     found["update_s"] = min(getattr(common.timed(ours.train), clock) for _ in range(repeats))
     if length <= LONGEST_SAMPLED:
         gc.collect()
-        with compute():
+        with ours.policy.compute():
             engine = EmbeddedEngine(model, common.make_tokenizer(), RolloutConfig())
             run = partial(sampler.run_embedded, engine, work)
             found["generate_s"] = min(getattr(common.timed(run), clock) for _ in range(repeats))

@@ -39,7 +39,7 @@ import common
 import torch
 from torch import Tensor
 
-from srft.model.products import outer, product
+from srft.model.cpu.products import outer, product
 
 SIZES = "4096x256x4096,4096x256x32768,4096x256x65536,1024x1024x151936"
 GPU_SIZES = "4096x256x4096,8192x1024x151936,16384x1024x151936,8192x2048x151936,32768x2048x151936"

@@ -61,8 +61,9 @@ def load(folder: str, engine: str) -> None:
     import torch
 
     from srft.config import parse_config
+    from srft.model.loading import load_tokenizer
     from srft.parallel.world import join_world
-    from srft.trainer.models import build_models
+    from srft.trainer.models import build_policy
 
     config = parse_config({"model": {"path": folder}, "rollout": {"engine": engine}})
     device = torch.device("cpu")
@@ -72,11 +73,11 @@ def load(folder: str, engine: str) -> None:
     peak = Peak()
     peak.start()
     start = time.perf_counter()
-    models = build_models(config, config.model, None, device, world, False)
+    policy, _ = build_policy(config, None, load_tokenizer(config.model), device, world, False)
     seconds = time.perf_counter() - start
     peak.stopped.set()
     took = {"peak": peak.highest - peak.first, "kept": peak.now() - peak.first, "seconds": seconds}
-    assert models.policy is not None
+    assert policy.model is not None
     print(json.dumps(took), flush=True)
 
 

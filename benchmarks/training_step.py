@@ -43,9 +43,9 @@ import torch
 import trl
 from datasets import Dataset
 
-from srft.model.fast import prepare_compute
+from srft.model.loading import prepare
 from srft.model.model_config import ModelConfig
-from srft.model.packed_attention import use_packed_attention
+from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.rollout.embedded import EmbeddedEngine
@@ -101,28 +101,25 @@ class Ours:
         model: Any,
         rollouts: list[TrainingSequence],
         options: ModelConfig | None = None,
-        compute: Callable[[], Any] = nullcontext,
         budget: int = 8192,
     ) -> None:
         self.model = model
-        use_packed_attention(model)
-        prepare_compute(model, options or ModelConfig())
+        self.policy = Policy(model, common.make_tokenizer(), options or ModelConfig())
+        prepare(model, self.policy.config)
         self.method = get_method("grpo", {"advantage_epsilon": 1e-4})
         self.config = TrainConfig(learning_rate=LEARNING_RATE, tokens_per_micro_batch=budget)
         self.optimizer = build_optimizer(model, self.config)
         self.rollouts = rollouts
-        self.compute = compute
 
     def train(self) -> None:
         result = update(
-            self.model,
+            self.policy,
             self.optimizer,
             self.method,
             self.rollouts,
             config=self.config,
             progress=Progress(0, 1),
             step=0,
-            compute=self.compute,
         )
         assert result.refused is None
 

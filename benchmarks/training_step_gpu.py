@@ -52,8 +52,10 @@ def run_case(
     sequences = rollouts(size, tokens, count)
     model = common.make_model(size, device, positions=tokens + 8)
     other = copy.deepcopy(model) if count > 1 else None
-    options = ModelConfig(gradient_checkpointing=checkpointing, compile=device == "cuda")
-    ours = step.Ours(model, sequences, options, bf16, budget=tokens)
+    options = ModelConfig(
+        gradient_checkpointing=checkpointing, compile=device == "cuda", autocast="bfloat16"
+    )
+    ours = step.Ours(model, sequences, options, budget=tokens)
     if count == 1:
         single(ours)
     for _ in range(3):

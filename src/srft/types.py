@@ -40,7 +40,8 @@ class TokenizedExample:
     """An example in tokens: ``prompt_ids + demonstration_ids[k]`` is what the model is trained on.
 
     A demonstration ends with the end-of-sequence token, unless it was truncated, and
-    ``example.demonstrations[k]`` is its whole text. ``index`` is the row in the dataset.
+    ``example.demonstrations[k]`` is its whole text (of the tokens, a run keeps those alone that pass its
+    verifier). ``index`` is the row in the dataset.
     """
 
     example: Example

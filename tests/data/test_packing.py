@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from srft.data.packing import pack, partition
 from srft.errors import DataError
+from srft.objective.table import sequence_table
 from srft.types import TrainingSequence
 
 
@@ -53,7 +56,8 @@ def test_contents_line_up() -> None:
         sequence([1, 2], [3, 4, 5], group=7, is_demo=True, reward=1.0, correct=True),
         sequence([6], [8, 9, 10, 11, 12], prefix_length=2, truncated=True),
     ]
-    (batch,) = pack(sequences, torch.tensor([0.5, -2.0]), 100)
+    table = replace(sequence_table(sequences), advantage_S=torch.tensor([0.5, -2.0]))
+    (batch,) = pack(sequences, table, 100)
     assert batch.rows == (1, 0)
     assert batch.input_ids_N.tolist() == [6, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5]
     assert batch.position_ids_N.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]

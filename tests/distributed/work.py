@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srft.config import parse_config
-from srft.model.loading import load_model
+from srft.model.loading import load_model, load_tokenizer
 from srft.model.model_config import ModelConfig
 from srft.parallel.parallel_config import ParallelConfig
 from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole, whole_copy
@@ -25,7 +25,7 @@ from srft.parallel.world import join_world
 from srft.trainer import update as update_module
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
 from srft.trainer.logs import read_jsonl
-from srft.trainer.models import build_models
+from srft.trainer.models import build_policy
 from srft.trainer.optimization import build_optimizer
 from srft.trainer.train_config import TrainConfig
 from srft.trainer.trainer import SRFTTrainer
@@ -148,7 +148,8 @@ def load_policy(recipe: Recipe) -> None:
     config = parse_config(dict(recipe))
     world = join_world(config.parallel, torch.device("cpu"))
     with world.together("setting up"):
-        build_models(config, config.model, None, torch.device("cpu"), world, False)
+        tokenizer = load_tokenizer(config.model)
+        build_policy(config, None, tokenizer, torch.device("cpu"), world, False)
 
 
 def _distributed_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ from srft.model.loading import (
     load_tokenizer,
 )
 from srft.model.model_config import ModelConfig
-from srft.model.scoring import check_scoring
+from srft.model.policy import Policy
+from srft.model.scoring_check import check_scoring
 from srft.trainer.main import QUICKSTART
 from srft.trainer.setup import build_methods
 from srft.types import Example
@@ -604,7 +605,7 @@ def fuzz_models(count: int, seed: int, scratch: Path) -> Outcome:
                 model = load_model(config)
                 check_finite_weights(model, config.path)
                 check_vocabulary(model, tokenizer)
-                check_scoring(model, tokenizer)
+                check_scoring(Policy(model, tokenizer, config))
         finally:
             if (folder / _CANARY).exists():
                 outcome.failures.append(f"model folder {number}: code of the folder was run")

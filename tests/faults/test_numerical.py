@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from srft.config import parse_config
 from srft.errors import AlarmError, CheckpointError, ConfigError, ModelError, NumericalError
+from srft.model import policy as policy_module
 from srft.report.gather import gather_summary
 from srft.report.runs import read_runs
 from srft.trainer import checkpoint as checkpoints
-from srft.trainer import update as update_module
 from srft.trainer.alarms import BUILT_IN, Alarm, raised
 from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
@@ -133,7 +133,7 @@ def test_scores_even_where_no_term_reads_them(recipe, monkeypatch, method, figur
         reward={"function": "unused:unused", "failed_demonstrations": "keep"},
     )
     run = Faulty(config, reward_funcs=every_other)
-    original = update_module.score
+    original = policy_module.score
 
     def poisoned(*args, **kwargs):
         scores = original(*args, **kwargs)
@@ -141,7 +141,7 @@ def test_scores_even_where_no_term_reads_them(recipe, monkeypatch, method, figur
             return scores
         return replace(scores, **{figure: getattr(scores, figure) * NAN})
 
-    monkeypatch.setattr(update_module, "score", poisoned)
+    monkeypatch.setattr(policy_module, "score", poisoned)
     run.run_and_check("")
 
 

@@ -17,7 +17,9 @@ from srft.data.packing import pack
 from srft.model.fast import compile_layers, prepare_compute
 from srft.model.model_config import ModelConfig
 from srft.model.packed_attention import use_packed_attention
-from srft.model.scoring import check_scoring, score
+from srft.model.policy import Policy
+from srft.model.scoring import score
+from srft.model.scoring_check import check_scoring
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
@@ -68,7 +70,7 @@ def test_only_scoring_is_compiled(compilations: list[int]) -> None:
     engine.use_lean = False  # the model's own forward
     engine.generate(requests, SamplingParams(max_tokens=5))
     assert not compilations
-    assert check_scoring(model, tokenizer) < 1e-4
+    assert check_scoring(Policy(model, tokenizer)) < 1e-4
     assert compilations
     # A copy, such as the reference of a penalty, is another model: its layers are its own.
     other = copy.deepcopy(model)

@@ -14,9 +14,9 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from srft.model.cpu.norms import _FastNorm, _RootMeanSquareNorm, use_fast_norms
 from srft.model.fast import prepare_compute
 from srft.model.model_config import ModelConfig
-from srft.model.norms import _FastNorm, _RootMeanSquareNorm, use_fast_norms
 
 KINDS = [LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm]
 

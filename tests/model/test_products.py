@@ -9,10 +9,10 @@ import torch
 from tests.toys import tiny_model
 from torch import nn
 
-from srft.model import products
+from srft.model.cpu import products
+from srft.model.cpu.products import FastLinear, FrozenLinear, outer, product, use_fast_products
 from srft.model.fast import prepare_compute
 from srft.model.model_config import ModelConfig
-from srft.model.products import FastLinear, FrozenLinear, outer, product, use_fast_products
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN"

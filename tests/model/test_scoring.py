@@ -12,7 +12,9 @@ from srft.data.packing import pack
 from srft.errors import ModelError
 from srft.model.output_head import output_head
 from srft.model.packed_attention import use_packed_attention
-from srft.model.scoring import check_scoring, score
+from srft.model.policy import Policy
+from srft.model.scoring import score
+from srft.model.scoring_check import check_scoring
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "cohere", "granite", "phi"]
 LENGTHS = ((3, 30), (1, 1), (8, 9), (2, 4))
@@ -122,7 +124,7 @@ def test_dropout_on_an_adapted_head_is_refused(make_model) -> None:
 def test_self_check_passes_models_that_are_honoured(family, make_model) -> None:
     model = make_model(family).train()
     use_packed_attention(model)
-    assert check_scoring(model, TokenizerOf61()) < 5e-4
+    assert check_scoring(Policy(model, TokenizerOf61())) < 5e-4
     assert model.training
 
 
@@ -131,7 +133,7 @@ def test_self_check_finds_a_trick_of_the_head(make_model) -> None:
     use_packed_attention(model)
     model.lm_head.register_forward_hook(lambda module, args, out: out * 1.01)
     with pytest.raises(ModelError, match="'llama' differ from its own logits by"):
-        check_scoring(model, TokenizerOf61())
+        check_scoring(Policy(model, TokenizerOf61()))
 
 
 def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
@@ -140,7 +142,7 @@ def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
     mixing = lambda module, args, out: out + 0.01 * out.cumsum(dim=1)  # noqa: E731
     model.model.layers[0].mlp.register_forward_hook(mixing)
     with pytest.raises(ModelError, match="attention=padded"):
-        check_scoring(model, TokenizerOf61())
+        check_scoring(Policy(model, TokenizerOf61()))
 
 
 def test_self_check_finds_logits_changed_after_the_head(make_model) -> None:
@@ -155,7 +157,7 @@ def test_self_check_finds_logits_changed_after_the_head(make_model) -> None:
 
     model.forward = shifted.__get__(model)
     with pytest.raises(ModelError, match="granite"):
-        check_scoring(model, TokenizerOf61())
+        check_scoring(Policy(model, TokenizerOf61()))
 
 
 def test_self_check_does_not_let_nan_pass(make_model) -> None:
@@ -163,4 +165,4 @@ def test_self_check_does_not_let_nan_pass(make_model) -> None:
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(ModelError, match="by nan"):
-        check_scoring(model, TokenizerOf61())
+        check_scoring(Policy(model, TokenizerOf61()))

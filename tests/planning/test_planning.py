@@ -15,8 +15,8 @@ from srft.cli import app
 from srft.config import load_config, parse_config
 from srft.data.packing import pack
 from srft.errors import ConfigError
+from srft.model.cpu.norms import use_fast_norms
 from srft.model.model_config import ModelConfig
-from srft.model.norms import use_fast_norms
 from srft.model.packed_attention import packed_layout, use_packed_attention
 from srft.planning.advice import changed
 from srft.planning.devices import GIB, measured_cpu, read_cluster

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from srft.model.cpu.lean import LeanDecoder, lean_decoder
+from srft.rollout.cached_attention import rollout_attention
 from srft.rollout.embedded import EmbeddedEngine
-from srft.rollout.lean import LeanDecoder, lean_decoder
+from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
@@ -41,9 +43,11 @@ def test_it_equals_the_models_own_forward(build_model, add_hook, tokenizer, kind
         nn.init.normal_(parameter, std=0.3) if parameter.dim() == 1 else None
     params = SamplingParams(max_tokens=30)
     engine = EmbeddedEngine(model, tokenizer, RolloutConfig(max_rows=4))
-    assert engine.use_lean and isinstance(lean_decoder(model, 40, 8), LeanDecoder)
+    assert engine.use_lean and isinstance(
+        lean_decoder(model, 40, 8, rollout_attention), LeanDecoder
+    )
     lean = engine.generate(REQUESTS, params)
-    assert lean_decoder(add_hook(model), 40, 8) is None
+    assert lean_decoder(add_hook(model), 40, 8, rollout_attention) is None
     own = engine.generate(REQUESTS, params)
     for a, b in zip(lean, own, strict=True):
         for x, y in zip(a, b, strict=True):
@@ -75,19 +79,19 @@ def _hook(model):
     "change", [_patch, _adapter, _parametrized, _rope, _hook, lambda m: m.bfloat16()]
 )
 def test_anything_unusual_leaves_the_step_to_the_model(llama, change):
-    assert lean_decoder(llama, 10, 8) is not None
+    assert lean_decoder(llama, 10, 8, rollout_attention) is not None
     change(llama)
-    assert lean_decoder(llama, 10, 8) is None
+    assert lean_decoder(llama, 10, 8, rollout_attention) is None
 
 
 def test_other_architectures_and_autocast_leave_the_step_to_the_model(llama, build_model):
-    assert lean_decoder(build_model("gemma2"), 10, 8) is None
+    assert lean_decoder(build_model("gemma2"), 10, 8, rollout_attention) is None
     with torch.autocast("cpu", torch.bfloat16):
-        assert lean_decoder(llama, 10, 8) is None
+        assert lean_decoder(llama, 10, 8, rollout_attention) is None
 
 
 def test_a_lean_step_that_disagrees_is_switched_off_at_start_up(llama, tokenizer, monkeypatch):
     step = LeanDecoder.step
     monkeypatch.setattr(LeanDecoder, "step", lambda self, *a: -step(self, *a))
-    engine = EmbeddedEngine(llama, tokenizer, RolloutConfig())
+    engine = build_engine(llama, tokenizer, RolloutConfig())
     assert not engine.use_lean

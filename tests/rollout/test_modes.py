@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from srft.errors import RolloutError
+from srft.rollout.check import check_engine
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.generate import GenerateEngine
@@ -84,7 +85,7 @@ def test_the_start_up_check_refuses_attention_that_is_not_the_models(llama, toke
     wrong = lambda *a, **k: cached_attention.rollout_attention(*a, **{**k, "scaling": 0.1})  # noqa: E731
     monkeypatch.setitem(AttentionInterface._global_mapping, cached_attention.ATTENTION_NAME, wrong)
     with pytest.raises(RolloutError, match="differ by"):
-        EmbeddedEngine(llama, tokenizer, RolloutConfig())
+        check_engine(EmbeddedEngine(llama, tokenizer))
 
 
 def test_an_attention_argument_that_is_not_known_is_refused(llama, tokenizer):
@@ -92,7 +93,7 @@ def test_an_attention_argument_that_is_not_known_is_refused(llama, tokenizer):
     forward = attention.forward
     attention.forward = lambda *a, **k: forward(*a, **k, s_aux=torch.zeros(4))
     with pytest.raises(RolloutError, match="s_aux"):
-        EmbeddedEngine(llama, tokenizer, RolloutConfig())
+        check_engine(EmbeddedEngine(llama, tokenizer))
 
 
 def test_a_model_without_attention_falls_back_with_a_warning(build_model, tokenizer, caplog):
@@ -108,7 +109,7 @@ def test_a_model_without_attention_falls_back_with_a_warning(build_model, tokeni
 def test_chunked_attention_is_refused_by_its_config(llama, tokenizer):
     llama.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(RolloutError, match="chunked_attention"):
-        EmbeddedEngine(llama, tokenizer, RolloutConfig())
+        check_engine(EmbeddedEngine(llama, tokenizer))
 
 
 @pytest.mark.parametrize("name", ["embedded", "generate"])

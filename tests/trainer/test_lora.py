@@ -94,7 +94,7 @@ def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatc
 def test_kl_is_taken_to_the_base_without_a_copy(lora, tmp_path):
     config = lora("run", objective={"kl_coefficient": 0.1})
     trainer = SRFTTrainer(args=config)
-    with trainer.setup.reference() as frozen:
+    with trainer.setup.policy.reference() as frozen:
         assert frozen is trainer.model
     trainer.train()
     kl = [

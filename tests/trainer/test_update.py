@@ -10,6 +10,7 @@ import torch
 
 from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
+from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.trainer import update as update_module
@@ -64,7 +65,13 @@ def gradient(model, method, sequences, budget):
         lambda *_: kept.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     )
     result = update(
-        model, optimizer, method, sequences, config=config, progress=Progress(0, 1), step=0
+        Policy(model, None),
+        optimizer,
+        method,
+        sequences,
+        config=config,
+        progress=Progress(0, 1),
+        step=0,
     )
     return kept[0], result
 
@@ -110,7 +117,7 @@ def test_a_batch_without_any_signal_is_no_step(model, sequences):
     before = copy.deepcopy(model.state_dict())
     optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1))
     result = update(
-        model,
+        Policy(model, None),
         optimizer,
         get_method("grpo"),
         equal,
@@ -127,11 +134,13 @@ def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_pat
     config = TrainConfig()
     optimizer = build_optimizer(model, config)
     arguments = dict(config=config, progress=Progress(0, 1), refused_dir=tmp_path)
-    update(model, optimizer, get_method("srft"), sequences, step=0, **arguments)
+    update(Policy(model, None), optimizer, get_method("srft"), sequences, step=0, **arguments)
     weights = copy.deepcopy(model.state_dict())
     state = copy.deepcopy(optimizer.state_dict())
     hook = model.model.layers[0].register_forward_hook(lambda m, i, o: o * poison)
-    result = update(model, optimizer, get_method("srft"), sequences, step=7, **arguments)
+    result = update(
+        Policy(model, None), optimizer, get_method("srft"), sequences, step=7, **arguments
+    )
     hook.remove()
     assert result.refused
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
@@ -147,7 +156,7 @@ def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_pat
 def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequences):
     config = TrainConfig(optimizer_steps_per_batch=2)
     parts = list(
-        update_module._parts(get_method("srft"), sequences, config, 0, torch.device("cpu"), True)
+        update_module._parts(Policy(model, None), get_method("srft"), sequences, config, 0)
     )
     assert len(parts) == 2
     groups = [{g for p in part.packs for g in p.index.sequences.group_S.tolist()} for part in parts]

@@ -9,7 +9,8 @@ it), so no other hidden state ever meets the output head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,34 +61,21 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
-        table = SequenceTable(
-            **{
-                f.name: getattr(self.index.sequences, f.name).to(device)
-                for f in fields(SequenceTable)
-            }
-        )
-        sampler = self.sampler_logprob_T
-        return PackedBatch(
-            input_ids_N=self.input_ids_N.to(device),
-            position_ids_N=self.position_ids_N.to(device),
-            cu_seqlens=self.cu_seqlens.to(device),
-            max_length=self.max_length,
-            target_T=self.target_T.to(device),
-            predict_T=self.predict_T.to(device),
-            index=TokenIndex(
-                sequences=table,
-                sequence_T=self.index.sequence_T.to(device),
-                position_T=self.index.position_T.to(device),
-            ),
-            rows=self.rows,
-            sampler_logprob_T=None if sampler is None else sampler.to(device),
-            expand_P=None if self.expand_P is None else self.expand_P.to(device),
-        )
+        return _moved(self, device)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    """Tensors on ``device``, whatever dataclasses they are in."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if not is_dataclass(value):
+        return value
+    return replace(value, **{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})  # type: ignore[type-var]
 
 
 def pack(
     sequences: Sequence[TrainingSequence],
-    advantages: Tensor | None,
+    table: SequenceTable | None,
     token_budget: int,
     device: torch.device | str = "cpu",
     share_prompts: bool = False,
@@ -96,9 +84,9 @@ def pack(
 ) -> list[PackedBatch]:
     """Cut ``sequences`` into micro-batches of at most ``token_budget`` tokens (prompts included).
 
-    advantages: float32, one per sequence, or None for zeros. share_prompts: sequences with the same
-    prompt stand together, and the prompt once (packed attention only). See :func:`partition` for
-    how the cut is made. The result depends on the arguments alone.
+    table: that of these sequences, with their advantages; None: one without. share_prompts:
+    sequences with the same prompt stand together, and the prompt once (packed attention only). See
+    :func:`partition` for how the cut is made. The result depends on the arguments alone.
 
     rank, ranks: of all micro-batches only those of one rank, equally many on each: their number is
     raised to a multiple of ``ranks``, and they are dealt out from the longest on, so that ranks work
@@ -116,7 +104,7 @@ def pack(
                 "at least one prompt token (a beginning-of-sequence token will do) and one "
                 "response token"
             )
-    table = sequence_table(sequences, advantages)
+    table = sequence_table(sequences) if table is None else table
     units = _units(sequences, token_budget, share_prompts)
     lengths = [_tokens(sequences, unit) for unit in units]
     parts = partition(lengths, token_budget)

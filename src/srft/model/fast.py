@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from srft.model.cpu.norms import use_fast_norms
+from srft.model.cpu.products import use_fast_products
 from srft.model.model_config import ModelConfig
-from srft.model.norms import use_fast_norms
-from srft.model.output_head import unwrap
+from srft.model.output_head import attention_configs, unwrap
 from srft.model.packed_attention import leave_out_of_compiled_code
-from srft.model.products import use_fast_products
 
 
 def prepare_compute(model: PreTrainedModel, config: ModelConfig) -> None:
     """Give ``model`` the kernels, the checkpointing and the compiled layers that the recipe asks
     for. Comes last, after adapters and the choice of attention."""
-    base: Any = unwrap(model)
-    base.srft_kernels = config.kernels
     if config.kernels == "auto":
         use_fast_products(model)
         use_fast_norms(model)
@@ -31,10 +31,46 @@ def prepare_compute(model: PreTrainedModel, config: ModelConfig) -> None:
         compile_layers(model)
 
 
+# What is set on modules, beside their class, by what is below and by whoever trains or samples.
+_CHANGED = (
+    "training",
+    "gradient_checkpointing",
+    "_gradient_checkpointing_func",
+    "_compiled_call_impl",
+)
+
+
+def restorer(model: PreTrainedModel) -> Callable[[], None]:
+    """Notes how ``model`` is now. What is returned puts it back, whatever has been prepared or run
+    since: the classes of its layers, attention, modes, checkpointing, compiled code. Weights and
+    adapters stay, and so do modules that FSDP has cut."""
+    layers = [
+        (module, type(module), {key: vars(module)[key] for key in _CHANGED if key in vars(module)})
+        for module in model.modules()
+    ]
+    attention = [(c, c._attn_implementation_internal) for c in attention_configs(model)]
+
+    def put_back() -> None:
+        for module, kind, values in layers:
+            if not isinstance(module, FSDPModule):
+                module.__class__ = kind
+            for key in _CHANGED:
+                vars(module).pop(key, None)
+            vars(module).update(values)
+        for config, name in attention:
+            config._attn_implementation_internal = name
+
+    return put_back
+
+
 def enable_checkpointing(model: Any) -> None:
+    hooked = hasattr(model, "_require_grads_hook")
     # transformers is renaming this method; the older name warns where the newer exists.
     newer = getattr(model, "activation_checkpointing_enable", None)
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if hasattr(model, "_require_grads_hook") and not hooked:
+        # Its hook on the embedding serves the reentrant kind alone, and keeps the model from being pickled.
+        model.disable_input_require_grads()
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -19,7 +19,6 @@ Soft-capping z = c tanh(l / c) multiplies that by 1 - (z / c)^2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -28,67 +27,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from srft.errors import ModelError
-from srft.model.products import outer, product
+from srft.model.head_shared import Head, Saved
 
 # One tile should stay in cache on a CPU; on a GPU it should be large enough to fill the device.
 _CPU_TILE = (256, 4096)
 _GPU_TILE = (8192, 8192)
 
 Kernels = Literal["auto", "torch", "triton"]
-
-
-@dataclass(frozen=True)
-class Head:
-    """What happens between the matrix product and log-softmax, and how it is cut up.
-
-    ``operand`` is the dtype the factors of matrix products are rounded to (the autocast dtype
-    where autocast is on); ``compute`` that of sums, logits and everything after. ``triton``: by
-    Triton's kernels; ``plain``: products by PyTorch's default library.
-    """
-
-    softcap: float | None
-    logit_scale: float
-    temperature: float
-    chunk_tokens: int
-    chunk_vocab: int
-    operand: torch.dtype
-    compute: torch.dtype
-    triton: bool
-    plain: bool
-
-    def tiles(self, length: int, chunk: int) -> list[slice]:
-        return [slice(start, min(start + chunk, length)) for start in range(0, length, chunk)]
-
-    def operands(self, x: Tensor) -> Tensor:
-        """Round to the operand dtype; widen where the device cannot sum halves in float32."""
-        x = x.to(self.operand)
-        return x if self.native_half(x) else x.to(self.compute)
-
-    def native_half(self, x: Tensor) -> bool:
-        return x.is_cuda and self.operand in (torch.bfloat16, torch.float16)
-
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a @ b`` summed and returned in the compute dtype."""
-        if self.native_half(a):
-            return torch.mm(a, b, out_dtype=self.compute)
-        return torch.mm(a, b) if self.plain else product(a, b.t())
-
-    def outer(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a.T @ b`` summed and returned in the compute dtype."""
-        if self.native_half(a) or self.plain:
-            return self.product(a.t(), b)
-        return outer(a, b)
-
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Tile of scaled, capped logits, before the temperature."""
-        z = self.product(hidden, weight.t())
-        if bias is not None:
-            z += bias
-        if self.logit_scale != 1.0:
-            z *= self.logit_scale
-        if self.softcap is not None:
-            z.div_(self.softcap).tanh_().mul_(self.softcap)
-        return z
 
 
 class _LogprobEntropy(torch.autograd.Function):
@@ -125,16 +70,6 @@ class _LogprobEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             grads = _backward(saved, grad_logprob, grad_entropy, ctx.head, ctx.needs_input_grad)
         return *grads, None, None
-
-
-@dataclass(frozen=True)
-class Saved:
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    target: Tensor
-    lse: Tensor
-    entropy: Tensor
 
 
 def _sweep(

@@ -12,15 +12,14 @@ Block sizes are fixed, not tuned at run time, so that a run computes the same ev
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from srft.model.head import Head, Saved
+from srft.model.head_shared import Head, Saved
 
 # Tokens, vocabulary and width of one program's block; warps; stages of its pipeline of loads.
 BLOCKS = {"BT": 128, "BV": 128, "BD": 64, "num_warps": 8, "num_stages": 3}

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from transformers import (
 from srft.errors import CheckpointError, ModelError
 from srft.model.adapters import (
     add_lora,
+    check_adapters,
     has_adapters,
     keep_four_bits_trainable,
     merge_adapter,
     merged_weights,
     save_adapter,
 )
-from srft.model.fast import prepare_compute
+from srft.model.fast import prepare_compute, restorer
 from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.weight_files import Cut, quiet_transformers, read_model
@@ -71,23 +72,28 @@ def compute_context(config: ModelConfig, device: torch.device | str) -> Abstract
 def load_model(
     config: ModelConfig, device: torch.device | str = "cpu", cut: Cut | None = None
 ) -> PreTrainedModel:
-    """The causal language model at ``config.path`` on ``device``, ready to be trained: with
-    adapters where ``config.lora`` asks for them. Adapters that lie at ``config.path`` themselves
-    (a run's export) are added to the weights of their base.
+    """The causal language model at ``config.path`` on ``device``, ready to be trained: what
+    ``open_model`` reads, prepared as the recipe says. Raises ModelError."""
+    model = open_model(config, device, cut)
+    prepare(model, config)
+    return model
+
+
+def open_model(
+    config: ModelConfig, device: torch.device | str = "cpu", cut: Cut | None = None
+) -> PreTrainedModel:
+    """The causal language model at ``config.path`` on ``device``, as transformers reads it. Adapters
+    that lie at ``config.path`` themselves (a run's export) are added to the weights of their base.
 
     cut: says what part of each parameter is read (parallel/sharding.py); tensors are then where it
     puts them. Models whose files hold fused rows are read whole, into the host's memory.
 
-    Raises ModelError where the path is unknown, is not a causal language model, lacks weights, or
-    packed attention is demanded of a model that cannot have it.
+    Raises ModelError where the path is unknown, is not a causal language model or lacks weights.
     """
-    adapters = Path(config.path).expanduser() if config.path else None
-    if adapters is not None and (adapters / ADAPTER_CONFIG).is_file():
-        base = config.model_copy(update={"path": _base_of(adapters), "lora": None})
-        model = load_model(base, device, cut)
+    adapters = _adapter_folder(config)
+    if adapters is not None:
+        model = open_model(_base(config, adapters), device, cut)
         merge_adapter(model, adapters)
-        if config.lora:
-            add_lora(model, config.lora)
         return model
     model_config = _model_config(config)
     kinds = AutoModelForCausalLM._model_mapping
@@ -100,18 +106,48 @@ def load_model(
             "model; models that bring their own code need model.trust_remote_code=true"
         )
     override_positions(model_config, config)
-    source_dtype = model_config.dtype
     model = _load_weights(config, model_config, device, cut)
-    model.srft_source_dtype = source_dtype  # what an export goes back to
-    choose_attention(model, config)
     if cut is None:
         module: Any = model
         module.to(torch.device(device))
     keep_four_bits_trainable(model)
-    if config.lora:
-        add_lora(model, config.lora, base=_source(config.path))
-    prepare_compute(model, config)
     return model
+
+
+def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
+    """Gives ``model`` the adapters, the attention and the kernels that the recipe asks for. What is
+    returned takes all but the adapters away again (``fast.restorer``).
+
+    Raises ModelError where adapters do not fit, or packed attention is demanded of a model that cannot
+    have it; the model is then as it was.
+    """
+    if config.lora and not has_adapters(model):
+        add_lora(model, config.lora)
+    check_adapters(model)
+    put_back = restorer(model)
+    try:
+        choose_attention(model, config)
+        prepare_compute(model, config)
+    except BaseException:
+        put_back()
+        raise
+    return put_back
+
+
+def source_dtype(config: ModelConfig) -> torch.dtype | None:
+    """The precision that the files at ``config.path`` say they have, to which an export goes back."""
+    adapters = _adapter_folder(config)
+    dtype = _model_config(config if adapters is None else _base(config, adapters)).dtype
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _adapter_folder(config: ModelConfig) -> Path | None:
+    folder = Path(config.path).expanduser() if config.path else None
+    return folder if folder is not None and (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def _base(config: ModelConfig, adapters: Path) -> ModelConfig:
+    return config.model_copy(update={"path": _base_of(adapters), "lora": None})
 
 
 def _base_of(adapters: Path) -> str:

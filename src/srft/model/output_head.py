@@ -1,9 +1,9 @@
-"""The parts of a causal language model: the body that makes hidden states, the head after it."""
+"""The parts of a causal language model: the body that makes hidden states, the head after it, configs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,13 +14,12 @@ from srft.errors import ModelError
 @dataclass(frozen=True)
 class OutputHead:
     """logits = cap(logit_scale (hidden weight_VD^T + bias_V)) with cap(z) = c tanh(z / c), c the
-    ``softcap``. ``kernels``: as in ``ModelConfig``."""
+    ``softcap``."""
 
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
-    kernels: Literal["auto", "torch"] = "auto"
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -41,6 +40,16 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         else:
             raise ModelError(f"{type(inner).__name__} is not a transformers model")
     return inner
+
+
+def attention_configs(model: nn.Module) -> list[Any]:
+    """Every config that names the attention of a part of ``model``."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    # Modules keep sub-configs (a multimodal model's text part) that no PreTrainedModel owns.
+    for config in list(configs.values()):
+        text = config.get_text_config()
+        configs[id(text)] = text
+    return list(configs.values())
 
 
 def body(model: nn.Module) -> nn.Module:
@@ -73,7 +82,6 @@ def output_head(model: nn.Module) -> OutputHead:
         bias=bias,
         softcap=None if cap is None else float(cap),
         logit_scale=_logit_scale(base, config),
-        kernels=getattr(base, "srft_kernels", "auto"),
     )
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
 
 
-def sequence_table(
-    sequences: Sequence[TrainingSequence], advantage_S: Tensor | None = None
-) -> SequenceTable:
+def sequence_table(sequences: Sequence[TrainingSequence]) -> SequenceTable:
     """One row per sequence, in order; ``advantage_S`` is zero until a method has filled it in."""
     for row, sequence in enumerate(sequences):
         assert len(sequence.response_ids) > 0, f"sequence {row} has an empty response"
@@ -21,9 +19,6 @@ def sequence_table(
             f"sequence {row}: prefix of {sequence.prefix_length} tokens, "
             f"response of {len(sequence.response_ids)}"
         )
-    if advantage_S is None:
-        advantage_S = torch.zeros(len(sequences))
-    assert len(advantage_S) == len(sequences)
     return SequenceTable(
         group_S=torch.tensor([s.group for s in sequences], dtype=torch.int64),
         is_demo_S=torch.tensor([s.is_demo for s in sequences], dtype=torch.bool),
@@ -32,7 +27,7 @@ def sequence_table(
         truncated_S=torch.tensor([s.truncated for s in sequences], dtype=torch.bool),
         length_S=torch.tensor([len(s.response_ids) for s in sequences], dtype=torch.int64),
         prefix_S=torch.tensor([s.prefix_length for s in sequences], dtype=torch.int64),
-        advantage_S=advantage_S,
+        advantage_S=torch.zeros(len(sequences)),
     )
 
 

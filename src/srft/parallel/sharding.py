@@ -45,15 +45,16 @@ def cut_parameters(model: nn.Module, world: World) -> None:
 
 def shard(
     model: nn.Module, world: World, config: ParallelConfig, autocast: torch.dtype | None
-) -> None:
+) -> torch.dtype | None:
     """Cuts ``model`` in place over ``world.mesh``, layer by layer; nothing in a world of one. What has
     been cut before it was read (``cut_parameters``) is taken as it is, and matrices of four bits,
     which are frozen, stay whole in every process.
 
-    ``autocast`` is the dtype of matrix products, which ``gather_dtype=auto`` follows.
+    ``autocast`` is the dtype of matrix products, which ``gather_dtype=auto`` follows. Returned is the
+    one that layers compute in, where it is another than the parameters'.
     """
     if world.size == 1:
-        return
+        return None
     dtype = autocast if config.gather_dtype == "auto" else _DTYPES[config.gather_dtype]
     options: dict[str, Any] = {
         "mesh": world.mesh,
@@ -67,13 +68,13 @@ def shard(
         for layer in reversed(_layers(model)):  # inner ones first
             fully_shard(layer, **options)
         fully_shard(model, **options)
-    model.srft_gather_dtype = dtype  # type: ignore[assignment]  # what its layers compute in
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss of every micro-batch is already divided by counts over all ranks, so gradients
             # are to be added, not averaged. Plain sums only: gloo knows no scaled ones.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    return dtype
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -117,7 +117,7 @@ def measured_cpu(device: Device, seconds: float = 0.15) -> Device:
 
     import torch
 
-    from srft.model.products import product
+    from srft.model.cpu.products import product
 
     def rate(amount: float, run: object) -> float:
         assert callable(run)

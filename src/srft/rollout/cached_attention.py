@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from srft.errors import RolloutError
 from srft.model.fast import uncompiled
+from srft.model.output_head import attention_configs
 
 ATTENTION_NAME = "srft_rollout"
 
@@ -170,12 +171,7 @@ def sampling_mode(model: nn.Module, attention: str | None = ATTENTION_NAME) -> I
     happened inside. ``attention`` None leaves the model's own.
     """
     trained = [m for m in model.modules() if m.training]
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    # Modules keep sub-configs (a multimodal model's text part) that no PreTrainedModel owns.
-    for config in list(configs.values()):
-        text = config.get_text_config()
-        configs[id(text)] = text
-    before = [(c, c._attn_implementation_internal) for c in configs.values()]
+    before = [(c, c._attn_implementation_internal) for c in attention_configs(model)]
     try:
         model.eval()
         if attention is not None:

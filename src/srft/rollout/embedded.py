@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
+from srft.model.cpu.lean import lean_decoder
 from srft.rollout.cache import CapturedPrompts, RowCache
-from srft.rollout.cached_attention import CURRENT_SLOT, sampling_mode
-from srft.rollout.lean import lean_decoder
+from srft.rollout.cached_attention import CURRENT_SLOT, rollout_attention, sampling_mode
 from srft.rollout.requests import check_finite, check_requests
 from srft.rollout.response_end import STOP_TOKEN, StopRule, StopRules
 from srft.rollout.rollout_config import RolloutConfig
@@ -37,9 +37,9 @@ OnCompletion = Callable[[int, int, Completion], None]
 class EmbeddedEngine:
     """``RolloutEngine`` over a transformers model, in its process, with its present weights.
 
-    Raises RolloutError at construction if the model's attention cannot be driven this way
-    (``build_engine`` then falls back to ``GenerateEngine``), and in ``generate`` for requests that
-    cannot fit or log-probabilities that are not finite.
+    ``build_engine`` has ``check_engine`` look whether the model's attention can be driven this way.
+    ``generate`` raises RolloutError for requests that cannot fit or log-probabilities that are not
+    finite.
     """
 
     def __init__(
@@ -50,12 +50,8 @@ class EmbeddedEngine:
         self.config = config or RolloutConfig()
         self.stop_rules = StopRules(tokenizer)
         self._cache: RowCache | None = None
-        # The start-up check turns it off should it ever disagree with the model's own forward.
+        # ``check_engine`` turns it off should it ever disagree with the model's own forward.
         self.use_lean = True
-        if self.config.check:
-            from srft.rollout.check import check_engine
-
-            check_engine(self)
 
     def generate(
         self,
@@ -103,7 +99,9 @@ class _Call:
         self.forward_arguments = _forward_arguments(engine.model)
         self.row_count, self.slots = _cache_size(self.config, requests, params)
         rows, slots = self.row_count, self.slots
-        self.lean = lean_decoder(engine.model, slots, rows) if engine.use_lean else None
+        self.lean = None
+        if engine.use_lean:
+            self.lean = lean_decoder(engine.model, slots, rows, rollout_attention)
         self.cache = cache
         self.rows = Rows(self.row_count, params.max_tokens, self.device)
         self.stop: StopRule | None = None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
-from srft.rollout.check import check_weights
+from srft.rollout.check import check_engine, check_weights
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
 from srft.rollout.rollout_config import RolloutConfig
@@ -57,8 +57,11 @@ def build_engine(
 
         return _checked(VLLMServerEngine(model, tokenizer, config), config)
     if config.engine == "embedded":
+        engine = EmbeddedEngine(model, tokenizer, config)
         try:
-            return EmbeddedEngine(model, tokenizer, config)
+            if config.check:
+                check_engine(engine)
+            return engine
         except RolloutError as error:
             logger.warning(
                 "rollout.engine=generate is used (several times slower for responses of uneven "

@@ -14,15 +14,9 @@ from typing import Any
 from srft.errors import NotFinite, RolloutNotFinite
 from srft.objective.method import Method, Progress
 from srft.parallel.world import ALONE, World
-from srft.rewards.scorer import Score, Scorer
-from srft.types import (
-    Completion,
-    RolloutEngine,
-    RolloutRequest,
-    SamplingParams,
-    TokenizedExample,
-    TrainingSequence,
-)
+from srft.rewards.scorer import Score
+from srft.trainer.setup import Setup
+from srft.types import Completion, RolloutRequest, TokenizedExample, TrainingSequence
 
 
 @dataclass(frozen=True)
@@ -36,9 +30,11 @@ class Rollout:
 
 @dataclass
 class Collected:
-    """The groups of one step. ``examples[g]``, ``rollouts[g]`` and ``demos[g]`` belong together.
-    ``refused`` says why they cannot be trained on: a reward or log-probability is not finite."""
+    """The groups of one step. ``rows[g]`` of the data, ``examples[g]``, ``rollouts[g]`` and ``demos[g]``
+    belong together. ``refused`` says why they cannot be trained on: a reward or log-probability is not
+    finite."""
 
+    rows: list[int] = field(default_factory=list)
     examples: list[TokenizedExample] = field(default_factory=list)
     rollouts: list[list[Rollout]] = field(default_factory=list)
     demos: list[list[TrainingSequence]] = field(default_factory=list)
@@ -53,21 +49,20 @@ class Collected:
         self.generate_seconds += other.generate_seconds
         self.score_seconds += other.score_seconds
         self.sampled_groups += len(other.examples)
-        for example, rollouts, demos in zip(
-            other.examples, other.rollouts, other.demos, strict=True
-        ):
+        for g, rollouts in enumerate(other.rollouts):
             if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:
                 continue
-            self.examples.append(example)
+            self.rows.append(other.rows[g])
+            self.examples.append(other.examples[g])
             self.rollouts.append(rollouts)
-            self.demos.append(demos)
+            self.demos.append(other.demos[g])
 
     @property
     def unsolved(self) -> list[int]:
         """Rows of the prompts that have a demonstration and no right rollout."""
         return [
-            example.index
-            for example, rollouts in zip(self.examples, self.rollouts, strict=True)
+            row
+            for row, example, rollouts in zip(self.rows, self.examples, self.rollouts, strict=True)
             if example.demonstration_ids and not any(r.sequence.correct for r in rollouts)
         ]
 
@@ -88,57 +83,55 @@ def request_seed(*parts: int) -> int:
 
 
 def collect(
-    examples: Sequence[TokenizedExample],
-    *,
+    setup: Setup,
+    rows: Sequence[int],
     method: Method,
     progress: Progress,
     step: int,
-    engine: RolloutEngine,
-    scorer: Scorer,
-    demo_scores: Sequence[Sequence[Score]],
-    params: SamplingParams,
-    group_size: int,
-    seed: int,
-    decode: Callable[[Sequence[int]], str],
+    *,
+    round_: int = 0,
     first_group: int = 0,
     world: World = ALONE,
 ) -> Collected:
-    """Samples ``group_size`` rollouts a prompt and scores them while generation goes on.
+    """Samples ``rollout.group_size`` rollouts for the prompt of each of ``rows`` of the data and scores
+    them while generation goes on.
 
     Each process of ``world`` samples and scores those of its share of the prompts; all get them all.
     What is sampled does not depend on which process does it.
 
-    ``step`` and ``seed`` decide what is sampled. ``demo_scores[index]`` are the scores of example
-    ``index``'s demonstrations. ``first_group`` numbers the groups when a step is collected in
-    several rounds. ``decode`` turns response ids into text, special tokens left out. Rollouts to
-    which no reward applies are left out of their group.
+    ``step``, ``round_`` and the recipe's seed decide what is sampled. ``first_group`` numbers the groups
+    when a step is collected in several rounds. Rollouts to which no reward applies are left out of their
+    group.
 
     Raises:
         RewardError: a reward function failed.
         RolloutError: the engine failed.
         NotFinite: a reward or a log-probability is not finite; the error holds the sequences.
     """
-    collected = Collected(examples=list(examples), sampled_groups=len(examples))
-    for offset, example in enumerate(examples):
-        collected.demos.append(
-            _demo_sequences(example, first_group + offset, demo_scores[example.index])
-            if method.demonstrations
-            else []
-        )
+    examples = [setup.train[row] for row in rows]
+    groups = range(first_group, first_group + len(examples))
+    demos: list[list[TrainingSequence]] = [[] for _ in examples]
+    if method.demonstrations:
+        scores = [setup.demo_scores[row] for row in rows]
+        demos = list(map(_demo_sequences, examples, groups, scores))
+    collected = Collected(
+        list(rows), examples, [[] for _ in examples], demos, sampled_groups=len(examples)
+    )
     if not method.rollouts:
-        collected.rollouts = [[] for _ in examples]
         return collected
 
     share = world.share(len(examples))
+    seed = request_seed(setup.config.train.seed, round_)
+    size = setup.config.rollout.group_size
     plans = [
-        _plan(examples[g], method, progress, group_size, request_seed(seed, step, first_group + g))
+        _plan(examples[g], method, progress, size, request_seed(seed, step, groups[g]))
         for g in share
     ]
     start = time.perf_counter()
-    mine = _Share([examples[g] for g in share], [first_group + g for g in share], plans)
+    mine = _Share([examples[g] for g in share], [groups[g] for g in share], plans)
     problem: NotFinite | None = None
     try:
-        mine.sample(engine, scorer, params, decode)
+        mine.sample(setup)
     except NotFinite as error:
         problem = error
     # What one process refuses, all do.
@@ -162,27 +155,21 @@ class _Share:
     rollouts: list[list[Rollout]] = field(default_factory=list)
     generate_seconds: float = 0.0
 
-    def sample(
-        self,
-        engine: RolloutEngine,
-        scorer: Scorer,
-        params: SamplingParams,
-        decode: Callable[[Sequence[int]], str],
-    ) -> None:
+    def sample(self, setup: Setup) -> None:
         """Fills ``rollouts``, prompt by prompt."""
         requests = [request for plan in self.plans for request, _ in plan]
         owners = [(g, prefix) for g, plan in enumerate(self.plans) for _, prefix in plan]
-        session = scorer.session()
+        session = setup.scorer.session()
         texts: dict[tuple[int, int], str] = {}
 
         def score_now(r: int, i: int, completion: Completion) -> None:
             g, prefix = owners[r]
             ids = (*prefix, *completion.token_ids)
-            texts[(r, i)] = _whole_text(prefix, completion, decode)
+            texts[(r, i)] = _whole_text(prefix, completion, setup.decode)
             session.add((r, i), self.examples[g].example, texts[(r, i)], ids)
 
         start = time.perf_counter()
-        completions = engine.generate(requests, params, on_completion=score_now)
+        completions = setup.engine.generate(requests, setup.sampling, on_completion=score_now)
         self.generate_seconds = time.perf_counter() - start
         drawn = [
             (r, i, _sequence(self.examples[g], self.groups[g], prefix, completion))

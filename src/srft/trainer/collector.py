@@ -18,11 +18,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
 from srft.objective.method import Method, Progress
 from srft.parallel.world import World
-from srft.trainer.collect import Collected, NotFinite, collect, request_seed
+from srft.trainer.collect import Collected, NotFinite, collect
 from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
 from srft.trainer.train_config import Stage
@@ -32,11 +31,11 @@ from srft.trainer.update import save_refused
 class Collector:
     """Hands out steps. ``sampler`` belongs to it while a step is being collected ahead."""
 
-    def __init__(self, args: SRFTConfig, setup: Setup, sampler: PromptSampler, run: RunDir) -> None:
-        self.args, self.setup, self.sampler, self.run = args, setup, sampler, run
+    def __init__(self, setup: Setup, sampler: PromptSampler, run: RunDir) -> None:
+        self.args, self.setup, self.sampler, self.run = setup.config, setup, sampler, run
         self.world = setup.world
         # A thread's collectives must not mix with those of the loop.
-        self._apart = setup.world.apart() if args.rollout.ahead else setup.world
+        self._apart = setup.world.apart() if self.args.rollout.ahead else setup.world
         self._next: Future[Collected] | None = None
         self._position: dict[str, Any] = {}
 
@@ -119,19 +118,14 @@ class Collector:
         world: World | None = None,
     ) -> Collected:
         """The groups of these rows of the data, numbered from ``first``."""
-        with self.setup.compute():
+        with self.setup.policy.compute():
             return collect(
-                [self.setup.train[row] for row in rows],
-                method=method,
-                progress=progress,
-                step=step,
-                engine=self.setup.engine,
-                scorer=self.setup.scorer,
-                demo_scores=self.setup.demo_scores,
-                params=self.setup.sampling,
-                group_size=self.args.rollout.group_size,
-                seed=request_seed(self.args.train.seed, round_),
-                decode=self.setup.decode,
+                self.setup,
+                rows,
+                method,
+                progress,
+                step,
+                round_=round_,
                 first_group=first,
                 world=world or self.world,
             )

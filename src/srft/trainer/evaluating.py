@@ -77,7 +77,7 @@ class Evaluator:
         for name, data in self._setup.evaluation.items():
             result = evaluate(
                 self._setup.engine,
-                self._setup.tokenizer,
+                self._setup.policy.tokenizer,
                 data.problems,
                 data.scorer,
                 self._params,

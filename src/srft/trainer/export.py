@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from srft import __version__
 from srft.config import SRFTConfig
 from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.loading import save_model
+from srft.model.policy import Policy
 from srft.parallel.world import ALONE, World
 from srft.secrets import redact_values
 from srft.trainer.logs import read_jsonl
@@ -23,8 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def export_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
     folder: Path,
     config: SRFTConfig,
     run: RunDir,
@@ -33,15 +33,16 @@ def export_model(
     """Writes weights (or the adapters alone, where the recipe says so), config, tokenizer and
     README.md to ``folder``, whole or not at all. All processes of ``world`` gather a sharded model's
     weights; the main one writes."""
+    model = policy.model
     adapters_only = config.model.lora is not None and config.model.lora.export == "adapter"
     tensors = _gathered(model, adapters_only, world) if world.size > 1 else None
     if not world.main:
         return folder
     return save_model(
         model,
-        tokenizer,
+        policy.tokenizer,
         folder,
-        dtype=_export_dtype(model, config),
+        dtype=_export_dtype(policy, config),
         files={"README.md": model_card(config, run)},
         adapters_only=adapters_only,
         tensors=tensors,
@@ -61,13 +62,10 @@ def _gathered(model: PreTrainedModel, adapters_only: bool, world: World) -> dict
     return tensors
 
 
-def _export_dtype(model: PreTrainedModel, config: SRFTConfig) -> torch.dtype:
+def _export_dtype(policy: Policy, config: SRFTConfig) -> torch.dtype:
     """``run.export_dtype``; auto is the precision that the source model was saved in."""
     name = config.run.export_dtype
-    if name != "auto":
-        return _DTYPES[name]
-    source = getattr(model, "srft_source_dtype", None)
-    return source if isinstance(source, torch.dtype) else model.dtype
+    return (policy.source_dtype or policy.model.dtype) if name == "auto" else _DTYPES[name]
 
 
 def model_card(config: SRFTConfig, run: RunDir) -> str:

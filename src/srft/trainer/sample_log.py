@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srft.data.packing import PackedBatch, pack
+from srft.data.packing import pack
+from srft.model.policy import Policy
 from srft.objective.method import Method, Progress
 from srft.objective.table import take_tokens
 from srft.trainer.collect import Collected
-from srft.trainer.update import mean_entropy, prepare
+from srft.trainer.update import forward, mean_entropy, prepare
 from srft.types import TokenBatch, TrainingSequence
 
 _DIGITS = 5
@@ -21,21 +22,17 @@ _DIGITS = 5
 
 @torch.no_grad()
 def sample_records(
+    policy: Policy,
     method: Method,
     collected: Collected,
     *,
     prompts: int,
     progress: Progress,
-    forward: Callable[[PackedBatch], TokenBatch],
     token_budget: int,
-    device: torch.device,
-    decode: Callable[[Sequence[int]], str],
 ) -> list[dict[str, Any]]:
-    """One record for each of the first ``prompts`` groups (docs/metrics.md lists the fields).
-
-    ``forward`` scores a pack under the weights of before the step's update; log-probabilities,
-    entropies and losses are those. ``decode`` turns token ids into text.
-    """
+    """One record for each of the first ``prompts`` groups (docs/metrics.md lists the fields), with
+    log-probabilities, entropies and losses under the weights of before the step's update."""
+    decode = policy.decode
     records = []
     for g, example in list(enumerate(collected.examples))[:prompts]:
         rollouts, demos = collected.rollouts[g], collected.demos[g]
@@ -43,7 +40,7 @@ def sample_records(
         texts = [*(r.text for r in rollouts), *(decode(demo.response_ids) for demo in demos)]
         if not sequences:
             continue
-        figures = _token_figures(method, sequences, progress, forward, token_budget, device)
+        figures = _token_figures(policy, method, sequences, progress, token_budget)
         records.append(
             {
                 "prompt": decode(example.prompt_ids),
@@ -69,29 +66,26 @@ def sample_records(
 
 
 def _token_figures(
+    policy: Policy,
     method: Method,
     sequences: Sequence[TrainingSequence],
     progress: Progress,
-    forward: Callable[[PackedBatch], TokenBatch],
     token_budget: int,
-    device: torch.device,
 ) -> list[dict[str, Any]]:
     """Advantage and per-token log-probability, entropy and weighted loss of each sequence."""
     table, _ = prepare(method, sequences)
-    # The order inside a pack is the packer's own, so each sequence is found by its number, which
-    # travels in the place of the group.
-    numbered = [replace(sequence, group=i) for i, sequence in enumerate(sequences)]
     figures: list[dict[str, Any]] = [{} for _ in sequences]
-    batches = [forward(p) for p in pack(numbered, table.advantage_S, token_budget, device)]
+    packs = pack(sequences, table, token_budget, policy.device)
+    batches = [forward(policy, packed) for packed in packs]
     # The step's own mean is not known yet; that of the group stands in for it.
     mean = mean_entropy([(batch.index, batch.entropy_T) for batch in batches])
-    for scored in batches:
+    for packed, scored in zip(packs, batches, strict=True):
         batch = replace(scored, batch_entropy=mean)
         loss_T = token_losses(method, batch, progress)
-        for row, number in enumerate(batch.index.sequences.group_S.tolist()):
-            mine = batch.index.sequence_T == row
-            figures[number] = {
-                "advantage": round(table.advantage_S[number].item(), _DIGITS),
+        for place, row in enumerate(packed.rows):
+            mine = batch.index.sequence_T == place
+            figures[row] = {
+                "advantage": round(table.advantage_S[row].item(), _DIGITS),
                 "logprob": _rounded(batch.logprob_T[mine]),
                 "entropy": _rounded(batch.entropy_T[mine]),
                 "loss": _rounded(loss_T[mine]),

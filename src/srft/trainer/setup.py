@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from torch import nn
@@ -22,17 +22,11 @@ from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
-from srft.model.adapters import (
-    Reference,
-    reshard,
-)
-from srft.model.loading import (
-    check_vocabulary,
-    compute_context,
-    load_tokenizer,
-)
+from srft.model.adapters import reshard
+from srft.model.loading import check_vocabulary, load_tokenizer
 from srft.model.output_head import unwrap
-from srft.model.scoring import check_scoring
+from srft.model.policy import Policy
+from srft.model.scoring_check import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
 from srft.objective.switches import Switches
@@ -41,7 +35,7 @@ from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
-from srft.trainer.models import build_models, choose_device
+from srft.trainer.models import build_policy, choose_device
 from srft.trainer.train_config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
@@ -58,113 +52,118 @@ class EvaluationData:
 
 
 @dataclass(frozen=True)
-class Setup:
-    """All that a run works with. ``train[i].index`` is i, and ``demo_scores[i]`` are the scores of
-    its demonstrations."""
+class Given:
+    """What Python code hands over in place of what the recipe names; None where it hands over nothing."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
+    model: nn.Module | None = None
+    train: Any | None = None
+    rewards: Any | None = None
+    evaluation: Any | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run works with. ``demo_scores[row]`` are the scores of the demonstrations of
+    ``train[row]``."""
+
+    config: SRFTConfig
     world: World
+    policy: Policy
+    engine: RolloutEngine
+    sampling: SamplingParams
+    scorer: Scorer
     train: list[TokenizedExample]
     demo_scores: list[list[Score]]
     evaluation: dict[str, EvaluationData]
     methods: list[Method]
     interleaved: Mapping[str, Method]
-    reference: Reference | None
-    scorer: Scorer
-    engine: RolloutEngine
-    sampling: SamplingParams
-    compute: Callable[[], AbstractContextManager[Any]]
     notes: list[str]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Response tokens as text, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.policy.decode(ids, skip_special_tokens=True)
+
+    def policy_of(self, method: Method) -> Policy:
+        """The policy that ``method`` trains is the one that it samples from."""
+        return self.policy.at(self.sampling.temperature if method.rollouts else 1.0)
 
     def close(self) -> None:
+        """Ends the engine and the verifiers, and gives the model back as it was."""
+        self.policy.close()
         self.engine.close()
         for scorer in (self.scorer, *(data.scorer for data in self.evaluation.values())):
             scorer.close()
 
 
-def set_up(
-    config: SRFTConfig,
-    model: str | nn.Module | None,
-    train: Any | None,
-    rewards: Any | None,
-    evaluation: Any | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    console: Console,
-    world: World,
-) -> Setup:
+def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> Setup:
     """Reads data, builds the model and checks that they fit.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError.
     """
-    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
-        model = unwrap(model)  # a PeftModel: its adapters sit in the layers of the model inside
     methods = build_methods(config)
     set_seed(config.train.seed)
-    device = choose_device(config)
-    model_config = config.model
-    if isinstance(model, str):
-        model_config = model_config.model_copy(update={"path": model})
-    if not model_config.path and not isinstance(model, PreTrainedModel):
+    model = None if given.model is None else unwrap(given.model)
+    if not config.model.path and model is None:
         raise ConfigError(
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
-    if tokenizer is None:
-        path = model.name_or_path if isinstance(model, PreTrainedModel) else model_config.path
-        tokenizer = load_tokenizer(model_config.model_copy(update={"path": path}))
-    if config.data.chat_template not in ("auto", "none"):
-        # So that the exported model is asked the way it was trained.
-        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
-    splits = _read(config, train, evaluation)
+    tokenizer = _tokenizer(config, given, model)
+    splits = _read(config, given)
     notes: list[str] = []
     examples, held_out = _tokenize(config, splits, tokenizer, notes, console)
-    scorer = _scorer(config, rewards)
-    try:
+    with ExitStack() as undo:
+        scorer = _scorer(config, given.rewards)
+        undo.callback(scorer.close)
         with console.status("verifying answers and demonstrations"):
             examples = _check_answers(config, examples, scorer, notes, world)
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
         needs_reference = any(method.needs_reference for method in methods)
-        models = build_models(config, model_config, model, device, world, needs_reference)
-        policy = models.policy
-        check_vocabulary(policy, tokenizer)
-        sampling = _sampling(config, tokenizer, policy)
-        _check_lengths(config, methods, policy, examples)
-        evaluation_data = _evaluation(config, held_out, tokenizer, scorer)
-        compute = partial(compute_context, model_config, device)
-        with compute():
-            check_scoring(policy, tokenizer)
-            longest = _longest(config, methods, examples, evaluation_data)
-            engine = build_engine(models.sampled, tokenizer, config.rollout, longest)
-            if models.sampled is not policy:
-                engine = ReplicaEngine(engine, models.sampled, policy)
-        reshard(policy)  # the optimizer is to be given the shards
-    except BaseException:
-        scorer.close()
-        raise
+        device = choose_device(config)
+        policy, sampled = build_policy(config, model, tokenizer, device, world, needs_reference)
+        undo.callback(policy.close)
+        check_vocabulary(policy.model, tokenizer)
+        sampling = _sampling(config, tokenizer, policy.model)
+        _check_lengths(config, methods, policy.model, examples)
+        evaluation = _evaluation(config, held_out, tokenizer, scorer)
+        check_scoring(policy)
+        longest = _longest(config, methods, examples, evaluation)
+        with policy.compute():
+            engine = build_engine(sampled, tokenizer, config.rollout, longest)
+        if sampled is not policy.model:
+            engine = ReplicaEngine(engine, sampled, policy.model)
+        reshard(policy.model)  # the optimizer is to be given the shards
+        undo.pop_all()
     return Setup(
-        policy,
-        tokenizer,
-        device,
-        world,
-        examples,
-        demo_scores,
-        evaluation_data,
-        methods,
-        _interleaved(config, methods),
-        models.reference,
-        scorer,
-        engine,
-        sampling,
-        compute,
-        notes,
+        config=config,
+        world=world,
+        policy=policy,
+        engine=engine,
+        sampling=sampling,
+        scorer=scorer,
+        train=examples,
+        demo_scores=demo_scores,
+        evaluation=evaluation,
+        methods=methods,
+        interleaved=_interleaved(config, methods),
+        notes=notes,
     )
+
+
+def _tokenizer(
+    config: SRFTConfig, given: Given, model: PreTrainedModel | None
+) -> PreTrainedTokenizerBase:
+    tokenizer = given.tokenizer
+    if tokenizer is None:
+        path = config.model.path if model is None else model.name_or_path
+        tokenizer = load_tokenizer(config.model.model_copy(update={"path": path}))
+    if config.data.chat_template not in ("auto", "none"):
+        tokenizer = copy.copy(tokenizer)  # the one that was given stays as it is
+        # So that the exported model is asked the way it was trained.
+        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
+    return tokenizer
 
 
 def build_methods(config: SRFTConfig) -> list[Method]:
@@ -211,14 +210,14 @@ def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
     )
 
 
-def _read(config: SRFTConfig, train: Any | None, evaluation: Any | None) -> Splits:
+def _read(config: SRFTConfig, given: Given) -> Splits:
     columns = {str(role): name for role, name in config.data.columns.items()}
-    if train is None:
+    if given.train is None:
         splits = load_splits(config.data, seed=config.data.seed)
     else:
-        splits = Splits(as_examples(train, columns=columns, limit=config.data.limit), {})
-    if evaluation is not None:
-        splits = Splits(splits.train, {"eval": as_examples(evaluation, columns=columns)})
+        splits = Splits(as_examples(given.train, columns=columns, limit=config.data.limit), {})
+    if given.evaluation is not None:
+        splits = Splits(splits.train, {"eval": as_examples(given.evaluation, columns=columns)})
     return splits
 
 
@@ -297,8 +296,8 @@ def _score_demonstrations(
     notes: list[str],
     world: World,
 ) -> tuple[list[TokenizedExample], list[list[Score]]]:
-    """Scores every demonstration with the verifier that scores rollouts, applies the policy for
-    those that fail, and numbers the examples by their place in the list.
+    """Scores every demonstration with the verifier that scores rollouts and leaves those out that fail,
+    where the recipe says so.
 
     Raises:
         RewardError: a reward function failed.
@@ -323,19 +322,11 @@ def _score_demonstrations(
             )
         notes.append(f"{text}\nreward.failed_demonstrations={policy}")
     kept_examples, kept_scores = [], []
-    for row, (tokenized, scores) in enumerate(zip(examples, report.scores, strict=True)):
-        kept = [k for k, score in enumerate(scores) if policy == "keep" or score.correct]
-        example = tokenized.example
-        texts = tuple(example.demonstrations[k] for k in kept)
-        kept_examples.append(
-            TokenizedExample(
-                replace(example, demonstrations=texts),
-                row,
-                tokenized.prompt_ids,
-                tuple(tokenized.demonstration_ids[k] for k in kept),
-            )
-        )
-        kept_scores.append([scores[k] for k in kept])
+    for example, scores in zip(examples, report.scores, strict=True):
+        kept = [policy == "keep" or score.correct for score in scores]
+        ids = tuple(itertools.compress(example.demonstration_ids, kept))
+        kept_examples.append(replace(example, demonstration_ids=ids))
+        kept_scores.append(list(itertools.compress(scores, kept)))
     return kept_examples, kept_scores
 
 
@@ -353,7 +344,7 @@ def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample])
 def _check_lengths(
     config: SRFTConfig,
     methods: Sequence[Method],
-    policy: PreTrainedModel,
+    model: PreTrainedModel,
     examples: Sequence[TokenizedExample],
 ) -> None:
     """Every sequence must fit the model's window.
@@ -361,7 +352,7 @@ def _check_lengths(
     Raises:
         ConfigError: one does not.
     """
-    window = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if window is None:
         return
     prompt = max(len(example.prompt_ids) for example in examples)
@@ -403,11 +394,11 @@ def _longest(
 
 
 def _sampling(
-    config: SRFTConfig, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel
+    config: SRFTConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> SamplingParams:
     """Rollouts end with the very token that demonstrations end with."""
     params = config.rollout.sampling_params()
-    ends = stop_token_ids(tokenizer, config.data, policy.generation_config)
+    ends = stop_token_ids(tokenizer, config.data, model.generation_config)
     return replace(params, stop_token_ids=tuple(dict.fromkeys((*ends, *params.stop_token_ids))))
 
 

@@ -53,10 +53,10 @@ from srft.trainer.optimization import build_optimizer, learning_rate, set_learni
 from srft.trainer.plateau import reached_plateau, watched_value
 from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.sample_log import sample_records
-from srft.trainer.setup import set_up
+from srft.trainer.setup import Given, set_up
 from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.train_config import Stage
-from srft.trainer.update import UpdateResult, forward, update
+from srft.trainer.update import UpdateResult, update
 
 
 class SRFTTrainer:
@@ -88,22 +88,30 @@ class SRFTTrainer:
         console: Console | None = None,
     ) -> None:
         self.args = args or SRFTConfig()
+        if isinstance(model, str):
+            named = self.args.model.model_copy(update={"path": model})
+            self.args, model = self.args.model_copy(update={"model": named}), None
         self.world = join_world(self.args.parallel, choose_device(self.args))
         self.console = (console or Console()) if self.world.main else Console(quiet=True)
         with self.world.together("setting up"):
             self.run = self.world.from_main(lambda: choose_run_dir(self.args), "the run directory")
-            self.setup = set_up(
-                self.args,
-                model,
-                train_dataset,
-                reward_funcs,
-                eval_dataset,
-                processing_class,
-                self.console,
-                self.world,
-            )
-        self.model = self.setup.model
-        self.tokenizer = self.setup.tokenizer
+            given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
+            self.setup = set_up(self.args, given, self.console, self.world)
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends what runs beside the training and gives a model handed over from Python back as it was,
+        but for its weights. ``train`` does so at its end."""
+        self.setup.close()
+
+    def _build(self) -> None:
+        """What the loop works with: optimizer, sampler, evaluation, checkpoints, state."""
+        self.model = self.setup.policy.model
+        self.tokenizer = self.setup.policy.tokenizer
         self.optimizer = build_optimizer(self.model, self.args.train)
         self.sampler = PromptSampler(
             len(self.setup.train),
@@ -111,7 +119,7 @@ class SRFTTrainer:
             self.args.train.seed,
             self.args.data.shuffle,
         )
-        self.collector = Collector(self.args, self.setup, self.sampler, self.run)
+        self.collector = Collector(self.setup, self.sampler, self.run)
         self.evaluator = Evaluator(self.setup, self.args, self.run)
         self.checkpoints = Checkpointer(
             self.run.checkpoints,
@@ -142,7 +150,7 @@ class SRFTTrainer:
         stopped_by: str | None = None
         with ExitStack() as stack:
             stack.enter_context(self.world.together("training"))
-            stack.callback(self.setup.close)
+            stack.callback(self.close)
             self._open_logs(self._resume() if resume else self._begin(), stack)
             stop = stack.enter_context(StopRequest())
             self.view = stack.enter_context(
@@ -269,23 +277,16 @@ class SRFTTrainer:
 
     def _update_by(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
         return update(
-            self.model,
+            self.setup.policy_of(method),
             self.optimizer,
             method,
             collected.sequences,
             config=self.args.train,
             progress=progress,
             step=self.state.step,
-            temperature=self._temperature(method),
-            reference=self.setup.reference,
-            compute=self.setup.compute,
             refused_dir=self.run.refused,
             world=self.world,
         )
-
-    def _temperature(self, method: Method) -> float:
-        """The policy that is trained is the one that is sampled from."""
-        return self.setup.sampling.temperature if method.rollouts else 1.0
 
     # -- after a step --------------------------------------------------------------------------
 
@@ -350,20 +351,12 @@ class SRFTTrainer:
         if step != 1 and not _due(step, self.args.run.samples_every):
             return
         records = sample_records(
+            self.setup.policy_of(method),
             method,
             collected,
             prompts=self.args.run.samples_prompts,
             progress=progress,
-            forward=lambda packed: forward(
-                self.model,
-                packed,
-                self._temperature(method),
-                self.setup.compute,
-                reference=self.setup.reference,
-            ),
             token_budget=self.args.train.tokens_per_micro_batch,
-            device=self.setup.device,
-            decode=lambda ids: str(self.tokenizer.decode(list(ids))),
         )
         for record in records:
             self.samples_log.write({"step": step, **record})
@@ -372,7 +365,7 @@ class SRFTTrainer:
         if not self.setup.evaluation:
             return
         self.view.phase("evaluating")
-        with self.setup.compute():
+        with self.setup.policy.compute():
             metrics = self.evaluator.evaluate(self.state.step, self.view.evaluating)
         for tracker in self.trackers:
             tracker.log(metrics, self.state.step)
@@ -447,7 +440,7 @@ class SRFTTrainer:
 
     def _export(self, folder: Path) -> Path:
         self.view.phase("exporting")
-        return export_model(self.model, self.tokenizer, folder, self.args, self.run, self.world)
+        return export_model(self.setup.policy, folder, self.args, self.run, self.world)
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)

@@ -7,20 +7,16 @@ alike. Counts are taken over the whole optimizer step first, so micro-batches si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack
-from srft.model.adapters import Reference
-from srft.model.output_head import unwrap
-from srft.model.packed_attention import packs
-from srft.model.scoring import TokenScores, score
+from srft.model.policy import Policy
+from srft.model.scoring import TokenScores
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
 from srft.objective.table import sequence_table, take_rows, token_index
@@ -31,9 +27,6 @@ from srft.trainer.gradients import gradient_analysis
 from srft.trainer.refusals import save_refused
 from srft.trainer.train_config import TrainConfig
 from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
-
-Compute = Callable[[], AbstractContextManager[Any]]
-"""What forward passes run in: autocast, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class _Part:
 
 
 def update(
-    model: nn.Module,
+    policy: Policy,
     optimizer: torch.optim.Optimizer,
     method: Method,
     sequences: Sequence[TrainingSequence],
@@ -61,9 +54,6 @@ def update(
     config: TrainConfig,
     progress: Progress,
     step: int,
-    temperature: float = 1.0,
-    reference: Reference | None = None,
-    compute: Compute = nullcontext,
     refused_dir: Path | None = None,
     world: World = ALONE,
 ) -> UpdateResult:
@@ -76,26 +66,22 @@ def update(
     and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
     parts are left out. ``step`` and ``config.seed`` decide how prompts are divided.
     """
-    device = next(model.parameters()).device
-    share = packs(unwrap(model))
-    parts = list(_parts(method, sequences, config, step, device, share, world))
+    model = policy.model
+    parts = list(_parts(policy, method, sequences, config, step, world))
     if not any(part.packs for part in parts):
         # Every advantage is zero: there is nothing to learn from, which is not an error.
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
     batches = [p for part in parts for p in part.packs]
     need_old = method.needs_old or len(parts) > 1
     model.eval()  # the old policy is the one that was sampled: without dropout
-    old = [_old(model, p, temperature, compute) for p in batches] if need_old else []
+    with torch.no_grad():
+        old = [policy.score(packed) for packed in batches] if need_old else []
     model.train()
     seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
     batch_entropy = mean_entropy(seen, world) if need_old else None
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
-        before = old[number] if need_old else None
-        return forward(
-            model, packed, temperature, compute,
-            old=before, reference=reference, batch_entropy=batch_entropy,
-        )  # fmt: skip
+        return forward(policy, packed, old[number] if need_old else None, batch_entropy)
 
     extra: dict[str, float] = {}
     if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
@@ -108,7 +94,7 @@ def update(
     for part in parts:
         optimizer.zero_grad(set_to_none=True)
         scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
-        loss_sum, finite, metrics = _backward(method, scored, part.counts, progress, device)
+        loss_sum, finite, metrics = _backward(method, scored, part.counts, progress, policy.device)
         sums += metrics
         number += len(part.packs)
         # Over all processes, so that all of them refuse or none.
@@ -215,12 +201,11 @@ def prepare(
 
 
 def _parts(
+    policy: Policy,
     method: Method,
     sequences: Sequence[TrainingSequence],
     config: TrainConfig,
     step: int,
-    device: torch.device,
-    share_prompts: bool,
     world: World = ALONE,
 ) -> Iterator[_Part]:
     """Divides the batch by prompts into the optimizer steps it is to give; of each, the counts of
@@ -232,13 +217,12 @@ def _parts(
         part_counts = counts(method, token_index(part_table))
         moving = active(method, part_table)
         chosen = [sequences[row] for row, moves in zip(rows, moving.tolist(), strict=True) if moves]
-        advantage_S = part_table.advantage_S[moving]
         packs = pack(
             chosen,
-            advantage_S,
+            take_rows(part_table, moving),
             config.tokens_per_micro_batch,
-            device,
-            share_prompts=share_prompts,
+            policy.device,
+            share_prompts=policy.shares_prompts,
             rank=world.rank,
             ranks=world.size,
         )
@@ -264,22 +248,14 @@ def _divide(
 
 
 def forward(
-    model: nn.Module,
+    policy: Policy,
     packed: PackedBatch,
-    temperature: float,
-    compute: Compute,
-    *,
     old: TokenScores | None = None,
-    reference: Reference | None = None,
     batch_entropy: tuple[float, float] | None = None,
 ) -> TokenBatch:
     """The objective's input for one micro-batch; without ``old`` the policy is its own old one."""
-    other = None
-    if reference is not None:  # first, while no activations are held
-        with reference() as frozen:
-            other = _old(frozen, packed, temperature, compute).logprob_T
-    with compute():
-        scores = score(model, packed, temperature=temperature)
+    reference_logprob_T = policy.reference_logprob(packed)  # first, while no activations are held
+    scores = policy.score(packed)
     before = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
     return TokenBatch(
         index=packed.index,
@@ -288,18 +264,10 @@ def forward(
         entropy_grad_T=scores.entropy_T,
         old_logprob_T=before.logprob_T,
         old_entropy_T=before.entropy_T,
-        reference_logprob_T=other,
+        reference_logprob_T=reference_logprob_T,
         sampler_logprob_T=packed.sampler_logprob_T,
         batch_entropy=batch_entropy,
     )
-
-
-@torch.no_grad()
-def _old(
-    model: nn.Module, packed: PackedBatch, temperature: float, compute: Compute
-) -> TokenScores:
-    with compute():
-        return score(model, packed, temperature=temperature)
 
 
 def mean_entropy(

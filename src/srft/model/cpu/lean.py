@@ -2,7 +2,8 @@
 
 With a few million parameters most of a step is Python and kernel start-up, not arithmetic. Here a
 step is the same arithmetic in fewer, larger operations: query, key and value in one product, gate
-and up in one product, rotation of queries and keys together from a table. The weights are read from
+and up in one product, rotation of queries and keys together from a table. Cache and attention are the
+sampler's. The weights are read from
 the model at the start of every ``generate`` call. Anything unusual (a hook, an adapter, a patched
 module, another dtype or architecture) and the model's own forward is used instead.
 
@@ -19,10 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from srft.model.norms import is_plain_norm
-from srft.model.products import FastLinear, FrozenLinear
-from srft.rollout.cache import RowCache
-from srft.rollout.cached_attention import rollout_attention
+from srft.model.cpu.norms import is_plain_norm
+from srft.model.cpu.products import FastLinear, FrozenLinear
 
 _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -32,6 +31,9 @@ _TORCH_MODULES = (nn.Linear, FastLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 # Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
 _MOST_PARAMETERS = 50_000_000
+
+
+Attention = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,23 @@ class _Layer:
 class LeanDecoder:
     """The decoding step of one model with its weights of this moment. Use ``lean_decoder``."""
 
-    def __init__(self, model: Any, positions: int, rows: int) -> None:
+    def __init__(self, model: Any, positions: int, rows: int, attention: Attention) -> None:
         base = model.model
+        self.attention = attention
         self.embedding = base.embed_tokens.weight
         self.final_norm = base.norm
-        fast = getattr(model, "srft_kernels", "auto") == "auto"
 
         def frozen(*linears: nn.Linear) -> FrozenLinear:
             weight, bias = _side_by_side(linears)
-            return FrozenLinear(weight, bias, rows, fast)
+            return FrozenLinear(weight, bias, rows, fast=isinstance(linears[0], FastLinear))
 
         self.head = frozen(model.lm_head)
         self.layers = [_read_layer(layer, frozen) for layer in base.layers]
-        attention = base.layers[0].self_attn
+        first = base.layers[0].self_attn
         self.heads = model.config.num_attention_heads
         self.kv_heads = model.config.num_key_value_heads
-        self.size = attention.head_dim
-        self.scaling = attention.scaling
+        self.size = first.head_dim
+        self.scaling = first.scaling
         position = torch.arange(positions, device=self.embedding.device)[None]
         cos, sin = base.rotary_emb(self.embedding, position)
         half = self.size // 2
@@ -75,9 +77,7 @@ class LeanDecoder:
         signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         self.rotation = torch.stack((cos[0], signed[0]), dim=1)[:, :, None]
 
-    def step(
-        self, token_A: Tensor, position_A: Tensor, mask: Tensor | None, cache: RowCache
-    ) -> Tensor:
+    def step(self, token_A: Tensor, position_A: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         """Logits [A, V] after one more token per row, whose keys and values go to the cache."""
         hidden = functional.embedding(token_A, self.embedding)
         cos, sin = self.rotation.index_select(0, position_A).unbind(1)
@@ -93,7 +93,7 @@ class LeanDecoder:
             swapped = torch.cat((qk[..., half:], qk[..., :half]), dim=-1)
             qk = torch.addcmul(qk * cos, swapped, sin)
             keys, values = cache.update(qk[:, self.heads :, None], qkv[:, both:, None], number)
-            out, _ = rollout_attention(
+            out, _ = self.attention(
                 layer.attention,
                 qk[:, : self.heads, None],
                 keys,
@@ -111,14 +111,14 @@ class LeanDecoder:
         return self.head(_norm(self.final_norm, hidden))
 
 
-def lean_decoder(model: Any, positions: int, rows: int) -> LeanDecoder | None:
+def lean_decoder(model: Any, positions: int, rows: int, attention: Attention) -> LeanDecoder | None:
     """A decoder for positions 0..positions and ``rows`` rows at most, or None where the model's own
-    forward is to be used."""
+    forward is to be used. attention: as transformers' interface has it."""
     if type(model).__name__ not in _ARCHITECTURES or not _plain(model):
         return None
     rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type")
     usual = rope in _FIXED_ROPE and model.config.hidden_act == "silu"
-    return LeanDecoder(model, positions, rows) if usual else None
+    return LeanDecoder(model, positions, rows, attention) if usual else None
 
 
 def _plain(model: Any) -> bool:

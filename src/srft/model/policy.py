@@ -1,0 +1,106 @@
+"""A language model with everything that its scores depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srft.data.packing import PackedBatch, pack
+from srft.model.adapters import Reference
+from srft.model.loading import compute_context
+from srft.model.model_config import ModelConfig
+from srft.model.output_head import unwrap
+from srft.model.packed_attention import packs
+from srft.model.scoring import TokenScores, score
+from srft.types import TrainingSequence
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is trained, what a penalty is measured to, or a teacher: a model and how it computes.
+
+    config: the dtypes and kernels it was prepared with. temperature: divides the logits. reference:
+    the policy as it was before training, for methods that ask for it. source_dtype: the precision of
+    the files it came from. gather_dtype: the dtype in which sharded weights are gathered, where that
+    is another than theirs. put_back: see ``close``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig = field(default_factory=ModelConfig)
+    temperature: float = 1.0
+    reference: Reference | None = None
+    source_dtype: torch.dtype | None = None
+    gather_dtype: torch.dtype | None = None
+    put_back: Callable[[], None] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt stands once before all its responses (``pack``)."""
+        return packs(unwrap(self.model))
+
+    def at(self, temperature: float) -> Policy:
+        """The same policy at another temperature."""
+        return replace(self, temperature=temperature)
+
+    def compute(self) -> AbstractContextManager[Any]:
+        """What every forward pass runs in: autocast, or nothing."""
+        return compute_context(self.config, self.device)
+
+    def score(self, packed: PackedBatch) -> TokenScores:
+        """(logprob_T, entropy_T) of the response tokens, with gradient outside ``no_grad``."""
+        with self.compute():
+            return score(
+                self.model, packed, temperature=self.temperature, kernels=self.config.kernels
+            )
+
+    @torch.no_grad()
+    def score_sequences(
+        self, sequences: Sequence[TrainingSequence], token_budget: int
+    ) -> TokenScores:
+        """(logprob_T, entropy_T) of the response tokens of ``sequences``, one sequence after another in
+        the order given, without gradient; in micro-batches of at most ``token_budget`` tokens.
+
+        The responses of a micro-batch under other prompts (``replace(s, prompt_ids=...)`` for its
+        rows) are thus scored token for token in line with it. Of a sharded model, all processes have
+        to score the same sequences together.
+        """
+        found: list[tuple[torch.Tensor, torch.Tensor]] = [()] * len(sequences)  # type: ignore[list-item]
+        for packed in pack(
+            sequences, None, token_budget, self.device, share_prompts=self.shares_prompts
+        ):
+            scores = self.score(packed)
+            lengths = packed.index.sequences.length_S.tolist()
+            parts = zip(
+                scores.logprob_T.split(lengths), scores.entropy_T.split(lengths), strict=True
+            )
+            for row, part in zip(packed.rows, parts, strict=True):
+                found[row] = part
+        logprobs, entropies = zip(*found, strict=True)
+        return TokenScores(torch.cat(logprobs), torch.cat(entropies))
+
+    @torch.no_grad()
+    def reference_logprob(self, packed: PackedBatch) -> torch.Tensor | None:
+        """logprob_T under the policy of before training, or None where nobody asked for it."""
+        if self.reference is None:
+            return None
+        frozen: Any
+        with self.reference() as frozen:
+            return replace(self, model=frozen).score(packed).logprob_T
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def close(self) -> None:
+        """Gives the model back as it was, but for its weights: classes of layers, attention, modes."""
+        if self.put_back is not None:
+            self.put_back()

@@ -1,0 +1,101 @@
+"""Proving at start-up that our scores are those of the model's own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from srft.data.packing import PackedBatch, pack
+from srft.errors import ModelError
+from srft.model.fast import uncompiled
+from srft.model.loading import autocast_dtype
+from srft.model.output_head import output_head, unwrap
+from srft.model.policy import Policy
+from srft.types import TrainingSequence
+
+# (prompt, response) lengths of the self-check: a single token's prompt, a single token's response,
+# two of one length, and enough tokens for a wrong mask to show.
+_CHECK_LENGTHS = ((1, 6), (9, 1), (5, 12), (7, 10), (3, 40))
+
+
+def check_scoring(policy: Policy) -> float:
+    """Compare ``Policy.score`` with the log-softmax of the model's own logits; the largest difference.
+
+    A few short random sequences are scored together in one pack and one by one through the whole
+    model. Run once at start-up: it protects against models whose forward pass does something this
+    package does not know of.
+
+    Raises ModelError, naming the model type and the difference, where log-probabilities or
+    entropies do not agree to rounding.
+    """
+    model, base = policy.model, unwrap(policy.model)
+    sequences = _random_sequences(min(len(policy.tokenizer), output_head(model).weight.shape[0]))
+    (packed,) = pack(sequences, None, 10_000, base.device, share_prompts=policy.shares_prompts)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            worst = _worst_difference(policy, sequences, packed)
+    except Exception as error:
+        # A configuration that does not fit the weights fails in any line of the model's own code.
+        raise ModelError(
+            f"the forward pass of model type {base.config.model_type!r} fails: "
+            f"{type(error).__name__}: {error}. Check its config.json, or set model.attention=padded"
+        ) from error
+    finally:
+        model.train(was_training)
+    tolerance = _tolerance(policy)
+    if not worst <= tolerance:
+        kind = base.config.model_type
+        raise ModelError(
+            f"scores of model type {kind!r} differ from its own logits by {worst:.2e} nats "
+            f"(allowed: {tolerance:.0e}): its forward pass does something that packed scoring does "
+            "not honour. "
+            + (
+                "Set model.attention=padded"
+                if policy.shares_prompts
+                else "This model cannot be trained with this package"
+            )
+        )
+    return worst
+
+
+def _random_sequences(vocabulary: int) -> list[TrainingSequence]:
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(vocabulary, (count,), generator=draw).tolist())
+
+    pairs = [(tokens(p), tokens(r)) for p, r in _CHECK_LENGTHS]
+    pairs.append((pairs[0][0], tokens(3)))  # a group of two, which may share its prompt
+    return [
+        TrainingSequence(prompt, response, group=0, is_demo=False, reward=0.0, correct=False)
+        for prompt, response in pairs
+    ]
+
+
+def _tolerance(policy: Policy) -> float:
+    """Rounding of half precision moves single log-probabilities by tenths of a nat."""
+    half = (torch.bfloat16, torch.float16)
+    dtypes = (policy.gather_dtype, policy.model.dtype, autocast_dtype(policy.config, policy.device))
+    return 0.5 if any(dtype in half for dtype in dtypes) else 5e-4
+
+
+def _worst_difference(
+    policy: Policy, sequences: Sequence[TrainingSequence], packed: PackedBatch
+) -> float:
+    scores = policy.score(packed)
+    device = packed.input_ids_N.device
+    logprobs, entropies = [], []
+    for row in packed.rows:
+        prompt, response = sequences[row].prompt_ids, sequences[row].response_ids
+        input_ids = torch.tensor([[*prompt, *response]], device=device)
+        with policy.compute(), uncompiled(policy.model):
+            logits = policy.model(input_ids=input_ids, use_cache=False).logits
+        logp = logits[0, len(prompt) - 1 : -1].float().log_softmax(dim=-1)
+        target = torch.tensor(response, device=device)
+        logprobs.append(logp.gather(1, target[:, None])[:, 0])
+        entropies.append(-(logp.exp() * logp).sum(dim=-1))
+    ours = torch.cat([scores.logprob_T, scores.entropy_T])
+    return float((ours - torch.cat([*logprobs, *entropies])).abs().max())
