@@ -17,9 +17,10 @@ from srft.model.adapters import (
     has_adapters,
     merged_weights,
 )
-from srft.model.loading import load_model, save_model
+from srft.model.loading import load_model
 from srft.model.model_config import LoraConfig, ModelConfig
 from srft.model.packed_attention import use_packed_attention
+from srft.model.saving import save_model
 from srft.model.scoring import score
 
 peft = pytest.importorskip("peft")

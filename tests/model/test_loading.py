@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srft.errors import CheckpointError, ModelError
-from srft.model import loading
+from srft.model import saving
 from srft.model.loading import (
     autocast_dtype,
     check_vocabulary,
     compute_context,
     load_model,
     load_tokenizer,
-    save_model,
 )
 from srft.model.model_config import ModelConfig
 from srft.model.packed_attention import packs
+from srft.model.saving import save_model
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_failed_save_leaves_the_older_model(
         raise OSError("no space left on device")
 
     before = (folder / "model.safetensors").read_bytes()
-    monkeypatch.setattr(loading, failing, fail)
+    monkeypatch.setattr(saving, failing, fail)
     with pytest.raises(CheckpointError, match="no space"):
         save_model(make_model("qwen3"), make_tokenizer(), folder)
     assert (folder / "model.safetensors").read_bytes() == before

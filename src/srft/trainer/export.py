@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from srft import __version__
 from srft.config import SRFTConfig
 from srft.model.adapters import adapter_weights, merged_weights
-from srft.model.loading import save_model
 from srft.model.policy import Policy
+from srft.model.saving import save_model
 from srft.parallel.world import ALONE, World
 from srft.secrets import redact_values
 from srft.trainer.logs import read_jsonl

@@ -1,0 +1,159 @@
+"""A model, its tokenizer and further files as a folder, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from srft.errors import CheckpointError
+from srft.model.adapters import has_adapters, merged_weights, save_adapter
+from srft.model.weight_files import quiet_transformers
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, str] | None = None,
+    adapters_only: bool = False,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
+    """Write weights (safetensors), config, generation config and tokenizer to ``folder``, whole
+    or not at all, so that ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
+
+    dtype: precision of the written weights; None keeps the model's. files: further text files by
+    name, such as a model card. Adapters are added to the weights; with ``adapters_only`` they are
+    written as peft writes them, in the precision they are trained in. tensors: what is written, by
+    name, where the model does not hold it whole: of adapters, as peft names them.
+
+    Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
+    was there before is replaced. Returns the folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; a folder that was there is untouched.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".writing-{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
+        temporary.mkdir()
+        with _savable_generation_config(model), quiet_transformers():
+            if adapters_only:
+                save_adapter(model, temporary, tensors)
+            else:
+                _save_weights(model, temporary, dtype, tensors)
+        tokenizer.save_pretrained(temporary)
+        for name, text in (files or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        _flush(temporary)
+        _put_in_place(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: the model could not be written ({error}). Free space or make the folder "
+            "writable; a training run then writes it with --resume"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _savable_generation_config(model: Any) -> Iterator[None]:
+    """transformers refuses to write a generation config with sampling settings (a temperature,
+    say) that does not also say "sample": here it does, so that no finished run is lost to that."""
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
+    savable = copy.deepcopy(own)
+    try:
+        savable.validate(strict=True)
+    except ValueError:
+        savable.do_sample = True
+    model.generation_config = savable
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _save_weights(
+    model: Any,
+    folder: Path,
+    dtype: torch.dtype | None,
+    tensors: Mapping[str, torch.Tensor] | None,
+) -> None:
+    adapted = has_adapters(model)
+    if tensors is None and not adapted and dtype in (None, model.dtype):
+        model.save_pretrained(folder)
+        return
+    dtype = dtype or model.dtype
+    # What is saved is a plain model with the merged weights: its class knows nothing of adapters.
+    plain = _without_weights(model) if adapted else model
+    held = model.state_dict().values() if tensors is None else tensors.values()
+    own = {tensor.data_ptr() for tensor in held}
+    cast: dict[str, torch.Tensor] = {}
+    by_address: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for name, tensor in merged_weights(model) if tensors is None else tensors.items():
+        written = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if tensor.data_ptr() in own:
+            # Tied weights stay one tensor, which is then written once.
+            written = by_address.setdefault((tensor.data_ptr(), tensor.shape), written)
+        cast[name] = written
+    plain.save_pretrained(folder, state_dict=cast)
+    # save_pretrained writes the dtype of the model it was called on.
+    config = copy.deepcopy(plain.config)
+    config.dtype = dtype
+    config.save_pretrained(folder)
+
+
+def _without_weights(model: Any) -> Any:
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.generation_config = model.generation_config
+    return plain
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename over ``folder``. A full folder cannot be renamed over, so the old one steps aside
+    first; should the machine stop between the two renames, it is still there under ``.old``."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    _flush_entry(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_entry(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
