@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,9 +121,11 @@ def test_functions_receive_what_trl_gives_them() -> None:
 
     with Scorer(spy) as scorer:
         scorer.trainer_state = "the state"
-        scorer.score(CHAT, TEXTS, IDS)
-        assert scorer.take_metrics() == {"mean_level": 2.5} and scorer.take_metrics() == {}
-        assert scorer.take_extras() == {"note": ["a"] * 4}
+        session = scorer.session()
+        for i in range(4):
+            session.add(i, CHAT[i], TEXTS[i], IDS[i])
+        assert [score.extras for score in session.results().values()] == [{"note": "a"}] * 4
+        assert session.metrics == {"mean_level": [2.5]}
     assert seen["prompts"][0] == [{"role": "user", "content": "q1"}]
     assert seen["completions"][0] == [{"role": "assistant", "content": TEXTS[0]}]
     assert seen["completion_ids"] == IDS and seen["level"] == [1, 2, 3, 4]
@@ -132,6 +136,54 @@ def test_functions_receive_what_trl_gives_them() -> None:
         return [float(len(text)) for text in completions]
 
     assert _rewards(Scorer(short)) == [12.0] * 4
+
+
+def test_outside_training_functions_get_a_trainer_state_of_trls_own_kind() -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def reads(completions: list[str], trainer_state: Any, **kwargs: Any) -> list[float]:
+        assert isinstance(trainer_state, transformers.TrainerState)
+        return [float(trainer_state.global_step)] * len(completions)
+
+    assert _rewards(Scorer(reads)) == [0.0] * 4
+
+
+def test_what_functions_log_is_held_by_the_batch_and_by_nothing_else() -> None:
+    """A scorer lives as long as a run: what it kept would grow with the run."""
+
+    class Note:
+        pass
+
+    notes: list[weakref.ref[Note]] = []
+
+    def logs(completions: list[str], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[float]:
+        found = [Note() for _ in completions]
+        notes.extend(weakref.ref(note) for note in found)
+        log_metric("calls", 1)
+        log_extra("note", found)
+        return [0.0] * len(completions)
+
+    with Scorer(logs) as scorer:
+        for _ in range(2):
+            session = scorer.session()
+            session.add(0, PLAIN[0], TEXTS[0])
+            assert isinstance(session.results()[0].extras["note"], Note)
+            assert session.metrics == {"calls": [1.0]}
+        del session
+        gc.collect()
+        assert len(notes) == 2 and not any(note() for note in notes)
+
+
+def test_notes_that_do_not_belong_one_to_each_completion_are_refused() -> None:
+    def logs(completions: list[str], log_extra: Any, **kwargs: Any) -> list[float]:
+        log_extra("short", completions[1:])
+        return [0.0] * len(completions)
+
+    with (
+        Scorer(logs) as scorer,
+        pytest.raises(RewardError, match=r"log_extra\('short'\).*3 values for 4 completions"),
+    ):
+        scorer.score(PLAIN, TEXTS)
 
 
 def test_async_functions_of_every_form_run_at_once() -> None:
@@ -284,7 +336,7 @@ def test_trl_reward_functions_work_unchanged() -> None:
     texts = [r"<think>hm</think> \boxed{1}", r"\boxed{2}", r"\boxed{9}", "none"]
     with Scorer(functions) as scorer:
         scores = scorer.score(CHAT, texts, IDS)
-        assert scorer.take_extras()["gold_parsed"]
+        assert all(score.extras["gold_parsed"] for score in scores)
     parts = [list(score.parts.values()) for score in scores]
     assert [p[0] for p in parts] == [1.0, 1.0, 0.0, 0.0]
     assert [p[1] for p in parts] == [1.0, 0.0, 0.0, 0.0]

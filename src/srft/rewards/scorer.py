@@ -43,13 +43,15 @@ class Score:
     reward: weighted sum of the parts that apply; NaN if none does. parts: each reward before its
     weight, None where it does not apply. correct: reward > the scorer's threshold. status: for each
     verifier of this package what came of it ("ok", "text_only", "no_answer", "bad_gold", "timeout",
-    "memory", "crash"; see `srft.rewards.verifiers.Verdict`).
+    "memory", "crash"; see `srft.rewards.verifiers.Verdict`). extras: what functions noted about it
+    with ``log_extra``.
     """
 
     reward: float
     parts: Mapping[str, float | None]
     correct: bool
     status: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def scorable(self) -> bool:
@@ -84,7 +86,8 @@ class Scorer:
     rewards: a RewardConfig, or one or a list of: verifier names, `path.py:name` strings,
         RewardSpec, functions with TRL's signature. weights: one per reward if they are not in the
         specs. correct_threshold: reward above which a completion is correct (0.5).
-    trainer_state: handed to functions that ask for it, as TRL does; assign at will.
+    trainer_state: handed to functions that ask for it, as TRL does; the trainer assigns it, and
+        without one they get transformers' ``TrainerState`` at step 0.
 
     Raises: ConfigError where a reward does not exist; RewardError, naming the function and
     ``file:row``, where one fails or returns what is not a reward.
@@ -120,8 +123,6 @@ class Scorer:
         self._async = AsyncRunner()
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {part.label: Counter() for part in self._parts}
-        self._metrics: dict[str, list[float]] = {}
-        self._extras: dict[str, list[Any]] = {}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -174,22 +175,6 @@ class Scorer:
             counts = {label: dict(counter) for label, counter in self._counts.items()}
         return counts | {"pool": self._pool.stats()}
 
-    def take_metrics(self) -> dict[str, float]:
-        """Means of what functions logged with ``log_metric`` since the last call."""
-        return mean_metrics([self.take_logged()])
-
-    def take_logged(self) -> dict[str, list[float]]:
-        """Every value that functions logged with ``log_metric`` since the last call."""
-        with self._lock:
-            metrics, self._metrics = self._metrics, {}
-        return metrics
-
-    def take_extras(self) -> dict[str, list[Any]]:
-        """Columns that functions logged with ``log_extra`` since the last call."""
-        with self._lock:
-            extras, self._extras = self._extras, {}
-        return extras
-
     def close(self) -> None:
         """End the worker processes. Idempotent; also happens when the interpreter ends."""
         self._pool.close()
@@ -200,14 +185,6 @@ class Scorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _log_metric(self, name: str, value: float) -> None:
-        with self._lock:
-            self._metrics.setdefault(name, []).append(float(value))
-
-    def _log_extra(self, column: str, values: list[Any]) -> None:
-        with self._lock:
-            self._extras.setdefault(column, []).extend(values)
 
     def _verify(self, part: _Part, example: Example, text: str) -> Future[Verdict]:
         """Start one verification; verifiers outside the pool are done when this returns."""
@@ -230,7 +207,17 @@ class Scorer:
         functions = {part.label: part.function for part in self._parts if part.function is not None}
         return run_functions(functions, batch, self._async, self._function_timeout_s)
 
-    def _combine(self, parts: dict[str, float | None], status: dict[str, str]) -> Score:
+    def _state(self) -> Any:
+        """What functions are given as ``trainer_state``."""
+        if self.trainer_state is None and any(part.function for part in self._parts):
+            from transformers import TrainerState  # heavy, and of use to functions alone
+
+            self.trainer_state = TrainerState()
+        return self.trainer_state
+
+    def _combine(
+        self, parts: dict[str, float | None], status: dict[str, str], extras: dict[str, Any]
+    ) -> Score:
         applicable = [
             part.weight * value for part in self._parts if (value := parts[part.label]) is not None
         ]
@@ -240,17 +227,22 @@ class Scorer:
                 self._counts[label]["scored" if value is not None else "not_applicable"] += 1
             for label, outcome in status.items():
                 self._counts[label][outcome] += 1
-        return Score(reward, parts, reward > self.correct_threshold, status)
+        return Score(reward, parts, reward > self.correct_threshold, status, extras)
 
 
 class ScoringSession:
-    """One batch: `add` completions as they arrive, from any thread, then ask for `results`."""
+    """One batch: `add` completions as they arrive, from any thread, then ask for `results`.
+
+    ``metrics`` are the values that functions logged with ``log_metric``, filled by `results`.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self._lock = threading.Lock()
         self._rows: dict[Hashable, tuple[Example, str, Sequence[int] | None]] = {}
         self._verdicts: dict[Hashable, dict[str, Future[Verdict]]] = {}
+        self._extras: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
 
     def add(
         self,
@@ -289,12 +281,17 @@ class ScoringSession:
             completions=[row[1] for row in rows],
             token_ids=None if any(i is None for i in ids) else ids,  # type: ignore[arg-type]
             extras={
-                "trainer_state": self._scorer.trainer_state,
-                "log_extra": self._scorer._log_extra,
-                "log_metric": self._scorer._log_metric,
+                "trainer_state": self._scorer._state(),
+                "log_extra": self._log_extra,
+                "log_metric": self._log_metric,
             },
         )
         columns = self._scorer._run_functions(batch)
+        for column, noted in self._extras.items():
+            if len(noted) != len(keys):
+                raise RewardError(
+                    f"log_extra({column!r}) was given {len(noted)} values for {len(keys)} completions"
+                )
         scores: dict[Hashable, Score] = {}
         for i, key in enumerate(keys):
             verdicts = {
@@ -305,8 +302,17 @@ class ScoringSession:
             values |= {label: column[i] for label, column in columns.items()}
             parts = {label: values[label] for label in self._scorer.labels}
             status = {label: str(verdict.status) for label, verdict in verdicts.items()}
-            scores[key] = self._scorer._combine(parts, status)
+            extras = {column: noted[i] for column, noted in self._extras.items()}
+            scores[key] = self._scorer._combine(parts, status, extras)
         return scores
+
+    def _log_metric(self, name: str, value: float) -> None:
+        with self._lock:
+            self.metrics.setdefault(name, []).append(float(value))
+
+    def _log_extra(self, column: str, values: Sequence[Any]) -> None:
+        with self._lock:
+            self._extras[column] = list(values)  # two functions may note the same column
 
 
 def _result(future: Future[Verdict], label: str, example: Example) -> Verdict:

@@ -31,8 +31,8 @@ class Rollout:
 @dataclass
 class Collected:
     """The groups of one step. ``rows[g]`` of the data, ``examples[g]``, ``rollouts[g]`` and ``demos[g]``
-    belong together. ``refused`` says why they cannot be trained on: a reward or log-probability is not
-    finite."""
+    belong together. ``logged`` are the values that reward functions logged in each process and round.
+    ``refused`` says why they cannot be trained on: a reward or log-probability is not finite."""
 
     rows: list[int] = field(default_factory=list)
     examples: list[TokenizedExample] = field(default_factory=list)
@@ -42,6 +42,7 @@ class Collected:
     score_seconds: float = 0.0
     ahead_seconds: float = 0.0
     sampled_groups: int = 0
+    logged: list[dict[str, list[float]]] = field(default_factory=list)
     refused: str | None = None
 
     def take(self, other: Collected, only_mixed: bool) -> None:
@@ -49,6 +50,7 @@ class Collected:
         self.generate_seconds += other.generate_seconds
         self.score_seconds += other.score_seconds
         self.sampled_groups += len(other.examples)
+        self.logged += other.logged
         for g, rollouts in enumerate(other.rollouts):
             if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:
                 continue
@@ -139,6 +141,7 @@ def collect(
     if problem is not None:
         raise problem
     collected.rollouts = world.merge(mine.rollouts, f"rollouts of step {step + 1}")
+    collected.logged = world.gather(mine.logged, "metrics of rewards")
     collected.generate_seconds = mine.generate_seconds
     # What was left to wait for: verifiers, and other processes.
     collected.score_seconds = time.perf_counter() - start - mine.generate_seconds
@@ -153,6 +156,7 @@ class _Share:
     groups: Sequence[int]
     plans: Sequence[list[tuple[RolloutRequest, tuple[int, ...]]]]
     rollouts: list[list[Rollout]] = field(default_factory=list)
+    logged: dict[str, list[float]] = field(default_factory=dict)
     generate_seconds: float = 0.0
 
     def sample(self, setup: Setup) -> None:
@@ -182,6 +186,7 @@ class _Share:
         except NotFinite as error:
             error.sequences = [sequence for _, _, sequence in drawn]
             raise
+        self.logged = session.metrics
         self.rollouts = [[] for _ in self.examples]
         for r, i, sequence in drawn:
             score = scores[(r, i)]

@@ -24,6 +24,7 @@ from srft.parallel.world import World
 from srft.trainer.collect import Collected, NotFinite, collect
 from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
+from srft.trainer.state import trl_state
 from srft.trainer.train_config import Stage
 from srft.trainer.update import save_refused
 
@@ -93,6 +94,7 @@ class Collector:
         wanted = self.args.train.prompts_per_step
         rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
         kept = Collected()
+        self.setup.scorer.trainer_state = trl_state(self.setup, step)
         try:
             for round_ in range(rounds):
                 rows = self.sampler.next(wanted - len(kept.examples))

@@ -14,6 +14,7 @@ from srft.evaluation.results import EvaluationResult
 from srft.trainer.logs import JsonlLog, read_jsonl
 from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
+from srft.trainer.state import trl_state
 from srft.types import Example, SamplingParams
 
 
@@ -75,6 +76,7 @@ class Evaluator:
         metrics: dict[str, float] = {}
         results: list[EvaluationResult] = []
         for name, data in self._setup.evaluation.items():
+            data.scorer.trainer_state = trl_state(self._setup, step)
             result = evaluate(
                 self._setup.engine,
                 self._setup.policy.tokenizer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ def sample_records(
         texts = [*(r.text for r in rollouts), *(decode(demo.response_ids) for demo in demos)]
         if not sequences:
             continue
+        extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
         figures = _token_figures(policy, method, sequences, progress, token_budget)
         records.append(
             {
@@ -54,11 +55,14 @@ def sample_records(
                         "reward": sequence.reward,
                         "correct": sequence.correct,
                         "truncated": sequence.truncated,
+                        **({"extras": extra} if extra else {}),
                         "token_ids": list(sequence.response_ids),
                         "tokens": [decode([token]) for token in sequence.response_ids],
                         **figure,
                     }
-                    for sequence, text, figure in zip(sequences, texts, figures, strict=True)
+                    for sequence, text, extra, figure in zip(
+                        sequences, texts, extras, figures, strict=True
+                    )
                 ],
             }
         )
@@ -91,6 +95,14 @@ def _token_figures(
                 "loss": _rounded(loss_T[mine]),
             }
     return figures
+
+
+def _plain(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON can hold: whatever functions noted may be any object."""
+    return {
+        name: value if isinstance(value, str | int | float | None) else str(value)
+        for name, value in extras.items()
+    }
 
 
 def token_losses(method: Method, batch: TokenBatch, progress: Progress) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerState
+
+from srft.trainer.setup import Setup
 
 
 @dataclass
@@ -29,6 +35,22 @@ class TrainState:
     seconds: float = 0.0
     best: float | None = None
     alarms: dict[str, int] = field(default_factory=dict)
+
+
+def trl_state(setup: Setup, step: int) -> TrainerState:
+    """What reward functions are given as ``trainer_state`` with the completions of the step that
+    follows ``step`` finished ones; steps are training steps."""
+    train, total = setup.config.train, setup.config.total_steps
+    epochs_a_step = train.prompts_per_step / len(setup.train)
+    return TrainerState(
+        global_step=step,
+        max_steps=total,
+        epoch=step * epochs_a_step,
+        num_train_epochs=math.ceil(total * epochs_a_step),
+        train_batch_size=train.prompts_per_step,
+        is_local_process_zero=int(os.environ.get("LOCAL_RANK", "0")) == 0,
+        is_world_process_zero=setup.world.main,
+    )
 
 
 @dataclass(frozen=True)

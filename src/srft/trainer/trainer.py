@@ -240,9 +240,7 @@ class SRFTTrainer:
             "learning_rate": rate,
             **figures,
             **result.metrics,
-            **mean_metrics(
-                self.world.gather(self.setup.scorer.take_logged(), "metrics of rewards")
-            ),
+            **mean_metrics(collected.logged),
             **phases,
             "time/other": end - start - sum(phases.values()),
             "time/step": end - start,
