@@ -10,10 +10,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from srft.errors import CheckpointError, ModelError
-from srft.model import saving
+from srft.model import saving, weight_files
 from srft.model.loading import (
     autocast_dtype,
     check_vocabulary,
@@ -102,6 +102,18 @@ def test_no_path_is_refused() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"holds no config\.json"):
         load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_transformers_that_has_no_place_to_cut_at_is_warned_of(
+    folder, monkeypatch, caplog
+) -> None:
+    cuts: list[PreTrainedModel] = []
+    load_model(ModelConfig(path=str(folder)), cut=cuts.append)
+    assert len(cuts) == 1 and not caplog.records
+    monkeypatch.setattr(weight_files, "_PLACE", "a_place_of_another_version")
+    load_model(ModelConfig(path=str(folder)), cut=cuts.append)
+    assert len(cuts) == 1 and "every process has read all weights" in caplog.text
+    assert not hasattr(PreTrainedModel, "a_place_of_another_version")
 
 
 def test_an_unknown_name_is_refused(monkeypatch) -> None:

@@ -34,6 +34,7 @@ class FakeServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.lock = threading.Lock()
         self.hang, self.failures, self.refuse, self.deaf = 0.0, 0, False, False
+        self.broken = False
         self.dies_after: int | None = None
         self.asked: Counter[tuple[tuple[int, ...], int]] = Counter()
         self.updates = 0
@@ -149,8 +150,12 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             if self.path == "/inference/v1/generate":
                 self.generate(body)
             elif self.path == "/start_weight_update":
-                self.answer(500 if fake.updating else 200, {"error": "already active"})
-                fake.updating = True
+                # vLLM gives no reason: a trainer cannot tell an open update from anything else.
+                broken = fake.broken and not fake.updating
+                self.answer(500 if broken or fake.updating else 200, {"error": "in the worker"})
+                fake.updating = not broken
+            elif self.path == "/update_weights" and not fake.updating:
+                self.answer(500, {"error": "no update was started"})
             elif self.path == "/update_weights":
                 fake.receive(body["update_info"]["path"])
                 self.answer(200)

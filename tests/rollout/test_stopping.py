@@ -16,7 +16,7 @@ from srft.types import RolloutRequest, SamplingParams
 
 def rule(tokenizer, *stop, end_ids=(), stop_token_ids=()):
     params = SamplingParams(stop=stop, stop_token_ids=stop_token_ids)
-    return StopRule(tokenizer, params, frozenset(end_ids), len(tokenizer) + 5, torch.device("cpu"))
+    return StopRule(tokenizer, params, tuple(end_ids), len(tokenizer) + 5, torch.device("cpu"))
 
 
 def parrot(llama, tokenizer, text):

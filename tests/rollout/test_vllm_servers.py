@@ -212,12 +212,26 @@ def test_an_update_left_open_by_a_killed_trainer_is_taken_over(
     assert generate(engine, requests) == expected(model, tokenizer, requests)
 
 
+def test_an_update_that_cannot_start_says_why(servers, connect):
+    servers[0].broken = True
+    with pytest.raises(
+        RolloutError, match=r"start_weight_update: status 500: .*in the worker.*; then"
+    ):
+        connect(servers[:1], wait_s=0.3, check_every_s=0.05)
+
+
+def test_closing_closes_the_connections(servers, connect):
+    engine = connect(servers)
+    engine.close()
+    assert all(server.http.is_closed for server in engine.servers)
+
+
 def test_a_server_of_another_kind_is_told_from_one_that_is_away(servers, connect, monkeypatch):
     from srft.rollout.client import Server, ServerFailure
 
     def call(self, method, path, body=None, timeout=None):
         if path == "/weight_info":
-            raise ServerFailure("/weight_info: status 404: Not Found")
+            raise ServerFailure("/weight_info: status 404: Not Found", 404)
 
     monkeypatch.setattr(Server, "call", call)
     with pytest.raises(RolloutError, match="no calls for receiving weights; start servers with"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.data.data_config import DataConfig
+from srft.data.end_tokens import end_token_ids
 from srft.data.row_errors import RowError
 from srft.errors import ConfigError, DataError, ModelError
 from srft.types import Example, Message
@@ -404,10 +405,8 @@ class Template:
     def stop_token_ids(self, generation_config: Any = None) -> tuple[int, ...]:
         """Tokens at which sampling must stop: the end token first, then the tokenizer's EOS and
         those of the model's ``generation_config``."""
-        more = getattr(generation_config, "eos_token_id", None)
-        ids = [self.end_token_id, self.tokenizer.eos_token_id]
-        ids += more if isinstance(more, (list, tuple)) else [more]
-        return tuple(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+        ids = (self.end_token_id, *end_token_ids(self.tokenizer, generation_config))
+        return tuple(dict.fromkeys(ids))
 
 
 def _one(results: Sequence[tuple[int, ...] | RowError]) -> tuple[int, ...]:

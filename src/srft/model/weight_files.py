@@ -8,11 +8,13 @@ fused as the architecture wants it.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -21,6 +23,8 @@ from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
 
 from srft.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 Cut = Callable[[nn.Module], None]
@@ -36,7 +40,7 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
 
     Raises ModelError where weights are missing or have another shape than the config says.
     """
-    with quiet_transformers(), _cut_before_reading(cut) as more:
+    with _cut_before_reading(cut) as more, quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, **settings, **more
         )
@@ -78,21 +82,32 @@ def _with_memory(view: DTensor) -> DTensor:
 def _cut_before_reading(cut: Cut | None) -> Iterator[dict[str, Any]]:
     """Lets ``cut`` have the model between its building and the reading of its weights, where
     transformers would distribute it by its own plan. What ``from_pretrained`` has to be told. A version
-    of transformers without that place reads the model whole.
+    of transformers without that place reads the model whole, which a warning says.
     """
-    if cut is None or not hasattr(PreTrainedModel, _PLACE):
+    if cut is None:
         yield {}
         return
+    reached = False
 
     def distribute(cls: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
+        nonlocal reached
+        reached = True
         if _can_be_read_by_rows(model):
             cut(model)
         return model
 
     before = vars(PreTrainedModel).get(_PLACE)
+    known = hasattr(PreTrainedModel, _PLACE)
     setattr(PreTrainedModel, _PLACE, classmethod(distribute))
     try:
-        yield {"distributed_config": {}}  # one of one process
+        yield {"distributed_config": {}} if known else {}  # one of one process
+        if not reached:
+            logger.warning(
+                "transformers %s does not call PreTrainedModel.%s, where the model is cut: every process "
+                "has read all weights into its memory. Take a version that this package was tested with",
+                transformers.__version__,
+                _PLACE,
+            )
     finally:
         if before is None:
             delattr(PreTrainedModel, _PLACE)  # what it inherits is back

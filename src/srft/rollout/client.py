@@ -24,7 +24,12 @@ def connection_settings() -> dict[str, Any]:
 
 
 class ServerFailure(Exception):
-    """A server did not do what was asked. Never a user's concern while another server is up."""
+    """A server did not do what was asked. Never a user's concern while another server is up. ``status``:
+    of its HTTP answer, where it gave one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,13 @@ class Server:
             response = self.http.request(method, self.url + path, json=body, timeout=timeout)
         except httpx2.TransportError as error:
             raise ServerFailure(f"{path}: {type(error).__name__} {error}") from error
-        if response.status_code != 200:
-            raise ServerFailure(f"{path}: status {response.status_code}: {response.text[:300]}")
+        if (status := response.status_code) != 200:
+            raise ServerFailure(f"{path}: status {status}: {response.text[:300]}", status)
         return response.json() if response.content else None
+
+    def close(self) -> None:
+        """Closes the connections; the server goes on running."""
+        self.http.close()
 
     def weight_version(self) -> str:
         """The name of the weights it holds, which also shows that it is well.
@@ -73,7 +82,7 @@ class Server:
         try:
             return str(self.call("GET", "/weight_info")["weight_version"])
         except ServerFailure as error:
-            if "status 404" not in str(error):
+            if error.status != 404:
                 raise
             raise RolloutError(
                 f"{self.url}: this server has no calls for receiving weights; {_HOW}"

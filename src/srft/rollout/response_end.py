@@ -8,21 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from srft.data.end_tokens import end_token_ids
 from srft.types import SamplingParams
 
 STOP_TOKEN, MAY_END_STRING = 1, 2
-
-
-def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """End-of-sequence ids of the model's generation config and of the tokenizer."""
-    found: set[int] = set()
-    generation = getattr(model, "generation_config", None)
-    for value in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(value, int):
-            found.add(value)
-        elif value is not None:
-            found.update(int(v) for v in value)
-    return frozenset(found)
 
 
 class StopRule:
@@ -36,7 +25,7 @@ class StopRule:
         self,
         tokenizer: PreTrainedTokenizerBase,
         params: SamplingParams,
-        end_ids: frozenset[int],
+        end_ids: tuple[int, ...],
         vocabulary: int,
         device: torch.device,
     ) -> None:
@@ -86,7 +75,7 @@ class StopRules:
         self, model: Any, params: SamplingParams, vocabulary: int, device: torch.device
     ) -> StopRule:
         """The rule for these stop strings and ids and the model's end-of-sequence ids."""
-        ends = end_token_ids(model, self.tokenizer)
+        ends = end_token_ids(self.tokenizer, getattr(model, "generation_config", None))
         key = (params.stop, params.stop_token_ids, ends, vocabulary, device)
         if key not in self._kept:
             self._kept[key] = StopRule(self.tokenizer, params, ends, vocabulary, device)

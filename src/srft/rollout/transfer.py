@@ -94,14 +94,22 @@ class MemoryTransfer:
         timeout = self.config.update_timeout_s
         post = lambda path, body=None: server.call("POST", path, body, timeout)  # noqa: E731
         post("/init_weight_transfer_engine", {"init_info": {}})
+        refused: ServerFailure | None = None
         try:
             post("/start_weight_update")
         except ServerFailure as failure:
-            # A trainer that was killed amid an update left it open: ours goes on in its place.
-            if "already" not in str(failure) and "status 500" not in str(failure):
+            # vLLM's answer where a trainer that was killed left its update open, and where anything else
+            # is wrong. Ours goes on in the open one's place; if there is none, that fails and this is why.
+            if failure.status != 500:
                 raise
-        post("/update_weights", {"update_info": {"path": str(self.path)}})
-        post("/finish_weight_update", {"weight_version": version})
+            refused = failure
+        try:
+            post("/update_weights", {"update_info": {"path": str(self.path)}})
+            post("/finish_weight_update", {"weight_version": version})
+        except ServerFailure as failure:
+            raise (
+                failure if refused is None else ServerFailure(f"{refused}; then {failure}")
+            ) from failure
         # Keys and values of prompts were computed with the old weights.
         post("/reset_prefix_cache")
 

@@ -44,13 +44,13 @@ class VLLMServerEngine:
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.stop_rules = StopRules(tokenizer)
-        self.servers = [Server(url, config.server) for url in config.servers]
         device = next(model.parameters()).device
         dtype = engine_dtype(config.vllm, device.type)
         self.rank = distributed.get_rank() if _ranks() > 1 else 0
         self.transfer = build_transfer(
             config.server, lambda: named_weights(model, dtype), device, sender=self.rank == 0
         )
+        self.servers = [Server(url, config.server) for url in config.servers]
         self.run, self.updates, self.version = uuid.uuid4().hex[:8], 0, ""
         try:
             self.update_weights(wait_for_all=True)
@@ -192,8 +192,10 @@ class VLLMServerEngine:
         self.transfer.send_again(server, self.version)
 
     def close(self) -> None:
-        """Forget the servers; they go on running."""
+        """Closes the connections to the servers, which go on running."""
         self.transfer.close()
+        for server in self.servers:
+            server.close()
 
 
 def _ranks() -> int:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from srft.data.end_tokens import end_token_ids
 from srft.errors import RolloutError
 from srft.rollout.requests import check_finite, computes_in_float32
-from srft.rollout.response_end import StopRule, end_token_ids
+from srft.rollout.response_end import StopRule
 from srft.rollout.rollout_config import VLLMConfig
 from srft.types import Completion, SamplingParams
 
@@ -24,7 +25,8 @@ def sampling_fields(
     decodes only where it has to look for stop strings.
     """
     stops = [text for text in params.stop if text]
-    ends = {*end_token_ids(model, tokenizer), *params.stop_token_ids}
+    generation = getattr(model, "generation_config", None)
+    ends = {*end_token_ids(tokenizer, generation), *params.stop_token_ids}
     return {
         "n": 1,
         "temperature": params.temperature,

@@ -1,0 +1,118 @@
+"""Private symbols of other packages that this one relies on: each is named here, and each exists.
+
+A new version of torch, transformers, peft or vLLM that drops one fails here first, by name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.toys import tiny_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+SOURCE = Path(__file__).parent.parent / "src/srft"
+
+
+def _mkldnn(name: str) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("PyTorch without oneDNN")
+    return hasattr(torch.ops.mkldnn, name)
+
+
+def _checkpointed() -> PreTrainedModel:
+    model = tiny_model("llama")
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _vllm_registry() -> bool:
+    factory = pytest.importorskip("vllm.distributed.weight_transfer.factory")
+    return isinstance(factory.WeightTransferEngineFactory._registry, dict)
+
+
+def _set_attention() -> bool:
+    config = tiny_model("llama").config
+    config._attn_implementation_internal = "eager"
+    return config._attn_implementation == "eager"
+
+
+KNOWN: dict[str, Callable[[], bool]] = {
+    # torch
+    "_buffers": lambda: "_buffers" in vars(nn.Linear(1, 1)),
+    "_cdata": lambda: isinstance(torch.zeros(1).untyped_storage()._cdata, int),
+    "_compiled_call_impl": lambda: nn.Linear(1, 1)._compiled_call_impl is None,
+    "_foreach_add": lambda: torch._foreach_add([torch.ones(1)], [torch.ones(1)])[0].item() == 2,
+    "_forward_hooks": lambda: "_forward_hooks" in vars(nn.Linear(1, 1)),
+    "_forward_pre_hooks": lambda: "_forward_pre_hooks" in vars(nn.Linear(1, 1)),
+    "_linear_pointwise": lambda: _mkldnn("_linear_pointwise"),
+    "_orig_mod": lambda: hasattr(torch.compile(nn.Linear(1, 1)), "_orig_mod"),
+    "_parameters": lambda: "_parameters" in vars(nn.Linear(1, 1)),
+    "_reorder_linear_weight": lambda: _mkldnn("_reorder_linear_weight"),
+    "_subclasses": lambda: hasattr(torch._subclasses.fake_tensor, "FakeTensorMode"),
+    # transformers
+    "_attn_implementation": _set_attention,
+    "_attn_implementation_internal": _set_attention,
+    "_can_set_attn_implementation": lambda: tiny_model("llama")._can_set_attn_implementation(),
+    "_gradient_checkpointing_func": lambda: (
+        "_gradient_checkpointing_func" in vars(_checkpointed().model)
+    ),
+    "_model_mapping": lambda: (
+        type(tiny_model("llama").config) in AutoModelForCausalLM._model_mapping
+    ),
+    "_no_split_modules": lambda: "LlamaDecoderLayer" in tiny_model("llama")._no_split_modules,
+    "_require_grads_hook": lambda: hasattr(_checkpointed(), "_require_grads_hook"),
+    "_supports_flash_attn": lambda: tiny_model("llama")._supports_flash_attn is True,
+    # no underscore, but no documented place either: where weights are cut before they are read
+    "maybe_distribute_model": lambda: callable(PreTrainedModel.maybe_distribute_model),
+    # vLLM
+    "_registry": _vllm_registry,
+}
+STANDARD_LIBRARY = {"_exit"}
+
+
+def _defined(tree: ast.AST) -> Iterator[str]:
+    """Names that this package gives to functions, classes, variables and attributes of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for part in ast.walk(target):
+                    if isinstance(part, ast.Name):
+                        yield part.id
+                    elif isinstance(part, ast.Attribute) and ast.unparse(part.value) == "self":
+                        yield part.attr
+
+
+def _used(tree: ast.AST) -> Iterator[str]:
+    """Attributes, imported names, and strings that could name an attribute."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("srft"):
+            yield from (node.module or "").split(".")
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (part for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_every_private_symbol_that_is_used_is_named() -> None:
+    trees = [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
+    own = {name for tree in trees for name in _defined(tree)}
+    used = {name for tree in trees for name in _used(tree) if name.isidentifier()}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    foreign = private - own - STANDARD_LIBRARY
+    assert foreign == {name for name in KNOWN if name.startswith("_")}
+    assert set(KNOWN) <= used
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_exists(name: str) -> None:
+    assert KNOWN[name]()
