@@ -94,7 +94,7 @@ def test_dry_run_prints_the_resolved_recipe_and_trains_nothing(srft, tmp_path):
 @pytest.mark.parametrize(
     ("override", "code", "words"),
     [
-        ("train.stepz=3", 2, ["train.stepz", "did you mean steps"]),
+        ("train.stepz=3", 2, ["train.stepz", "did you mean 'steps'"]),
         ("method=srtf", 2, ["srtf", "srft"]),
         ("train.steps=0", 2, ["train.steps", "greater than or equal to 1"]),
         ("objective.gate=0.5", 2, ["gate", "srft"]),
@@ -106,7 +106,7 @@ def test_dry_run_prints_the_resolved_recipe_and_trains_nothing(srft, tmp_path):
         ("evaluation.every_steps=1", 2, ["no evaluation data", "data.eval"]),
         ("data.train={", 2, ["data.train={", "not YAML"]),
         ("train.learning_rate=.inf", 2, ["train.learning_rate", "finite"]),
-        ("alarms.no-rewards.steps=3", 2, ["no-rewards", "did you mean no-reward"]),
+        ("alarms.no-rewards.steps=3", 2, ["no-rewards", "did you mean 'no-reward'"]),
         ("reward=maths", 2, ["maths", "math"]),
         ("train.device=cuda", 2, ["no GPU", "cpu"]),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from srft.config import load_config
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 from srft.trainer.main import QUICKSTART
 from srft.trainer.trainer import SRFTTrainer
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srft import SRFTConfig, SRFTTrainer
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 
 
 def test_the_trainer_takes_a_model_a_dataset_and_a_function(recipe, rows, tiny_model):

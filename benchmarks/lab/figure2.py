@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from srft.experiments.arm_results import t_interval
+from srft.runs.files import markdown_grid
 
 BASE = "lab"
 FIGURES = {
@@ -98,13 +99,12 @@ def table(result: Mapping[str, Any]) -> str:
     """One row for each author and model: means over seeds, ± half of the 95 % t interval for the share
     of changed tokens."""
     head = ["scored: outputs of", "model", *FIGURES.values()]
-    rows = [head, ["---", "---", *["---:"] * len(FIGURES)]]
+    rows = []
     for author, models in result["shifts"].items():
         for arm, figures in models.items():
             cells = [_cell(name, values) for name, values in figures.items()]
             rows.append([author, arm.replace("-then-", "->"), *cells])
-    grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"{grid}\n\nSeeds: {result['seeds']}."
+    return f"{markdown_grid(head, rows, texts=2)}\n\nSeeds: {result['seeds']}."
 
 
 def _cell(name: str, values: Sequence[float]) -> str:

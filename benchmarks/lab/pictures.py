@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srft.report.plots import CYCLE, PALETTE, plain_text, style
+from srft.runs.files import is_number, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,8 +141,7 @@ def _series(folder: Path, key: str) -> dict[int, float]:
     """Step -> value of one metric, or of the accuracy of evaluations."""
     name, field = ("evaluation", "accuracy") if key == "evaluation" else ("metrics", key)
     path = folder / f"{name}.jsonl"
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
-    return {row["step"]: row[field] for row in rows if isinstance(row.get(field), int | float)}
+    return {row["step"]: row[field] for row in read_jsonl(path) if is_number(row.get(field))}
 
 
 def _save(figure: Any, out: Path) -> None:

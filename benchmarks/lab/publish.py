@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.lab import figure2
 
 from srft.errors import ConfigError
+from srft.runs.files import markdown_grid
 
 _BLOCK = re.compile(
     r"(<!-- lab(?P<short>-short)?: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL
@@ -93,7 +94,6 @@ def table(result: Mapping[str, Any], wanted: Sequence[str] = (), short: bool = F
         )
     reference = result["reference"]
     rows = [_head(reference, short)]
-    rows.append(["---", *["---:"] * (len(rows[0]) - 1)])
     for name in wanted or arms:
         arm = arms[name]
         row = [f"**{name}**" if name == reference else name]
@@ -106,7 +106,7 @@ def table(result: Mapping[str, Any], wanted: Sequence[str] = (), short: bool = F
         if not short:
             row += [f"{arm[kind] / 1000:.0f}k" for kind in ("sampled_tokens", "trained_tokens")]
         rows.append([*row, f"{arm['flops'] / 1e12:.2f}"])
-    grid = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    grid = markdown_grid(rows[0], rows[1:], texts=1)
     return f"{grid}\n\n{_seeds([arms[name] for name in wanted or arms])}"
 
 

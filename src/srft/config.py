@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srft.data.data_config import DataConfig
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.model.model_config import ModelConfig
 from srft.objective.switches import Switches
@@ -211,12 +210,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*.yaml")], n=1
-        )
-        raise ConfigError(
-            f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")
-        )
+        beside = [p.name for p in path.parent.glob("*.yaml")]
+        raise ConfigError(f"{path}: no such recipe{did_you_mean(path.name, beside)}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -236,8 +231,8 @@ def _explain(item: Any) -> str:
         message = str(item["msg"]).removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
     fields = _fields_at(SRFTConfig, item["loc"][:-1])
-    near = difflib.get_close_matches(str(item["loc"][-1]), fields, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
+    known = f"; known here: {', '.join(sorted(fields))}"
+    hint = did_you_mean(str(item["loc"][-1]), fields, known, cutoff=0.5)
     return f"{key}: unknown key{hint}"
 
 

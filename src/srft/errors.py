@@ -6,11 +6,20 @@ All inherit :class:`SRFTError`, and also the standard exception a caller would e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from srft.types import TrainingSequence
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6
+) -> str:
+    """``; did you mean 'grpo'?`` where ``known`` words are near, else ``otherwise``."""
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 
 class SRFTError(Exception):

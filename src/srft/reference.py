@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from srft.config import SRFTConfig
+from srft.runs.files import markdown_grid
 
 _INTRO = """# Configuration
 
@@ -30,22 +31,17 @@ def reference() -> str:
         name, model = todo.pop(0)
         title = f"`{name}`" if name else "Top level"
         about = " ".join((model.__doc__ or "").split())
-        parts.append(
-            f"## {title}\n\n{about}\n\n| key | type | default | what it is |\n|---|---|---|---|"
-        )
+        rows = []
         for key, field in model.model_fields.items():
-            parts.append(_row(key, field))
+            text = (f"`{key}`", _type(field.annotation), _default(field), field.description or "")
+            rows.append(text)
             nested = _nested(field.annotation)
             path = f"{name}.{key}" if name else key
             if nested is not None and not any(nested is seen for _, seen in todo):
                 todo.append((path, nested))
-        parts.append("")
+        grid = markdown_grid(("key", "type", "default", "what it is"), rows)
+        parts.append(f"## {title}\n\n{about}\n\n{grid}\n")
     return "\n".join(parts)
-
-
-def _row(key: str, field: FieldInfo) -> str:
-    cells = (f"`{key}`", _type(field.annotation), _default(field), field.description or "")
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _type(annotation: Any) -> str:

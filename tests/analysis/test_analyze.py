@@ -183,8 +183,8 @@ def test_the_limit_draws_whole_prompts_of_each_kind_and_repeats_itself(tmp_path)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt": "a"', "r.jsonl:2: not JSON"),
-        ("[1]", "r.jsonl:2: a row is an object"),
+        ('{"prompt": "a"', "r.jsonl:2: not a JSON object"),
+        ("[1]", "r.jsonl:2: not a JSON object"),
         ('{"prompt": "a", "response": 3}', "r.jsonl:2: `response` holds int"),
         ('{"response": "b"}', "r.jsonl:2: no `prompt`"),
         ('{"prompt": "a"}', "r.jsonl:2: no `response`"),

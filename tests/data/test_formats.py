@@ -151,7 +151,7 @@ def test_an_unknown_format_proposes_the_line_that_maps_it():
 
 def test_a_mapped_column_that_is_nowhere_proposes_the_nearest():
     message = refusal({"question_text": "p"}, columns={"prompt": "question_txt"})
-    assert "data.columns.prompt" in message and "did you mean `question_text`?" in message
+    assert "data.columns.prompt" in message and "did you mean 'question_text'?" in message
     assert "data.columns names `reply`" in refusal({"prompt": "p"}, columns={"reply": "prompt"})
 
 

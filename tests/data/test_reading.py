@@ -141,7 +141,7 @@ def test_limit_reads_no_further(tmp_path):
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     write(tmp_path / "train.jsonl", ROW)
-    assert "did you mean `train.jsonl`?" in refusal(tmp_path / "trian.jsonl")
+    assert "did you mean 'train.jsonl'?" in refusal(tmp_path / "trian.jsonl")
     assert "there is no folder" in refusal(tmp_path / "nowhere" / "a.jsonl")
 
 

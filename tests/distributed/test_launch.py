@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from srft.runs.files import read_jsonl
 from srft.trainer.checkpoint import list_checkpoints
-from srft.trainer.logs import read_jsonl
 
 
 def launch(*arguments: str) -> subprocess.Popen:

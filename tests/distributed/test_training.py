@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.distributed import work
 from tests.distributed.ranks import finish, on_ranks, start
 
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 
 # Names of runs, and what each adds to the recipe. Three prompts a step on two processes: one has two
 # prompts and the other one, with demonstrations for some only.

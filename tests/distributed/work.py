@@ -22,9 +22,9 @@ from srft.model.model_config import ModelConfig
 from srft.parallel.parallel_config import ParallelConfig
 from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole, whole_copy
 from srft.parallel.world import join_world
+from srft.runs.files import read_jsonl
 from srft.trainer import update as update_module
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
-from srft.trainer.logs import read_jsonl
 from srft.trainer.models import build_policy
 from srft.trainer.optimization import build_optimizer
 from srft.trainer.train_config import TrainConfig

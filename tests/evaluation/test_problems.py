@@ -34,7 +34,7 @@ def test_resolve_expands_suites_once_and_forgives_spelling():
         "gpqa_diamond",
     ]
     assert [b.name for b in resolve(["lab"])] == ["lab", "lab_ood"]
-    with pytest.raises(ConfigError, match="Did you mean 'math500'"):
+    with pytest.raises(ConfigError, match="did you mean 'math500'"):
         resolve(["math50"])
 
 

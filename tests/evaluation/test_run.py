@@ -135,7 +135,7 @@ def test_max_tokens_are_lowered_to_the_context_and_this_is_said(engine, tmp_path
 def test_nothing_to_evaluate_on_is_said_before_a_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
         evaluate_model("/no/model", EvaluationConfig(), tmp_path)
-    with pytest.raises(ValueError, match="Did you mean 'math5'"):
+    with pytest.raises(ValueError, match="did you mean 'math5'"):
         EvaluationConfig(suites=["maths5"])
     with pytest.raises(ValueError, match="not both"):
         EvaluationConfig(suites=["lab"], dataset="x")

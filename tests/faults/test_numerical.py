@@ -14,10 +14,10 @@ from srft.config import parse_config
 from srft.errors import AlarmError, CheckpointError, ConfigError, ModelError, NumericalError
 from srft.model import policy as policy_module
 from srft.report.gather import gather_summary
-from srft.report.runs import read_runs
+from srft.runs.files import read_jsonl
+from srft.runs.reading import read_runs
 from srft.trainer import checkpoint as checkpoints
 from srft.trainer.alarms import BUILT_IN, Alarm, raised
-from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 from srft.types import Completion
 
@@ -252,7 +252,7 @@ def test_recipes_change_rules_and_add_their_own():
         update={"steps": 2, "action": "stop"}
     )
     assert config.alarms["slow"].at_least == 60 and len(config.alarms) == len(BUILT_IN) + 1
-    with pytest.raises(ConfigError, match="did you mean no-reward"):
+    with pytest.raises(ConfigError, match="did you mean 'no-reward'"):
         parse_config({"alarms": {"no-rewards": {"steps": 2}}})
     with pytest.raises(ConfigError, match="at_least or at_most"):
         parse_config({"alarms": {"slow": {"metric": "time/score"}}})

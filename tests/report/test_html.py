@@ -106,7 +106,7 @@ def test_no_run_is_refused():
 
 def test_long_runs_are_thinned_but_keep_their_totals(make_run):
     from srft.report.gather import _curves
-    from srft.report.runs import read_run
+    from srft.runs.reading import read_run
 
     run = read_run(make_run(steps=300))
     curves = _curves(run, 100)

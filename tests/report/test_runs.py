@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from srft.errors import DataError
-from srft.report.runs import group_by_method, iterate_samples, read_run, read_runs
+from srft.runs.reading import group_by_method, iterate_samples, read_run, read_runs
 
 
 def test_a_finished_run_is_read_without_notes(make_run):

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from srft.report.packed_samples import align_tokens, pack_samples, pack_streams
-from srft.report.runs import iterate_samples, read_run
+from srft.runs.reading import iterate_samples, read_run
 
 
 def unpack(block: bytes) -> tuple[dict, np.ndarray, dict[str, np.ndarray]]:

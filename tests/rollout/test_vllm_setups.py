@@ -18,7 +18,7 @@ from srft.model.model_config import ModelConfig
 from srft.rollout.check import gaps
 from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 from srft.types import RolloutRequest, SamplingParams
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from srft.errors import ConfigError
+from srft.runs.files import read_jsonl
 from srft.trainer import trainer as trainer_module
 from srft.trainer.evaluating import Evaluator, measured
-from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
 
@@ -57,5 +57,5 @@ def test_the_best_model_is_the_one_of_the_best_evaluation(
 
 def test_a_figure_that_is_not_measured_is_refused_before_training(recipe):
     evaluation = {"every_steps": 2, "best_metric": "lab/accuracy/chian"}
-    with pytest.raises(ConfigError, match="did you mean lab/accuracy/chain"):
+    with pytest.raises(ConfigError, match="did you mean 'lab/accuracy/chain'"):
         SRFTTrainer(args=recipe(data={"eval": "lab", "eval_limit": 6}, evaluation=evaluation))

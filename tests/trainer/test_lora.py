@@ -13,8 +13,8 @@ from srft.evaluation.open_model import find_model
 from srft.model.adapters import has_adapters
 from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
+from srft.runs.files import read_jsonl
 from srft.trainer import trainer as trainer_module
-from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
 peft = pytest.importorskip("peft")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from srft.objective.methods import METHODS
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
 

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from srft.errors import CheckpointError, ConfigError
+from srft.runs.files import read_jsonl
 from srft.trainer import checkpoint as checkpoints
 from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
-from srft.trainer.logs import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
 

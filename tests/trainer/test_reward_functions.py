@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from srft.trainer.logs import read_jsonl
+from srft.runs.files import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srft.errors import ConfigError
-from srft.trainer.logs import open_tracker
+from srft.trainer.trackers import open_tracker
 
 
 def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:

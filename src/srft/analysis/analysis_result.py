@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from srft.analysis.dynamics import Dynamics
 from srft.analysis.shift import Shift
-from srft.report.runs import Record
+from srft.runs.files import Record
 
 if TYPE_CHECKING:
     from srft.analysis.gradient import GradientView

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,8 @@ from srft.analysis.shift import THRESHOLD, Shift, summarize
 from srft.analysis.words import token_class
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
-from srft.report.runs import Record, Run, read_runs
+from srft.runs.files import Record, to_json, write_whole
+from srft.runs.reading import Run, read_runs
 
 if TYPE_CHECKING:
     from srft.analysis.distributions import TokenShift
@@ -282,19 +282,6 @@ def _records(
 
 
 def _write(result: AnalysisResult) -> list[Path]:
-    result.out.mkdir(parents=True, exist_ok=True)
     path = result.out / "analysis.json"
-    text = json.dumps(_plain(result.to_json()), indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, to_json(result.to_json(), indent=1, default=str) + "\n")
     return [path, write_page(result, result.out / "analysis.html")]
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, become null; paths become text."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value

@@ -22,7 +22,7 @@ from srft.analysis.distributions import token_logprobs
 from srft.analysis.opened_models import Source, checkpoints_of, find_model, load, restore
 from srft.analysis.responses import TokenizedResponse
 from srft.model.model_config import holds_model
-from srft.report.runs import Run, group_by_method
+from srft.runs.reading import Run, group_by_method
 
 DEMONSTRATIONS = "demonstrations"
 

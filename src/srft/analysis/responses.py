@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ from typing import Any
 
 from srft.data.data_config import DataConfig
 from srft.errors import DataError
-from srft.report.runs import is_number
+from srft.runs.files import is_number, jsonl_lines
+from srft.runs.run_dir import RunDir
 from srft.types import Example
 
 _RESPONSE_KEYS = ("response", "responses", "completion", "completions", "output")
@@ -108,21 +108,10 @@ def _read(place: str | Path, first_group: int) -> list[Response]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}:{number}: not JSON ({error}); mend or remove the line"
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}:{number}: a row is an object of columns, not {type(row).__name__}"
-                )
-            yield f"{path}:{number}", row
+    for number, row in jsonl_lines(path, growing=path.name == RunDir(path.parent).samples.name):
+        if isinstance(row, ValueError):
+            raise DataError(f"{path}:{number}: not a JSON object ({row}); fix or remove the line")
+        yield f"{path}:{number}", row
 
 
 def _is_sample(row: dict[str, Any]) -> bool:

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from srft.data.row_errors import Problems
-from srft.errors import DataError
+from srft.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -308,6 +307,5 @@ def missing_file(path: Path) -> DataError:
     if not folder.is_dir():
         return DataError(f"{path}: no such file, and there is no folder {folder} either")
     names = [entry.name for entry in folder.iterdir()]
-    near = get_close_matches(path.name, names, n=3)
-    hint = f"; did you mean {_names(near)}?" if near else f"; look into the folder {folder}"
+    hint = did_you_mean(path.name, names, f"; look into the folder {folder}", most=3)
     return DataError(f"{path}: no such file{hint}")

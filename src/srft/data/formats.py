@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from srft.data.row_errors import RowError
-from srft.errors import DataError
+from srft.errors import DataError, did_you_mean
 from srft.types import Example, Message
 
 ROLES = ("system", "user", "assistant")
@@ -153,8 +153,7 @@ def _override(
         )
     for role, path in mapping.items():
         if all(lookup(row, path) is MISSING for row in rows):
-            near = get_close_matches(path, _paths(columns), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(path, _paths(columns), ".")
             raise DataError(
                 f"{source}: data.columns.{role}: no row has a column `{path}`{hint} Columns found: "
                 f"{_quoted(columns)}"

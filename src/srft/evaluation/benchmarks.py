@@ -7,12 +7,11 @@ avg@32 for AIME and AMC, pass@1 for the others, options of multiple-choice quest
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 from srft.lab.tasks import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
 Layout = Literal["plain", "answer_list", "letters", "gpqa", "mmlu_pro", "arc"]
@@ -208,10 +207,9 @@ def resolve(names: Iterable[str]) -> list[Benchmark]:
         name = given.strip().lower().replace("-", "_")
         if name not in SUITES and name not in BENCHMARKS:
             known = [*SUITES, *BENCHMARKS]
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
-                f"Unknown benchmark or suite {given!r}.{hint} Suites: {', '.join(SUITES)}; "
+                f"unknown benchmark or suite {given!r}{did_you_mean(name, known, '.')} "
+                f"Suites: {', '.join(SUITES)}; "
                 f"benchmarks: {', '.join(BENCHMARKS)}."
             )
         for member in SUITES.get(name, (name,)):

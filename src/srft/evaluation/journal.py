@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from srft.errors import ConfigError, DataError
 from srft.evaluation.results import Sample
+from srft.runs.files import jsonl_lines
 
 FORMAT = 1
 
@@ -89,17 +90,18 @@ class Journal:
         if whole < len(data):  # the last line was torn when the run was killed
             with path.open("r+b") as file:
                 file.truncate(whole)
-        # Not splitlines(), which would also split at separators that JSON leaves as they are.
-        lines = data[:whole].decode("utf-8").split("\n")[:-1]
-        if not lines:
+        lines = jsonl_lines(path)
+        _, header = next(lines, (1, None))
+        if header is None:
             return False
-        _check_settings(path, lines[0], settings)
-        for number, line in enumerate(lines[1:], start=2):
+        _check_settings(path, header, settings)
+        for number, row in lines:
             try:
-                row = json.loads(line)
+                if isinstance(row, ValueError):
+                    raise row
                 key = row.pop("id"), row.pop("prompt"), row["index"]
                 self._entries[key] = Sample(**row)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}:{number}: not a judged sample ({error}). Remove that line, or the "
                     "file to evaluate anew."
@@ -107,14 +109,14 @@ class Journal:
         return True
 
 
-def _check_settings(path: Path, line: str, settings: Mapping[str, Any]) -> None:
-    try:
-        header = json.loads(line)
-        there, version = header["settings"], header["format"]
-    except (ValueError, KeyError, TypeError) as error:
+def _check_settings(
+    path: Path, header: Mapping[str, Any] | ValueError, settings: Mapping[str, Any]
+) -> None:
+    if isinstance(header, ValueError) or not {"settings", "format"} <= header.keys():
         raise DataError(
             f"{path}:1: not a file of evaluation samples. Choose another output folder."
-        ) from error
+        )
+    there, version = header["settings"], header["format"]
     if version != FORMAT:
         raise DataError(f"{path}:1: format {version}, this version reads {FORMAT}.")
     keys = sorted({*there, *settings})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES
+from srft.runs.files import markdown_grid
 
 Results = Mapping[str, Any]
 
@@ -210,18 +211,19 @@ def markdown(results: Sequence[Results]) -> str:
         lines += [f"Note: {note}", ""]
     for table in tables:
         lines += [f"## {table.title}", ""]
-        lines.append(f"| {table.corner} | " + " | ".join(map(_escape, table.heads)) + " |")
-        lines.append("|---" * (len(table.heads) + 1) + "|")
-        for label, quoted, cells in table.rows:
-            name = f"*{_escape(label)}*" if quoted else _escape(label)
-            texts = [_markdown_cell(cell, quoted) for cell in cells]
-            lines.append(f"| {name} | " + " | ".join(texts) + " |")
-        lines.append("")
+        rows = [
+            [
+                f"*{_escape(label)}*" if quoted else _escape(label),
+                *(_markdown_cell(cell, quoted) for cell in cells),
+            ]
+            for label, quoted, cells in table.rows
+        ]
+        lines += [markdown_grid([table.corner, *map(_escape, table.heads)], rows), ""]
     return "\n".join([*lines, *_legend(results, tables)]) + "\n"
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
+    return text.replace("*", "\\*")
 
 
 def _markdown_cell(cell: Cell, quoted: bool) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,8 @@ from srft.evaluation.results import EvaluationResult
 from srft.model.model_config import ModelConfig
 from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
+from srft.runs.environment import environment
+from srft.runs.files import to_json, write_whole
 from srft.types import Example, SamplingParams, TokenizedExample
 
 FORMAT = 1
@@ -102,7 +101,7 @@ def evaluate_model(
             "device": loaded.description,
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),
-            "environment": _environment(),
+            "environment": environment(),
             "sources": {one_set.benchmark.name: one_set.source for one_set in sets},
         }
         earlier = _earlier(folder, about["weights"])
@@ -136,9 +135,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
 def write_tables(results: Sequence[Mapping[str, Any]], folder: str | Path) -> Path:
     """tables.md and tables.html of one or several models' results; returns the HTML file."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "tables.md", result_tables.markdown(results))
-    _replace(folder / "tables.html", result_tables.html_page(results))
+    write_whole(folder / "tables.md", result_tables.markdown(results))
+    write_whole(folder / "tables.html", result_tables.html_page(results))
     return folder / "tables.html"
 
 
@@ -324,28 +322,9 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     return averages
 
 
-def _environment() -> dict[str, Any]:
-    names = ("srft", "torch", "transformers", "math-verify", "numpy")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = version(name)
-        except ImportError:  # PackageNotFoundError: run from a source tree
-            versions[name] = "source"
-    return {"python": platform.python_version(), "machine": platform.platform(), **versions}
-
-
 def _write(folder: Path, summary: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "results.json", to_json(summary, indent=1) + "\n")
     write_tables([summary], folder)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from srft.evaluation.accuracy_statistics import Interval, interval_over_problems
 from srft.experiments.experiment import Experiment
 from srft.experiments.process import FINISHED, GREEDY, Job, Ledger
 from srft.lab import OUT_OF_DISTRIBUTION, TASK_SETS
+from srft.runs.files import read_jsonl
 
 PARTS = ("in", "out")
 """In and out of distribution. Problems that are not of the lab all count as in."""
@@ -192,13 +192,13 @@ def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
 def read_figures(job: Job, untrained: bool = False) -> RunFigures:
     """The figures of a finished run; those of the base model have no costs."""
     marks = json.loads((job.folder / FINISHED).read_text())
-    metrics = _lines(job.folder / "metrics.jsonl")
-    evaluations = _lines(job.folder / "evaluation.jsonl")
+    metrics = read_jsonl(job.folder / "metrics.jsonl")
+    evaluations = read_jsonl(job.folder / "evaluation.jsonl")
     step = max(e["step"] for e in evaluations)
     # A run stopped after its last evaluation evaluates again when it goes on: the later one counts.
     at_step = {record["name"]: record for record in evaluations if record["step"] == step}
     outside = _outside(job)
-    greedy = _lines(job.folder / GREEDY) if (job.folder / GREEDY).is_file() else []
+    greedy = read_jsonl(job.folder / GREEDY)
     end = {} if untrained else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
@@ -241,10 +241,6 @@ _LAST = {
     "entropy": "rollout/entropy",
     "length": "rollout/length_mean",
 }
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from srft.experiments.arm_results import ArmFigures, Difference, Estimate, ExperimentResult
+from srft.runs.files import markdown_grid, to_json, write_whole
 
 _PARTS = {"in": "in distribution", "out": "out of distribution"}
 _MARKS = {"ahead": "▲", "behind": "▼", "open": ""}
@@ -29,10 +29,8 @@ COSTS = (
 
 def write_tables(result: ExperimentResult, folder: Path) -> None:
     """results.json and tables.md in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result.as_json(), indent=1, ensure_ascii=False, default=str)
-    (folder / "results.json").write_text(text, encoding="utf-8")
-    (folder / "tables.md").write_text(markdown(result), encoding="utf-8")
+    write_whole(folder / "results.json", to_json(result.as_json(), indent=1, default=str))
+    write_whole(folder / "tables.md", markdown(result))
 
 
 def markdown(result: ExperimentResult) -> str:
@@ -41,12 +39,19 @@ def markdown(result: ExperimentResult) -> str:
     blocks = [f"### {result.experiment.title}", f"{setting}."]
     if result.arms:
         blocks += [
-            _grid(*accuracy_rows(result)),
+            markdown_grid(*accuracy_rows(result), texts=1),
             READING.format(reference=result.experiment.reference),
         ]
         if any(arm.greedy for arm in result.arms):
-            blocks += ["Decoded greedily:", _grid(*accuracy_rows(result, greedy=True))]
-        blocks += [_grid(*family_rows(result.arms)), _grid(*cost_rows(result.arms)), COSTS]
+            blocks += [
+                "Decoded greedily:",
+                markdown_grid(*accuracy_rows(result, greedy=True), texts=1),
+            ]
+        blocks += [
+            markdown_grid(*family_rows(result.arms), texts=1),
+            markdown_grid(*cost_rows(result.arms), texts=1),
+            COSTS,
+        ]
     if result.failed:
         blocks.append(
             "Failed:\n" + "\n".join(f"- {n}: {e.splitlines()[0]}" for n, e in result.failed.items())
@@ -140,11 +145,6 @@ def cost_rows(arms: Sequence[ArmFigures]) -> Rows:
 
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))
 
 
 def render(result: ExperimentResult) -> Table:

@@ -21,6 +21,7 @@ import yaml
 
 from srft.config import SRFTConfig, parse_config
 from srft.evaluation.open_model import find_model, weights_digest
+from srft.runs.files import to_json, write_whole
 from srft.trainer.setup import build_methods
 
 FINISHED = "finished.json"
@@ -144,16 +145,14 @@ def _evaluate_greedily(trainer: Any, folder: Path) -> None:
             result = evaluate(
                 setup.engine, trainer.tokenizer, data.problems, scorer, params, n=1, name=name
             )
-            lines.append(json.dumps(record(result, trainer.state.step, settings.confidence)))
-    (folder / GREEDY).write_text("\n".join(lines) + "\n")
+            lines.append(to_json(record(result, trainer.state.step, settings.confidence)))
+    write_whole(folder / GREEDY, "\n".join(lines) + "\n")
 
 
 def _mark_finished(folder: Path, digest: str, model: Any) -> None:
     refused = len(list((folder / "refused").glob("*.pt")))
     figures = {"digest": digest, "parameters": compute_parameters(model), "refused": refused}
-    temporary = folder / f"{FINISHED}.tmp"
-    temporary.write_text(json.dumps(figures))
-    temporary.replace(folder / FINISHED)
+    write_whole(folder / FINISHED, json.dumps(figures))
 
 
 def compute_parameters(model: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import queue
 import shutil
@@ -39,6 +38,7 @@ from srft.experiments.process import (
     finished_digest,
     recipe_digest,
 )
+from srft.runs.files import read_jsonl
 from srft.trainer.clean_stop import StopRequest
 from srft.trainer.setup import build_methods
 
@@ -128,10 +128,11 @@ def check_unmixed(plan: Sequence[Job]) -> None:
         path = job.folder / "config.yaml"
         if not path.is_file():
             continue
-        from srft.trainer.run_dir import RunDir, check_same_recipe
+        from srft.runs.run_dir import RunDir, recipe_changes
 
         other = finished_digest(job.folder)
-        changed = [c for c in check_same_recipe(RunDir(job.folder), job.config) if c[:4] != "run."]
+        recipe = job.config.to_yaml(redacted=True)
+        changed = [c for c in recipe_changes(RunDir(job.folder), recipe) if c[:4] != "run."]
         if changed or (other is not None and other != job.digest):
             what = "; ".join(changed[:5]) or (
                 "the base model's weights, the training file or a method's defaults"
@@ -258,8 +259,8 @@ def _tell(
 
 def _last_accuracy(folder: Path) -> float | None:
     path = folder / "evaluation.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return json.loads(lines[-1])["accuracy"] if lines else None
+    records = read_jsonl(path)
+    return records[-1]["accuracy"] if records else None
 
 
 @contextmanager

@@ -6,7 +6,6 @@ walks through an example.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 from srft.objective import advantage, schedules, terms
 from srft.objective.method import Method, Progress, Term
 from srft.objective.switches import Switches
@@ -260,7 +259,8 @@ def get_method(
             than the method's default that nothing in the method reads.
     """
     if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}{_nearest(name, METHODS)}")
+        hint = did_you_mean(name, METHODS, f"; known are {', '.join(METHODS)}", most=2)
+        raise ConfigError(f"unknown method {name!r}{hint}")
     entry = METHODS[name]
     switches = _switches(name, entry, overrides)
     _check_reads(name, switches)
@@ -324,9 +324,9 @@ def _switches(name: str, entry: Entry, overrides: Mapping[str, Any] | Switches |
     given = dict(overrides or {})
     for key in given:
         if key not in Switches.model_fields:
-            raise ConfigError(
-                f"objective.{key}: no such switch{_nearest(key, Switches.model_fields)}"
-            )
+            known = f"; known are {', '.join(Switches.model_fields)}"
+            hint = did_you_mean(key, Switches.model_fields, known, most=2)
+            raise ConfigError(f"objective.{key}: no such switch{hint}")
     try:
         return Switches(**{**entry.defaults, **given})
     except ValidationError as error:
@@ -395,10 +395,3 @@ def _bind_prefix(
         return prefix(length, rollout, progress, uniform, switches)
 
     return bound
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=2)
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; known are {', '.join(known)}"

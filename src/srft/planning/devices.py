@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, replace
 
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 
 GIB = 2**30
 
@@ -81,12 +80,11 @@ def read_cluster(text: str, nodes: int = 1) -> Cluster:
         d for d in _TABLE if _plain(d.name).startswith(wanted)
     ]
     if not found:
-        near = difflib.get_close_matches(name.upper(), [d.upper() for d in DEVICES], cutoff=0.4)
+        near = did_you_mean(name.upper(), [d.upper() for d in DEVICES], cutoff=0.4)
         raise ConfigError(
             f"--gpus: no figures for {name!r}; known: {', '.join(DEVICES)}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-            + ". For another one take a similar name and set memory_gib, tflops, bandwidth_gbs and "
-            "link_gbs with --assume"
+            f"{near or '.'} For another one take a similar name and set memory_gib, tflops, "
+            "bandwidth_gbs and link_gbs with --assume"
         )
     return Cluster(found[0], count, nodes)
 

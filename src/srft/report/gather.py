@@ -10,8 +10,9 @@ from typing import Any
 from srft import __version__
 from srft.report.figures import figure, group_title
 from srft.report.plots import term_colors
-from srft.report.runs import Record, Run, group_by_method, is_number
 from srft.report.style import CYCLE
+from srft.runs.files import Record, flatten, is_number
+from srft.runs.reading import Run, group_by_method
 
 _MAX_FIGURES = 400_000
 """Numbers in all curves together; longer runs are thinned to means over windows of steps."""
@@ -60,7 +61,7 @@ def _run(run: Run, group: int) -> dict[str, Any]:
             {"name": n, "records": [_evaluation(e) for e in run.evaluation(n)]} for n in names
         ],
         "environment": run.environment,
-        "config": _flatten(run.config),
+        "config": list(flatten(run.config).items()),
         "events": [_event(e) for e in run.events[-_MAX_EVENTS:]],
         "events_left_out": max(0, len(run.events) - _MAX_EVENTS),
         "notes": list(run.notes),
@@ -133,14 +134,3 @@ def _mean(records: Sequence[Record], key: str) -> float | None:
 
 def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
-
-
-def _flatten(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings as (dotted name, value) in the order of the recipe."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from srft.report.runs import Record, Run, is_number, iterate_samples
+from srft.runs.files import Record, is_number, to_json
+from srft.runs.reading import Run, iterate_samples
 
 QUANTITIES = ("logprob", "entropy", "loss", "base_logprob", "jsd")
 """Per-token figures of a response, as named in samples.jsonl (nats; loss: weighted, all terms)."""
@@ -194,7 +195,7 @@ class _Block:
         known = [n for n in QUANTITIES if not all(map(math.isnan, self._values[n]))]
         words = list(self._vocabulary)[:65_536]
         header = {"vocabulary": words, "groups": self.groups, "quantities": known}
-        text = json.dumps(header, separators=(",", ":"), default=str).encode()
+        text = to_json(header, ensure_ascii=True, separators=(",", ":"), default=str).encode()
         tokens = np.asarray(self._tokens, dtype=np.uint32)
         planes = [tokens & 255, tokens >> 8]
         for name in known:

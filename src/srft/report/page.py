@@ -6,11 +6,12 @@ import base64
 import gzip
 import hashlib
 import html
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
+
+from srft.runs.files import to_json
 
 
 def page(
@@ -59,25 +60,14 @@ def script_json(value: Any) -> str:
 
     Infinity and NaN, which JSON does not have, become null.
     """
-    text = json.dumps(_finite(value), separators=(",", ":"), default=str)
+    text = to_json(value, ensure_ascii=True, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def gzip_json(value: Any) -> bytes:
     """Compressed JSON for a block."""
-    return gzip.compress(
-        json.dumps(_finite(value), separators=(",", ":"), default=str).encode(), 6, mtime=0
-    )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
+    text = to_json(value, ensure_ascii=True, separators=(",", ":"), default=str)
+    return gzip.compress(text.encode(), 6, mtime=0)
 
 
 def _block(name: str, content: bytes) -> str:

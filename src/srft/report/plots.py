@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.report.figures import PHASES
-from srft.report.runs import Record, Run, is_number, read_run
 from srft.report.style import CYCLE, PALETTE, style
+from srft.runs.files import Record, is_number
+from srft.runs.reading import Run, read_run
+from srft.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +29,7 @@ def plot_run(run_dir: Path | str) -> list[Path]:
         DataError: ``run_dir`` is not a run directory.
     """
     run = read_run(run_dir)
-    folder = run.path / "plots"
+    folder = RunDir(run.path).plots
     folder.mkdir(exist_ok=True)
     with style():
         written = [path for name in PANELS if (path := _save_panel(name, run, folder))]

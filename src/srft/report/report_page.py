@@ -8,7 +8,9 @@ from pathlib import Path
 from srft.report.gather import gather_curves, gather_summary
 from srft.report.packed_samples import pack_samples
 from srft.report.page import gzip_json, page
-from srft.report.runs import read_runs
+from srft.runs.files import write_whole
+from srft.runs.reading import read_runs
+from srft.runs.run_dir import RunDir
 
 SCRIPTS = ("page.js", "chart.js", "report.js", "samples.js")
 
@@ -33,15 +35,9 @@ def write_report(
     Raises:
         DataError: no run directory given, or one of them is none.
     """
-    target = (
-        Path(out) if out is not None else Path(run_dirs[0] if run_dirs else ".") / "report.html"
-    )
+    target = Path(out) if out else RunDir(Path(run_dirs[0] if run_dirs else ".")).report
     text = render_report(run_dirs, max_samples=max_samples, max_bytes=max_bytes)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Whoever has the file open never sees half of it.
-    temporary = target.with_name(f".{target.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, text)  # whoever has the file open never sees half of it
     return target
 
 

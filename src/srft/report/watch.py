@@ -9,16 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from srft.report.report_page import render_report
-from srft.report.runs import read_runs
-
-_WATCHED = (
-    "config.yaml",
-    "environment.json",
-    "metrics.jsonl",
-    "evaluation.jsonl",
-    "samples.jsonl",
-    "events.jsonl",
-)
+from srft.runs.reading import read_runs
+from srft.runs.run_dir import RunDir
 
 
 class ReportServer(ThreadingHTTPServer):
@@ -52,8 +44,9 @@ class ReportServer(ThreadingHTTPServer):
         """Changes when a file of a run has changed."""
         state = []
         for folder in self._run_dirs:
-            for name in _WATCHED:
-                path = folder / name
+            run = RunDir(folder)
+            logs = (run.metrics, run.evaluation, run.samples, run.events)
+            for path in (run.config, run.environment, *logs):
                 stat = path.stat() if path.exists() else None
                 state.append((str(path), stat and (stat.st_size, stat.st_mtime_ns)))
         return hashlib.sha256(repr(state).encode()).hexdigest()[:16]

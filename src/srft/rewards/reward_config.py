@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from srft.errors import did_you_mean
 from srft.rewards.registry import REWARDS
 
 OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all")
@@ -52,8 +52,7 @@ class RewardSpec(BaseModel):
         if (self.name is None) == (self.function is None):
             raise ValueError("a reward has either a `name` or a `function`")
         if self.name is not None and self.name not in REWARDS:
-            near = difflib.get_close_matches(self.name.lower(), REWARDS, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(self.name.lower(), REWARDS, cutoff=0.5)
             raise ValueError(f"no reward is named {self.name!r}{hint} (there are {_names()})")
         if self.function is not None and not all(self.function.rpartition(":")[::2]):
             raise ValueError(

@@ -6,11 +6,12 @@ are part of the run's state, so that a resumed run raises what an uninterrupted 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from srft.errors import did_you_mean
 
 
 class Alarm(BaseModel):
@@ -102,9 +103,8 @@ def with_built_in(given: Any) -> Any:
     for name, values in given.items():
         own = values.model_dump() if isinstance(values, Alarm) else values
         if name not in merged and isinstance(own, Mapping) and "metric" not in own:
-            near = difflib.get_close_matches(str(name), merged, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"built-in are {', '.join(merged)}"
-            raise ValueError(f"{name}: no built-in alarm, and no metric is given; {hint}")
+            hint = did_you_mean(str(name), merged, f"; built-in are {', '.join(merged)}")
+            raise ValueError(f"{name}: no built-in alarm, and no metric is given{hint}")
         known = merged.get(name, {})
         merged[name] = {**known, **own} if isinstance(own, Mapping) else own
     return merged

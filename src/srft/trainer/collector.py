@@ -21,8 +21,8 @@ from typing import Any
 from srft.data.sampler import PromptSampler
 from srft.objective.method import Method, Progress
 from srft.parallel.world import World
+from srft.runs.run_dir import RunDir
 from srft.trainer.collect import Collected, NotFinite, collect
-from srft.trainer.run_dir import RunDir
 from srft.trainer.setup import Setup
 from srft.trainer.state import trl_state
 from srft.trainer.train_config import Stage

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from srft.config import SRFTConfig
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 from srft.evaluation.evaluate import evaluate
 from srft.evaluation.results import EvaluationResult
-from srft.trainer.logs import JsonlLog, read_jsonl
-from srft.trainer.run_dir import RunDir
+from srft.runs.files import JsonlLog, read_jsonl
+from srft.runs.run_dir import RunDir
 from srft.trainer.setup import Setup
 from srft.trainer.state import trl_state
 from srft.types import Example, SamplingParams
@@ -55,8 +54,7 @@ class Evaluator:
             problems = [item.example for item in data.problems]
             known += measured(set_name, problems, self._settings.n or 1)
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            hint = did_you_mean(name, known, ".")
             raise ConfigError(
                 f"evaluation.best_metric: {name!r} is not measured{hint} Measured are "
                 f"{', '.join(known)}"
@@ -64,7 +62,7 @@ class Evaluator:
 
     def records(self) -> list[dict[str, Any]]:
         """All evaluations of the run so far."""
-        return read_jsonl(self._run.evaluation) if self._run.evaluation.exists() else []
+        return read_jsonl(self._run.evaluation)
 
     def evaluate(
         self, step: int, progress: Callable[[str, int, int], None] | None = None

@@ -16,9 +16,9 @@ from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.policy import Policy
 from srft.model.saving import save_model
 from srft.parallel.world import ALONE, World
+from srft.runs.files import read_jsonl
+from srft.runs.run_dir import RunDir
 from srft.secrets import redact_values
-from srft.trainer.logs import read_jsonl
-from srft.trainer.run_dir import RunDir
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,7 +72,7 @@ def model_card(config: SRFTConfig, run: RunDir) -> str:
     """README.md of an exported model."""
     stages = ", then ".join(f"{s.method} ({s.steps} steps)" for s in config.resolved_stages)
     base = config.model.path or "a model passed from Python"
-    evaluations = read_jsonl(run.evaluation) if run.evaluation.exists() else []
+    evaluations = read_jsonl(run.evaluation)
     lines = [
         "---",
         "library_name: transformers",

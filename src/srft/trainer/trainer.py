@@ -32,6 +32,8 @@ from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
+from srft.runs.files import JsonlLog, SilentLog
+from srft.runs.run_dir import RunDir, choose_run_dir, create_run_dir, recipe_changes
 from srft.secrets import redact, redact_values
 from srft.trainer.alarms import raised
 from srft.trainer.checkpoint import (
@@ -47,14 +49,13 @@ from srft.trainer.collector import Collector
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model
 from srft.trainer.live import LiveView
-from srft.trainer.logs import JsonlLog, SilentLog, open_tracker
 from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
 from srft.trainer.plateau import reached_plateau, watched_value
-from srft.trainer.run_dir import check_same_recipe, choose_run_dir, create_run_dir
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
 from srft.trainer.state import TrainResult, TrainState
+from srft.trainer.trackers import open_tracker
 from srft.trainer.train_config import Stage
 from srft.trainer.update import UpdateResult, update
 
@@ -94,7 +95,7 @@ class SRFTTrainer:
         self.world = join_world(self.args.parallel, choose_device(self.args))
         self.console = (console or Console()) if self.world.main else Console(quiet=True)
         with self.world.together("setting up"):
-            self.run = self.world.from_main(lambda: choose_run_dir(self.args), "the run directory")
+            self.run = self.world.from_main(self._choose_run_dir, "the run directory")
             given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
             self.setup = set_up(self.args, given, self.console, self.world)
         try:
@@ -376,9 +377,12 @@ class SRFTTrainer:
 
     # -- starting, saving, resuming ------------------------------------------------------------
 
+    def _choose_run_dir(self) -> RunDir:
+        return choose_run_dir(self.args.run.dir, [s.method for s in self.args.resolved_stages])
+
     def _begin(self) -> dict[str, int]:
         if self.world.main:
-            create_run_dir(self.run, self.args)
+            create_run_dir(self.run, self.args.to_yaml(redacted=True))
         for note in self.setup.notes:
             self.console.print(note, highlight=False, markup=False)
         return {}
@@ -391,7 +395,8 @@ class SRFTTrainer:
             self.console.print("resume: no checkpoint was written yet; starting from the beginning")
             return {}
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world)
-        for sentence in [*damaged, *check_same_recipe(self.run, self.args)]:
+        changes = recipe_changes(self.run, self.args.to_yaml(redacted=True))
+        for sentence in [*damaged, *changes]:
             self.console.print(f"resume: {sentence}", highlight=False, markup=False)
         self._restore(checkpoint)
         where = f"resumed after step {self.state.step} from {checkpoint.path}"

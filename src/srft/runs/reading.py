@@ -7,18 +7,17 @@ is said in ``Run.notes``, and what is there is shown.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from srft.errors import DataError
-
-Record = dict[str, Any]
+from srft.runs.files import Record, flatten, is_number, jsonl_lines
+from srft.runs.run_dir import RunDir
 
 # Settings that say where a run writes or how it is repeated, not what it does.
 _NOT_THE_METHOD = frozenset(
@@ -101,12 +100,7 @@ class Run:
 
     @property
     def samples_path(self) -> Path:
-        return self.path / "samples.jsonl"
-
-
-def is_number(value: Any) -> bool:
-    """Whether a metric is a figure that can be drawn."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return RunDir(self.path).samples
 
 
 def read_run(path: Path | str) -> Run:
@@ -116,27 +110,26 @@ def read_run(path: Path | str) -> Run:
         DataError: the folder does not exist, or holds none of the files of a run.
     """
     path = Path(path)
+    there = RunDir(path)
     if not path.is_dir():
         raise DataError(
             f"{path}: there is no such folder; give the directory of a run (runs/<name>)"
         )
-    if not any(
-        (path / name).exists() for name in ("metrics.jsonl", "config.yaml", "samples.jsonl")
-    ):
+    if not there.is_run:
         raise DataError(
             f"{path}: not a run directory (it has no metrics.jsonl, config.yaml or samples.jsonl); "
             "give a folder that `srft train` has written"
         )
     notes: list[str] = []
-    metrics = _by_step(_records(path / "metrics.jsonl", notes), ("step",))
+    metrics = _by_step(_records(there.metrics, notes), ("step",))
     run = Run(
         path=path,
         name=path.resolve().name,
-        config=_yaml(path / "config.yaml", notes),
-        environment=_json(path / "environment.json", notes),
+        config=_mapping(there.config, notes),
+        environment=_mapping(there.environment, notes),
         metrics=metrics,
-        evaluations=_by_step(_records(path / "evaluation.jsonl", notes), ("name", "step")),
-        events=_records(path / "events.jsonl", notes, required=False),
+        evaluations=_by_step(_records(there.evaluation, notes), ("name", "step")),
+        events=_records(there.events, notes, required=False),
     )
     if not metrics:
         notes.append("No training step has been recorded yet.")
@@ -146,7 +139,7 @@ def read_run(path: Path | str) -> Run:
         notes.append(f"Training stands at step {last} of {planned}.")
     if not run.samples_path.exists():
         notes.append("samples.jsonl is not there: no samples to browse.")
-    return Run(**{**run.__dict__, "notes": tuple(notes)})
+    return replace(run, notes=tuple(notes))
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
@@ -162,7 +155,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     for run in runs:
         count[run.name] += 1
     return [
-        Run(**{**run.__dict__, "name": f"{run.path.resolve().parent.name}/{run.name}"})
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
         if count[run.name] > 1
         else run
         for run in runs
@@ -173,11 +166,9 @@ def iterate_samples(run: Run) -> Iterator[Record]:
     """The saved prompt groups one by one (the file may be large); damaged lines are passed over."""
     if not run.samples_path.exists():
         return
-    with run.samples_path.open("rb") as file:
-        for line in file:
-            record = _parse(line)
-            if isinstance(record, dict) and isinstance(record.get("responses"), list):
-                yield record
+    for _, record in jsonl_lines(run.samples_path):
+        if isinstance(record, dict) and isinstance(record.get("responses"), list):
+            yield record
 
 
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -212,16 +203,10 @@ def _difference(members: Sequence[Run], rivals: Sequence[Sequence[Run]]) -> str:
     return ", ".join(shown) or members[0].name
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config as dotted names to leaf values, without what does not define the method."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _settings(value, f"{name}.")
-        elif name not in _NOT_THE_METHOD:
-            flat[name] = value
-    return flat
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as dotted names to values, without what does not define the method."""
+    flat = flatten(config)
+    return {name: value for name, value in flat.items() if name not in _NOT_THE_METHOD}
 
 
 def _nested(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -235,50 +220,28 @@ def _by_step(records: list[Record], key: tuple[str, ...]) -> list[Record]:
     return sorted(unique.values(), key=lambda r: r["step"])
 
 
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def _records(path: Path, notes: list[str], required: bool = True) -> list[Record]:
     if not path.exists():
         if required:
             notes.append(f"{path.name} is not there.")
         return []
-    lines = path.read_bytes().split(b"\n")
-    parsed = [_parse(line) for line in lines if line.strip()]
-    good = [record for record in parsed if isinstance(record, dict)]
-    # The last line of a file that is being written to may be half a line: no cause for a note.
-    bad = (
-        len(parsed)
-        - len(good)
-        - (1 if lines[-1].strip() and not isinstance(parsed[-1], dict) else 0)
-    )
-    if bad:
+    lines = [found for _, found in jsonl_lines(path)]
+    good = [found for found in lines if not isinstance(found, ValueError)]
+    if bad := len(lines) - len(good):
         notes.append(f"{path.name}: {bad} damaged line{'s' if bad > 1 else ''} left out.")
     return good
 
 
-def _json(path: Path, notes: list[str]) -> Record:
+def _mapping(path: Path, notes: list[str]) -> Record:
+    """A JSON or YAML file that holds a mapping."""
     if not path.exists():
-        notes.append(f"{path.name} is not there.")
-        return {}
-    value = _parse(path.read_bytes())
-    if isinstance(value, dict):
-        return value
-    notes.append(f"{path.name} is damaged and left out.")
-    return {}
-
-
-def _yaml(path: Path, notes: list[str]) -> Record:
-    if not path.exists():
-        notes.append(f"{path.name} is not there: the settings of this run are not known.")
+        unknown = ": the settings of this run are not known" if path.suffix == ".yaml" else ""
+        notes.append(f"{path.name} is not there{unknown}.")
         return {}
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        text = path.read_text(encoding="utf-8")
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
         return value

@@ -1,0 +1,112 @@
+"""Names and places inside a run directory, and how one begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from srft.errors import ConfigError
+from srft.runs.environment import environment
+from srft.runs.files import flatten, to_json, write_whole
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One training run on the disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def refused(self) -> Path:
+        return self.path / "refused"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is anything of a run to be read."""
+        return any(path.is_file() for path in (self.metrics, self.config, self.samples))
+
+
+def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
+    """``run.dir``, or ``runs/<methods>-<date>``; nothing is created yet."""
+    if given:
+        return RunDir(Path(given))
+    return RunDir(Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def create_run_dir(run: RunDir, recipe: str) -> None:
+    """Makes the folder and writes config.yaml (``recipe``) and environment.json.
+
+    Raises:
+        ConfigError: it holds another run, or cannot be written.
+    """
+    if run.metrics.exists() and run.metrics.stat().st_size:
+        raise ConfigError(
+            f"{run.path}: already holds a run. Continue it with --resume, or set run.dir to another folder."
+        )
+    try:
+        write_whole(run.config, recipe)
+        write_whole(run.environment, to_json(environment(), indent=1))
+    except OSError as error:
+        raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
+
+
+def recipe_changes(run: RunDir, recipe: str) -> list[str]:
+    """Settings in which ``recipe`` (YAML) differs from that of the run, as ``key: old -> new``."""
+    try:
+        old = flatten(yaml.safe_load(run.config.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return [f"{run.config} cannot be read: whether the recipe is the same is not known"]
+    new = flatten(yaml.safe_load(recipe))
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
