@@ -33,7 +33,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room", ["objective", "rewards", "data", "model", "analysis", "report", "lab"]
+    "room", ["runs", "objective", "rewards", "data", "model", "analysis", "report", "lab"]
 )
 def test_a_room_reaches_back_to_neither_trainer_nor_rollout(room):
     files = list((PACKAGE / room).rglob("*.py"))
