@@ -1,4 +1,4 @@
-"""Predicted against measured: memory and time of training steps on this machine's CPU.
+"""Predicted against measured: memory of training steps on this machine's CPU.
 
     OMP_NUM_THREADS=1 python benchmarks/planning.py            # about twenty minutes
     OMP_NUM_THREADS=1 python benchmarks/planning.py --only 25M # cases whose name holds this
@@ -7,9 +7,8 @@ Each case is a recipe for a random model over the lab's problems: ``srft train``
 steps in a process of its own, and ``srft plan --gpus cpu`` predicts it. Memory is the process's
 resident memory above what a run of a toy model left (libraries, threads, workers), the highest in
 each phase as Linux records it (VmHWM, set back between phases through /proc/self/clear_refs, with
-freed memory given back first). Times are processor seconds of the last step, on one thread. What
-the plan assumes about lengths is set to the lengths that were seen (a random model never ends a
-response); all other assumptions stand at their defaults.
+freed memory given back first). The plan's longest lengths are replaced by the lengths that were seen
+(a random model never ends a response); all assumptions stand at their defaults.
 """
 
 from __future__ import annotations
@@ -140,7 +139,6 @@ class PhasePeaks:
     def __init__(self, trainer: type, collector: type) -> None:
         self.baseline = resident("VmRSS")
         self.peaks: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
         for phase, owner, method in (
             ("generate", collector, "step"),
             ("train", trainer, "_update"),
@@ -154,9 +152,7 @@ class PhasePeaks:
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)  # what the phase before has freed goes back
             Path("/proc/self/clear_refs").write_text("5")
-            start = time.process_time()
             result = function(*args, **kwargs)
-            self.seconds[phase] = time.process_time() - start
             high = resident("VmHWM") - self.baseline
             self.peaks[phase] = max(high, self.peaks.get(phase, 0))
             return result
@@ -187,7 +183,6 @@ def measure(overrides: list[str]) -> None:
             {
                 "baseline": peaks.baseline,
                 "peaks": peaks.peaks,
-                "seconds": peaks.seconds,
                 "metrics": last,
             }
         )
@@ -218,17 +213,11 @@ def compare(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     memory = {
         phase: _pair(high, guessed["memory"][phase]) for phase, high in found["peaks"].items()
     }
-    seconds = found["seconds"]
-    seconds["step"] = seconds["generate"] + seconds["train"]
     memory["peak"] = _pair(max(found["peaks"].values()), max(guessed["memory"].values()))
     return {
         "case": case.name,
         "parameters": guessed["parameters"],
         "memory": memory,
-        "time": {
-            part: _pair(seconds[part], guessed["time"][part])
-            for part in ("generate", "train", "step")
-        },
         "predicted_items": guessed["items"],
         "measured": found,
     }
@@ -249,27 +238,22 @@ def predict(overrides: list[str], metrics: dict[str, Any]) -> dict[str, Any]:
     rows = [dict(row) for row in lab_train(64)]
     prompts = [len(row["prompt"]) + 1 for row in rows]
     rollouts = config.train.prompts_per_step * config.rollout.group_size
-    response = metrics["rollout/tokens"] / rollouts
-    seen = {
-        "response_share": min(1.0, response / config.rollout.max_tokens),
-        "prompt_tokens": statistics.mean(prompts),
-        "demonstration_tokens": statistics.mean(len(row["demonstration"]) + 1 for row in rows),
-        "skipped_share": metrics.get("train/sequences_skipped", 0.0),
-    }
-    plan = make_plan(config, "cpu", assume=[f"{key}={value}" for key, value in seen.items()])
+    plan = make_plan(config, "cpu")
     work, count = plan.case.work, int(metrics["train/micro_batches"])
+    seen = replace(
+        work.step,
+        prompt=max(prompts),
+        response=metrics["rollout/tokens"] / rollouts,
+        demonstration=statistics.mean(len(row["demonstration"]) + 1 for row in rows),
+    )
     work = replace(
-        work,
-        worst=replace(work.usual, prompt=max(prompts)),
-        micro_batch=metrics["train/tokens"] / count,
-        micro_batch_worst_count=count,
+        work, step=seen, micro_batch=metrics["train/tokens"] / count, micro_batches=count
     )
     memory = plan_memory(replace(plan.case, work=work))
     items = {p.name: {i.name: i.bytes for i in p.items} for p in memory.phases}
     return {
         "memory": {name: sum(i.values()) - i["runtime"] for name, i in items.items()},
         "items": items,
-        "time": {part.name: part.seconds for part in plan.time.parts} | {"step": plan.time.seconds},
         "parameters": plan.shape.parameters,
     }
 
@@ -296,20 +280,6 @@ def markdown(report: dict[str, Any]) -> str:
             f"| {r['case']} | {r['parameters']:,} | {m['peak']['measured'] / 2**20:,.0f} "
             f"| {m['peak']['predicted'] / 2**20:,.0f} | {m['peak']['error']:+.1%} | {phases} |"
         )
-    lines += [
-        "",
-        "Processor seconds of a step (the plan measures the processor's speed itself, all shares of it "
-        "are the default assumptions):",
-        "",
-        "| case | generate measured | predicted | train measured | predicted | step error |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in report["results"]:
-        t = r["time"]
-        cells = " | ".join(
-            f"{t[p][k]:.2f}" for p in ("generate", "train") for k in ("measured", "predicted")
-        )
-        lines.append(f"| {r['case']} | {cells} | {t['step']['error']:+.0%} |")
     return "\n".join([*lines, ""])
 
 
@@ -347,7 +317,7 @@ def main() -> None:
     for case in CASES:
         if options.only in case.name and not options.again:
             known[case.name] = measured(case)
-            print(case.name, known[case.name]["peaks"], known[case.name]["seconds"], flush=True)
+            print(case.name, known[case.name]["peaks"], flush=True)
             results = [compare(c, known[c.name]) for c in CASES if c.name in known]
             file.parent.mkdir(parents=True, exist_ok=True)
             report = {"environment": environment(), "results": results}

@@ -98,9 +98,9 @@ def plan(
     assume: Annotated[
         list[str] | None, typer.Option(help="key=value; the plan prints all keys. Repeat for more.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Bytes and seconds as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes as JSON.")] = False,
 ) -> None:
-    """Memory of a process and time of a step, before any is spent; exit code 1 where it does not fit."""
+    """Memory of a process, before any is spent; exit code 1 where the recipe does not fit."""
     from srft.planning.plan import make_plan
     from srft.planning.show_plan import show
 

@@ -30,8 +30,8 @@ from srft.errors import ModelError
 from srft.model.head_shared import Head, Saved
 
 # One tile should stay in cache on a CPU; on a GPU it should be large enough to fill the device.
-_CPU_TILE = (256, 4096)
-_GPU_TILE = (8192, 8192)
+CPU_TILE = (256, 4096)
+GPU_TILE = (8192, 8192)
 
 Kernels = Literal["auto", "torch", "triton"]
 
@@ -263,7 +263,7 @@ def fused_logprob_entropy(
     a temperature of 0 or below.
     """
     _check(hidden_TD, weight_VD, target_T, temperature)
-    tile = _GPU_TILE if hidden_TD.is_cuda else _CPU_TILE
+    tile = GPU_TILE if hidden_TD.is_cuda else CPU_TILE
     operand = _operand_dtype(hidden_TD, weight_VD)
     head = Head(
         softcap=softcap,

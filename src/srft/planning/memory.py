@@ -14,17 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from srft.config import SRFTConfig
+from srft.model.head import CPU_TILE, GPU_TILE
 from srft.parallel.tensors import FILE_BYTES
 from srft.planning.assumptions import Assumptions
-from srft.planning.devices import GIB, Device
+from srft.planning.devices import GIB, Cluster
 from srft.planning.shape import Kept, ModelShape
 from srft.planning.work import Layout, Work
-
-_TILES = {True: (256, 4096), False: (2048, 32768)}
-"""(tokens, vocabulary) of a tile of the fused head: on a CPU, on a GPU (model/head.py)."""
-
-_LEAN_LIMIT = 50_000_000
-"""Parameters up to which the embedded engine keeps fused copies of matrices (rollout/lean.py)."""
+from srft.rollout.lean import MOST_PARAMETERS
 
 _EIGHT_BIT = 2.03
 """Bytes of the two moments of a number in eight bits, with the scales of their blocks."""
@@ -70,11 +66,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Case:
-    """All that memory and time are computed from. kept: by this recipe's layers for the backward pass;
+    """All that memory is computed from. kept: by this recipe's layers for the backward pass;
     made: what they would keep if all weights were trained, by which the heap is cut up."""
 
     config: SRFTConfig
-    device: Device
+    cluster: Cluster
     layout: Layout
     work: Work
     shape: ModelShape
@@ -106,7 +102,7 @@ class Case:
             return self.layout.compute.itemsize
         name = self.config.rollout.vllm.dtype
         if name == "auto":
-            return 4 if self.device.is_cpu else 2
+            return 4 if self.cluster.is_cpu else 2
         return 4 if name == "float32" else 2
 
 
@@ -115,7 +111,7 @@ def plan_memory(case: Case) -> Memory:
     base = _always(case)
     rows, cache, generate = _generation(case)
     keeps_cache = case.samples_itself and not case.config.rollout.free_cache
-    sleeping = case.vllm_here and case.config.rollout.vllm.sleep and not case.device.is_cpu
+    sleeping = case.vllm_here and case.config.rollout.vllm.sleep and not case.cluster.is_cpu
     stays = [cache] if keeps_cache or (case.vllm_here and not sleeping) else []
     phases = [
         Phase("start", _cleaned(case, _start(case, cache))),
@@ -123,7 +119,7 @@ def plan_memory(case: Case) -> Memory:
         Phase("train", _cleaned(case, [*base, *stays, *_training(case)])),
         Phase("export", _cleaned(case, [*base, *stays, *_export(case)])),
     ]
-    return Memory(tuple(phases), case.device.memory_gib * GIB, rows)
+    return Memory(tuple(phases), case.cluster.memory_gib * GIB, rows)
 
 
 def _cleaned(case: Case, items: list[Item]) -> tuple[Item, ...]:
@@ -150,7 +146,7 @@ def four_bit_numbers(case: Case) -> int:
 
 
 def four_bit_bytes(case: Case) -> float:
-    return four_bit_numbers(case) * _NF4[case.device.is_cpu]
+    return four_bit_numbers(case) * _NF4[case.cluster.is_cpu]
 
 
 def _weights(case: Case) -> list[Item]:
@@ -194,11 +190,11 @@ def _start(case: Case, cache: Item) -> list[Item]:
 def _generation(case: Case) -> tuple[int, Item, list[Item]]:
     """(rows side by side, the cache or all that vLLM holds, what comes on top while generating)."""
     shape, work, rollout = case.shape, case.work, case.config.rollout
-    if not work.worst.group:
+    if not work.step.group:
         return 0, Item("key/value cache", 0, ""), []
-    total = int(work.worst.prompts * work.worst.group)
+    total = int(work.step.prompts * work.step.group)
     per_token = shape.kv_width * case.engine_itemsize
-    longest = int(work.worst.prompt) + rollout.max_tokens
+    longest = int(work.step.prompt) + rollout.max_tokens
     if not case.samples_itself:
         return _vllm(case, total, per_token, longest)
     rows, slots = min(rollout.max_rows, total), longest
@@ -209,7 +205,7 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
     places = 1 + 1 / shape.layers
     how = f"{rows} rows x {slots:,} slots, and a free place for one layer"
     cache = Item("key/value cache", rows * slots * per_token * places, how)
-    prompts = min(rollout.prefill_tokens, work.worst.prompts * work.worst.prompt)
+    prompts = min(rollout.prefill_tokens, work.step.prompts * work.step.prompt)
     half = case.layout.compute.itemsize
     vocabulary = rows * shape.vocabulary
     more = [
@@ -218,8 +214,8 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
         # Logits, log-probabilities and their exponents in float32, the running sum in float64.
         Item("vocabulary", vocabulary * (half + 4 + 4 + 8), f"{rows} rows x {shape.vocabulary:,}"),
     ]
-    lean = case.layout.weights == torch.float32 and shape.parameters <= _LEAN_LIMIT
-    if rollout.engine == "embedded" and lean and case.device.is_cpu and not case.config.model.lora:
+    lean = case.layout.weights == torch.float32 and shape.parameters <= MOST_PARAMETERS
+    if rollout.engine == "embedded" and lean and case.cluster.is_cpu and not case.config.model.lora:
         more.append(Item("fused matrices", 4 * shape.fused_copies, "the sampler's copies"))
     return rows, cache, more
 
@@ -227,16 +223,15 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
 def _vllm(case: Case, total: int, per_token: float, longest: int) -> tuple[int, Item, list[Item]]:
     vllm = case.config.rollout.vllm
     weights = case.shape.parameters * case.engine_itemsize / vllm.tensor_parallel_size
-    if case.device.is_cpu or vllm.kv_cache_gb is not None:
+    if case.cluster.is_cpu or vllm.kv_cache_gb is not None:
         space = (vllm.kv_cache_gb or 1.0) * GIB
     else:
-        space = vllm.gpu_memory_utilization * case.device.memory_gib * GIB - weights - 1.5 * GIB
-    mean = case.work.usual.prompt + case.work.usual.response
+        space = vllm.gpu_memory_utilization * case.cluster.memory_gib * GIB - weights - 1.5 * GIB
     room = space * vllm.tensor_parallel_size / per_token
-    rows = max(0, min(total, int(room / mean)) if room >= longest else 0)
+    rows = max(0, min(total, int(room / longest)))
     if not case.vllm_here:
         return rows, Item("key/value cache", 0, ""), []
-    held = weights + max(space, per_token * longest) + 1.5 * GIB * (not case.device.is_cpu)
+    held = weights + max(space, per_token * longest) + 1.5 * GIB * (not case.cluster.is_cpu)
     text = f"its weights, and keys and values of {max(room, 0):,.0f} tokens"
     return rows, Item("vLLM", held, text), []
 
@@ -244,8 +239,8 @@ def _vllm(case: Case, total: int, per_token: float, longest: int) -> tuple[int, 
 def _training(case: Case) -> list[Item]:
     shape, layout, work, kept = case.shape, case.layout, case.work, case.kept
     tokens = work.micro_batch
-    worst = work.worst
-    responses = tokens * worst.responses / worst.total
+    step = work.step
+    responses = tokens * step.responses / step.total
     t = case.trained_itemsize
     gradients = shape.trained * t / layout.shard
     saved = tokens * (kept.layer * shape.layers + kept.outside)
@@ -256,11 +251,11 @@ def _training(case: Case) -> list[Item]:
         saved = tokens * (kept.residual * shape.layers + 2 * kept.layer + kept.outside)
         how = f"{tokens:,.0f} tokens, inputs of layers and two layers whole"
     inner = tokens * 3 * shape.intermediate * layout.compute.itemsize
-    rows, columns = _TILES[case.device.is_cpu]
+    rows, columns = CPU_TILE if case.cluster.is_cpu else GPU_TILE
     tile = 4 * min(rows, responses) * min(columns, shape.vocabulary)
     head_weight = 0 if case.config.model.lora else shape.head * layout.gather.itemsize
     how_gradients = _name(layout.weights) if t != 4 else "float32"
-    if work.micro_batch_worst_count == 1:
+    if work.micro_batches == 1:
         # Layer after layer, activations go as gradients come; the head's comes first.
         gradients = max(head_weight / layout.shard, gradients - saved)
         how_gradients += ", beside activations"
@@ -271,7 +266,7 @@ def _training(case: Case) -> list[Item]:
         Item("heap", holes, "between tensors, not given away again"),
         Item("head", 3 * tile + responses * shape.hidden * 8, f"{responses:,.0f} response tokens"),
     ]
-    if work.micro_batch_worst_count > 1:
+    if work.micro_batches > 1:
         items.append(Item("head's gradient", head_weight, "before it is added"))
     if layout.world > 1:
         items += _sharded(case)
@@ -306,7 +301,7 @@ def _export(case: Case) -> list[Item]:
     shape, layout, lora = case.shape, case.layout, case.config.model.lora
     merged = lora is not None and lora.export == "merged" and layout.world == 1
     whole = shape.parameters * layout.weights.itemsize if merged else 0
-    if case.device.is_cpu:
+    if case.cluster.is_cpu:
         moments = 2 * case.trained_itemsize * shape.trained / layout.shard
         largest = 0 if lora else shape.head * layout.weights.itemsize / layout.shard
         file = 2 * min(moments, max(FILE_BYTES, largest))

@@ -39,7 +39,7 @@ class ModelShape:
     parameters: all; trained: those with gradient; matrices: in linear layers of the body (those
     that autocast copies and four bits hold); outer: outside the layers (embedding, head, norms);
     largest_layer: of one layer; layers: how many. head: vocabulary x width. kv_width: keys and
-    values of one token in all layers. attention_width: queries of one token in all layers.
+    values of one token in all layers.
     """
 
     name: str
@@ -47,15 +47,12 @@ class ModelShape:
     trained: int
     matrices: int
     outer: int
-    outer_trained: int
     largest_layer: int
     layers: int
     hidden: int
     vocabulary: int
-    tied: bool
     intermediate: int
     kv_width: int
-    attention_width: int
     fused_copies: int
     window: int | None
     config: Any
@@ -105,10 +102,6 @@ def measure_shape(config: ModelConfig) -> ModelShape:
     if config.lora:
         add_lora(model, config.lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    inside = {id(p) for layer in decoder_layers(model) for p in layer.parameters()}
-    outer_trained = sum(
-        p.numel() for p in model.parameters() if p.requires_grad and id(p) not in inside
-    )
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -118,15 +111,12 @@ def measure_shape(config: ModelConfig) -> ModelShape:
         trained=trained,
         matrices=matrices,
         outer=parameters - sum(sizes),
-        outer_trained=outer_trained,
         largest_layer=max(sizes),
         layers=len(stack),
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
-        tied=bool(model_config.tie_word_embeddings),
         intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
         kv_width=2 * kv_heads * size * len(stack),
-        attention_width=heads * size * len(stack),
         fused_copies=fused,
         window=getattr(text, "max_position_embeddings", None),
         config=model_config,
@@ -170,7 +160,7 @@ def kept_for_backward(
 
 
 _TRACED: dict[Any, tuple[float, float]] = {}
-"""What was traced in this process: advice asks for the same again and again."""
+"""What was traced in this process: hints ask for the same again and again."""
 
 _WIDE = torch.float32  # the residual stream under autocast
 

@@ -1,4 +1,4 @@
-"""A plan for people: what it was made from, memory by phase, time by part, and what to change."""
+"""A plan for people: what it was made from, memory by phase, and what to change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def show(plan: Plan, console: Console, *, assumptions: bool = True) -> None:
     for line in _heading(plan):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_memory(plan))
-    console.print(_times(plan))
     if assumptions:
         console.print(_assumptions(plan))
     for line in _outcome(plan):
@@ -27,7 +26,7 @@ def _heading(plan: Plan) -> list[str]:
     methods = ", then ".join(stage.method for stage in plan.config.resolved_stages)
     source = " (its sizes from srft's own table)" if shape.known else ""
     trained = "" if shape.trained == shape.parameters else f", {shape.trained:,} of them trained"
-    worst = work.worst
+    step = work.step
     world = (
         f"{layout.world} processes: {layout.replicate} copies of {layout.shard} shards"
         if layout.world > 1
@@ -36,8 +35,8 @@ def _heading(plan: Plan) -> list[str]:
     return [
         f"[bold]{shape.name or 'model'}[/]: {shape.parameters:,} parameters{trained}{source}",
         f"[bold]{methods}[/], engine {plan.case.engine}: {plan.config.train.prompts_per_step} prompts x "
-        f"{worst.group} rollouts of up to {plan.config.rollout.max_tokens:,} tokens"
-        + (f", {worst.demonstrations} demonstration each" if worst.demonstrations else ""),
+        f"{step.group} rollouts of up to {plan.config.rollout.max_tokens:,} tokens"
+        + (f", {step.demonstrations} demonstration each" if step.demonstrations else ""),
         f"[bold]{plan.cluster.describe()}[/], {world}",
     ]
 
@@ -70,40 +69,13 @@ def _gib(count: float) -> str:
     return f"{value:,.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
-def _times(plan: Plan) -> Table:
-    time = plan.time
-    table = Table(title="time of a step, seconds, mean lengths", title_justify="left")
-    table.add_column("")
-    table.add_column("seconds", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("how", style="dim")
-    for part in time.parts:
-        share = part.seconds / time.seconds
-        table.add_row(part.name, f"{part.seconds:,.3g}", f"{share:.0%}", part.how)
-    table.add_section()
-    steps = plan.config.total_steps
-    run = time.seconds * steps
-    unit = f"{run / 3600:,.1f} h" if run >= 3600 else f"{run / 60:,.1f} min"
-    table.add_row(
-        "step",
-        f"{time.seconds:,.3g}",
-        "",
-        f"{time.tokens_per_second:,.0f} tokens/s; {steps:,} steps in {unit}, evaluation not counted",
-    )
-    return table
-
-
 def _assumptions(plan: Plan) -> Table:
     table = Table(title="assumptions (--assume key=value)", title_justify="left")
     for name in ("key", "value", "what it is"):
         table.add_column(name, style="dim" if name == "what it is" else None)
-    device = plan.case.device
+    values = {**plan.case.assumed.model_dump(), "memory_gib": plan.cluster.memory_gib}
     for key, field in Assumptions.model_fields.items():
-        value = getattr(plan.case.assumed, key)
-        if value is None and key in ("memory_gib", "tflops", "bandwidth_gbs", "link_gbs"):
-            value = getattr(device, key)
-        shown = "" if value is None else f"{value:,.4g}"
-        table.add_row(key, shown, field.description or "")
+        table.add_row(key, f"{values[key]:,.4g}", field.description or "")
     return table
 
 
@@ -116,15 +88,13 @@ def _outcome(plan: Plan) -> list[str]:
         return [f"[bold green]fits[/]: {peak}"]
     lines = [f"[bold red]does not fit[/]: {peak}"] if not memory.fits else []
     lines += [f"[bold red]problem[/]: {problem}" for problem in plan.problems]
-    if plan.mends:
-        lines.append("what mends it:")
+    if not memory.fits:
+        lines.append("what helps, each alone:" if plan.hints else "no setting here helps;")
         lines += [
-            f"  [bold]{mend.describe()}[/]  {mend.share:.0%} of the memory ({mend.cost})"
-            for mend in plan.mends
+            f"  [bold]{hint.setting}[/]  {hint.share:.0%} of the memory ({hint.cost})"
+            for hint in plan.hints
         ]
-    elif not memory.fits:
         lines.append(
-            "no setting that is known here mends it: more devices (--gpus, --nodes, with "
-            "parallel.shard left out), or a smaller model"
+            "  more devices (--gpus, --nodes, parallel.shard left out), or a smaller model"
         )
     return lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -29,7 +28,6 @@ class Layout:
     compute: torch.dtype
     gather: torch.dtype
     reduce: torch.dtype
-    node: int
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -60,7 +58,7 @@ def read_layout(config: SRFTConfig, cluster: Cluster) -> Layout:
     if weights == torch.float32 and config.model.autocast != "float32":
         auto = config.model.autocast == "auto"
         named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-        fast = torch.float32 if cluster.device.is_cpu else torch.bfloat16
+        fast = torch.float32 if cluster.is_cpu else torch.bfloat16
         compute = fast if auto else named[config.model.autocast]
     dtypes = {"auto": compute, "float32": torch.float32, "bfloat16": torch.bfloat16}
     return Layout(
@@ -72,14 +70,13 @@ def read_layout(config: SRFTConfig, cluster: Cluster) -> Layout:
         compute,
         dtypes[parallel.gather_dtype],
         dtypes[parallel.reduce_dtype],
-        cluster.per_node,
     )
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A step of one process: its prompts, and mean lengths in tokens. demonstrations and group:
-    of each prompt."""
+    """A step of one process in which every sequence is as long as it may be: its prompts, and lengths
+    in tokens. demonstrations and group: of each prompt."""
 
     prompts: float
     group: int
@@ -110,25 +107,16 @@ class Tokens:
         """Places in attention for each token."""
         return (self.sequences * self.prompt + self.responses) / self.total
 
-    @property
-    def context(self) -> float:
-        """Mean number of tokens of a training sequence."""
-        return self.prompt + self.responses / max(self.sequences, 1e-9)
-
 
 @dataclass(frozen=True)
 class Work:
-    """usual: a step of mean lengths, for times; worst: one in which every sequence is as long as it
-    may be, for memory. micro_batch, of the worst: tokens of the fullest micro-batch of a process.
-    micro_batches, of the usual one. longest: of a sequence."""
+    """micro_batch: tokens of the fullest micro-batch of a process, of ``micro_batches``. longest: of a
+    sequence. reference: whether scores of a reference model are needed."""
 
-    usual: Tokens
-    worst: Tokens
+    step: Tokens
     longest: int
     micro_batch: float
-    micro_batch_worst_count: int
     micro_batches: int
-    passes: int
     reference: bool
 
 
@@ -139,51 +127,32 @@ def measure_work(
     assumed: Assumptions,
     window: int | None,
 ) -> Work:
-    """Counts of a step. Limits of lengths that the recipe leaves wide end at the model's window.
-    passes: forward passes without gradient before the one that has it."""
+    """Counts of a step. Limits of lengths that the recipe leaves wide end at the model's window."""
     rollouts = any(m.rollouts for m in methods)
     demos = any(m.demonstrations or m.prefix for m in methods)
     limit = config.rollout.max_tokens
-    response = assumed.response_share * limit
-    prompts = config.train.prompts_per_step / layout.world
     window = window or 2**40
-    longest_prompt = config.data.max_prompt_tokens or math.ceil(2 * assumed.prompt_tokens)
+    longest_prompt = config.data.max_prompt_tokens or assumed.prompt_tokens
     longest_prompt = max(1, min(longest_prompt, window - (limit if rollouts else 1)))
     longest_demo = config.data.max_demonstration_tokens or limit
     longest_demo = max(1, min(longest_demo, window - longest_prompt))
-    common: dict[str, Any] = {
-        "prompts": prompts,
-        "group": config.rollout.group_size if rollouts else 0,
-        "demonstrations": int(demos),
-        "shared": config.model.attention != "padded",
-    }
-    usual = Tokens(
-        **common,
-        prompt=min(assumed.prompt_tokens, longest_prompt),
-        response=response,
-        demonstration=min(assumed.demonstration_tokens or response, longest_demo),
-    )
-    worst = Tokens(
-        **{**common, "prompts": math.ceil(prompts)},
+    step = Tokens(
+        prompts=math.ceil(config.train.prompts_per_step / layout.world),
+        group=config.rollout.group_size if rollouts else 0,
+        demonstrations=int(demos),
         prompt=longest_prompt,
         response=limit,
         demonstration=longest_demo,
+        shared=config.model.attention != "padded",
     )
     longest = longest_prompt + max(limit if rollouts else 0, longest_demo if demos else 0)
     budget = config.train.tokens_per_micro_batch
     parts = config.train.optimizer_steps_per_batch
-    kept = 1 - assumed.skipped_share
-    count = max(1, math.ceil(worst.total / parts / budget))
-    filled = max(worst.total / parts / count, min(longest, worst.total))
-    need_old = any(m.needs_old for m in methods) or parts > 1
-    reference = any(m.needs_reference for m in methods)
+    count = max(1, math.ceil(step.total / parts / budget))
     return Work(
-        usual,
-        worst,
+        step,
         longest,
-        micro_batch=filled,
-        micro_batch_worst_count=count * parts,
-        micro_batches=parts * max(1, math.ceil(kept * usual.total / parts / budget)),
-        passes=int(need_old) + int(reference),
-        reference=reference,
+        micro_batch=max(step.total / parts / count, min(longest, step.total)),
+        micro_batches=count * parts,
+        reference=any(m.needs_reference for m in methods),
     )

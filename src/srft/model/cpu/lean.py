@@ -30,7 +30,7 @@ _TORCH_MODULES = (nn.Linear, FastLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 # Types whose frequencies do not depend on the length of the sequence, so that a table holds.
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 # Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
-_MOST_PARAMETERS = 50_000_000
+MOST_PARAMETERS = 50_000_000
 
 
 Attention = Callable[..., tuple[Tensor, None]]
@@ -124,7 +124,7 @@ def lean_decoder(model: Any, positions: int, rows: int, attention: Attention) ->
 def _plain(model: Any) -> bool:
     """Whether every module is exactly what it says: no hook, patch, adapter, other dtype."""
     parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > _MOST_PARAMETERS:
+    if sum(p.numel() for p in parameters) > MOST_PARAMETERS:
         return False
     if any(type(p) is not nn.Parameter or p.dtype != torch.float32 for p in parameters):
         return False
