@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from srft.config import SRFTConfig
+from srft.model.cpu.lean import MOST_PARAMETERS
 from srft.model.head import CPU_TILE, GPU_TILE
 from srft.parallel.tensors import FILE_BYTES
 from srft.planning.assumptions import Assumptions
 from srft.planning.devices import GIB, Cluster
 from srft.planning.shape import Kept, ModelShape
 from srft.planning.work import Layout, Work
-from srft.rollout.lean import MOST_PARAMETERS
 
 _EIGHT_BIT = 2.03
 """Bytes of the two moments of a number in eight bits, with the scales of their blocks."""
