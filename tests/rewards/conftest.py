@@ -16,8 +16,7 @@ MATH = "srft.rewards.verifiers:check_math"
 
 HOSTILE = textwrap.dedent(
     """
-    import os, signal, sys, time
-    from pathlib import Path
+    import ctypes, os, sys, time
     from srft.rewards.verifiers import Verdict
 
     def nap(text, answer, columns, options):
@@ -41,11 +40,10 @@ HOSTILE = textwrap.dedent(
         return Verdict(float(pow(7, 10**9) > 0))  # one C call that holds the interpreter lock
 
     def die(text, answer, columns, options):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        ctypes.string_at(0)
 
     def die_once(text, answer, columns, options):
-        if not Path(text).exists():
-            Path(text).touch()
+        if os.getpid() == int(text):  # the worker of the first try
             os._exit(3)
         return Verdict(1.0)
 
@@ -57,22 +55,6 @@ HOSTILE = textwrap.dedent(
 
     def pid(text, answer, columns, options):
         return Verdict(float(os.getpid()))
-
-    def connects(text, answer, columns, options):
-        import socket
-        host, port = text.split(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return Verdict(1.0)
-        except OSError:
-            return Verdict(0.0)
-
-    def writes(text, answer, columns, options):
-        try:
-            Path(text).write_text("x")
-            return Verdict(1.0)
-        except OSError:
-            return Verdict(0.0)
 
     def sees(text, answer, columns, options):
         return Verdict(float(text in repr(dict(os.environ))))

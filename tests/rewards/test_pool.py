@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -72,31 +70,6 @@ def test_memory_limit_holds_for_growth_and_for_one_gulp(hostile: Path) -> None:
         assert pool.stats()["memory"] == 2
 
 
-def test_workers_have_no_network_no_files_and_no_secrets(
-    hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "canary-in-the-environment")
-    monkeypatch.setenv("SRFT_TEST_HARMLESS", "plain-value")
-    with socket.create_server(("127.0.0.1", 0)) as server, VerifierPool(workers=1) as pool:
-        place = f"127.0.0.1:{server.getsockname()[1]}"
-        socket.create_connection(server.getsockname()).close()  # it can be reached from here
-
-        def score(check: str, text: str) -> float | None:
-            return pool.submit(f"hostile:{check}", text, None).result().score
-
-        assert score("sees", "plain-value") == 1.0
-        assert score("sees", "canary-in-the-environment") == 0.0
-        assert score("writes", str(tmp_path / "file")) == 0.0
-        assert (tmp_path / "file").read_bytes() == b""
-        if _namespaces_allowed():
-            assert score("connects", place) == 0.0
-
-
-def _namespaces_allowed() -> bool:
-    unshare = shutil.which("unshare")
-    return bool(unshare) and subprocess.run([unshare, "-Un", "true"]).returncode == 0
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -156,14 +129,14 @@ def test_workers_killed_at_random_lose_nothing_and_change_nothing(pool: Verifier
     assert [f.result().score for f in futures] == list(range(600))
 
 
-def test_an_item_that_kills_its_worker_is_scored_zero_and_counted(
-    pool: VerifierPool, tmp_path: Path
-) -> None:
-    before = pool.stats()["crash"]
-    verdict = pool.submit("hostile:die", "", None).result()
-    assert (verdict.score, verdict.status) == (0.0, "crash")
-    assert pool.stats()["crash"] == before + 1
-    assert pool.submit("hostile:die_once", str(tmp_path / "mark"), None).result().status == "ok"
+def test_an_item_that_kills_its_worker_is_scored_zero_and_counted(hostile: Path) -> None:
+    with VerifierPool(workers=1) as pool:
+        verdict = pool.submit("hostile:die", "", None).result()
+        assert (verdict.score, verdict.status) == (0.0, "crash")
+        assert pool.stats()["crash"] == 1
+        first = pool.submit("hostile:pid", "", None).result().score
+        assert pool.submit("hostile:die_once", str(int(first)), None).result().status == "ok"
+        assert pool.stats()["restarted"] == 2
 
 
 def test_the_nursery_killed_from_outside_is_replaced(hostile: Path) -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import os
 import queue
 import signal
@@ -27,17 +29,16 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
-from multiprocessing import reduction
-from multiprocessing.connection import Connection
 from typing import Any, get_args
 
 import psutil
 
 from srft.errors import RewardError
 from srft.rewards.verifiers import Status, Verdict
-from srft.rewards.worker import READY, Job, Limits, dumps
+from srft.rewards.worker import LONGEST, READY, line
 from srft.secrets import without_secrets
 
+logger = logging.getLogger(__name__)
 _FIRST_LOOK_S = 0.02
 _LOOK_EVERY_S = 0.05
 # Two seconds of computing. A start that fails is seen at once; a crowded machine may take minutes.
@@ -60,27 +61,39 @@ def default_workers() -> int:
     return max(1, min(16, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
+def _receive(connection: socket.socket) -> Any:
+    """One message of the nursery's. Raises EOFError or OSError where none comes."""
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = connection.recv(LONGEST)
+        if not piece or len(data) > LONGEST:
+            raise EOFError("it has ended")
+        data += piece
+    return json.loads(data)
+
+
 class _Nursery:
     """The process that forks workers. One request at a time; restarted if it has died."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    _holes_said = False
+
+    def __init__(self, cpu_s: float, address_space: int) -> None:
+        self._limits = (cpu_s, address_space)
         self._lock = threading.Lock()
-        self._control: Connection[Any, Any] | None = None
+        self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self.resting_rss = 0
         self.closed = False
 
-    def fork(self) -> tuple[int, Connection[Any, Any]]:
+    def fork(self) -> tuple[int, socket.socket]:
         """A new worker: its process id and the socket to it. Raises RewardError if none starts."""
         with self._lock:
             for attempt in range(1, _START_ATTEMPTS + 1):
                 ours, theirs = socket.socketpair()
                 try:
                     control = self._started()
-                    control.send(("fork",))
-                    reduction.send_handle(control, theirs.fileno(), None)
-                    return control.recv(), Connection(ours.detach())
+                    socket.send_fds(control, [line("fork")], [theirs.fileno()])
+                    return _receive(control)[0], ours
                 except (EOFError, OSError) as error:
                     ours.close()
                     self._stop()
@@ -91,13 +104,13 @@ class _Nursery:
         raise AssertionError("unreachable")
 
     def reap(self, pid: int, grace_s: float = 0.0) -> int:
-        """End a worker and give its exit code."""
+        """End a worker and give its exit code, 0 where it did not end by itself."""
         with self._lock:
             try:
                 if self._control is None:
                     raise EOFError
-                self._control.send(("reap", pid, grace_s))
-                code: int = self._control.recv()
+                self._control.sendall(line("reap", pid, grace_s))
+                code: int = _receive(self._control)[0]
                 return code
             except (EOFError, OSError):
                 # The nursery was killed: its workers belong to init now, which reaps them.
@@ -106,12 +119,12 @@ class _Nursery:
                     os.kill(pid, signal.SIGKILL)
                 return -signal.SIGKILL
 
-    def _started(self) -> Connection[Any, Any]:
+    def _started(self) -> socket.socket:
         if self.closed:
             raise RewardError("the verifier pool is closed")
         if self._control is not None:
             return self._control
-        ours, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         environment = without_secrets(os.environ)
         environment |= {
             "PYTHONHASHSEED": "0",
@@ -119,21 +132,23 @@ class _Nursery:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         environment.pop("PYTHONSTARTUP", None)
-        with tempfile.TemporaryFile() as errors:
+        with tempfile.TemporaryFile() as errors, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOTSTRAP, str(theirs.fileno()),
                  json.dumps([path for path in sys.path if isinstance(path, str)])],
-                pass_fds=[theirs.fileno()], env=environment, process_group=0,
+                pass_fds=[theirs.fileno()], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
             )  # fmt: skip
             theirs.close()
-            self._control = Connection(ours.detach())
+            self._control.settimeout(_START_LIMIT_S)
             try:
-                self._control.send(self._limits)
-                if not self._control.poll(_START_LIMIT_S):
-                    self._stop()
-                    raise RewardError(f"no verifier process started in {_START_LIMIT_S:.0f} s")
-                state, detail = self._control.recv()
+                self._control.sendall(line(*self._limits))
+                state, detail = _receive(self._control)
+            except TimeoutError:
+                self._stop()
+                raise RewardError(
+                    f"no verifier process started in {_START_LIMIT_S:.0f} s"
+                ) from None
             except (EOFError, OSError):
                 if (
                     self._process.wait() < 0
@@ -144,6 +159,13 @@ class _Nursery:
         if state != READY:
             self._stop()
             raise RewardError(f"the verifier process cannot start:\n{detail.strip()[-2000:]}")
+        if detail and not _Nursery._holes_said:
+            _Nursery._holes_said = True
+            logger.warning(
+                "this machine does not contain verifier processes in full (docs/rewards.md): a "
+                "completion that took one over could %s",
+                ", ".join(detail),
+            )
         self.resting_rss = psutil.Process(self._process.pid).memory_info().rss
         return self._control
 
@@ -151,26 +173,17 @@ class _Nursery:
         if self._control is not None:
             self._control.close()
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Its workers with it; before `wait`, while nobody else can have its number.
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._control = self._process = None
 
     def close(self) -> None:
-        """End the nursery, which takes its workers with it."""
+        """End the nursery and its workers."""
         self.closed = True
         with self._lock:
-            if self._control is None or self._process is None:
-                return
-            # Said in words: a process forked from this one may hold the socket open.
-            with contextlib.suppress(OSError):
-                self._control.send(("stop",))
-            self._control.close()
-            self._control = None
-            try:
-                self._process.wait(timeout=2.0)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._stop()
 
 
 class _Slot(threading.Thread):
@@ -180,7 +193,7 @@ class _Slot(threading.Thread):
         super().__init__(name=f"verifier-{number}", daemon=True)
         self._state = state
         self._pid = 0
-        self._socket: Connection[Any, Any] | None = None
+        self._socket: socket.socket | None = None
         self._served = 0
 
     def run(self) -> None:
@@ -213,12 +226,18 @@ class _Slot(threading.Thread):
         connection = self._worker()
         deadline = time.monotonic() + self._state.wall_limit_s
         try:
-            connection.send_bytes(payload)
-            outcome = self._wait(connection, deadline)
-            if outcome is not None:
+            _send(connection, payload, self._state.wall_limit_s)
+            found = self._wait(connection, deadline)
+            if isinstance(found, str):
                 self._end_worker()
-                return outcome, 0.0
-            score, status, tired = connection.recv()
+                return found, 0.0
+            score, status, tired = _read_answer(found)
+        except TimeoutError:
+            self._end_worker()
+            return "timeout", 0.0
+        except ValueError:
+            self._end_worker()
+            return "crash", 0.0
         except (EOFError, OSError):
             code = self._end_worker(grace_s=1.0)
             return _DEATHS.get(code, "crash"), 0.0
@@ -229,28 +248,44 @@ class _Slot(threading.Thread):
             self._end_worker()
         return status, score
 
-    def _wait(self, connection: Connection[Any, Any], deadline: float) -> str | None:
-        """None when there is an answer to read, else why there will be none."""
-        pause = _FIRST_LOOK_S
-        while True:
+    def _wait(self, connection: socket.socket, deadline: float) -> bytes | str:
+        """The worker's answer, or the outcome where there will be none."""
+        pause, data, cpu_limit = _FIRST_LOOK_S, b"", math.inf
+        while not data.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if connection.poll(max(0.0, min(pause, left))):
-                return None
+            connection.settimeout(max(0.001, min(pause, left)))
+            try:
+                piece = connection.recv(LONGEST)
+                if not piece:
+                    raise EOFError
+                data += piece
+                if len(data) > LONGEST:
+                    raise ValueError("a worker says more than there is to say")
+            except TimeoutError:
+                pause = _LOOK_EVERY_S
             if self._state.closing.is_set():
                 return "crash"
             if left <= pause:
                 return "timeout"
-            pause = _LOOK_EVERY_S
-            if self._rss() > self._state.nursery.resting_rss + self._state.memory_bytes:
+            rss, cpu_s = self._use()
+            if rss > self._state.nursery.resting_rss + self._state.memory_bytes:
                 return "memory"
+            # The timer in the worker is exact; this stops one that has switched it off.
+            cpu_limit = min(cpu_limit, cpu_s + 1.5 * self._state.timeout_s + 1.0)
+            if cpu_s > cpu_limit:
+                return "timeout"
+        return data
 
-    def _rss(self) -> int:
+    def _use(self) -> tuple[int, float]:
+        """Resident bytes and processor seconds of the worker."""
         try:
-            return int(psutil.Process(self._pid).memory_info().rss)
+            process = psutil.Process(self._pid)
+            times = process.cpu_times()
+            return int(process.memory_info().rss), times.user + times.system
         except psutil.Error:
-            return 0
+            return 0, 0.0
 
-    def _worker(self) -> Connection[Any, Any]:
+    def _worker(self) -> socket.socket:
         if self._socket is None:
             self._pid, self._socket = self._state.nursery.fork()
             self._served = 0
@@ -263,6 +298,31 @@ class _Slot(threading.Thread):
         self._socket.close()
         self._socket = None
         return None if self._state.nursery.closed else self._state.nursery.reap(self._pid, grace_s)
+
+
+def _send(connection: socket.socket, payload: bytes, limit_s: float) -> None:
+    """Hand over an item. Raises TimeoutError where the worker does not take it, ValueError where it
+    has answered before it was asked."""
+    connection.settimeout(0.0)
+    with contextlib.suppress(BlockingIOError):
+        if not connection.recv(1):
+            raise EOFError
+        raise ValueError("an answer to nothing")
+    connection.settimeout(limit_s)
+    connection.sendall(payload)
+
+
+def _read_answer(data: bytes) -> tuple[float | None, str, bool]:
+    """``[score, status, tired]``. Raises ValueError where a worker says anything else."""
+    try:
+        score, status, tired = json.loads(data)
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    number = score is None or (type(score) is float and math.isfinite(score))
+    known = type(status) is str and (status in get_args(Status) or status.startswith("error:"))
+    if not (number and known and type(tired) is bool):
+        raise ValueError("no answer of a worker's")
+    return score, status, tired
 
 
 class _State:
@@ -278,13 +338,13 @@ class _State:
         recycle_after: int,
     ) -> None:
         self.owner = os.getpid()
-        self.wall_limit_s = wall_limit_s
+        self.timeout_s, self.wall_limit_s = timeout_s, wall_limit_s
         self.memory_bytes = memory_mb * 2**20
         self.recycle_after = recycle_after
         self.closing = threading.Event()
         # Twice the limit: the resident-set watch, which can tell what happened, comes first; this
         # stops what allocates gigabytes between two looks.
-        self.nursery = _Nursery(Limits(timeout_s, 2 * self.memory_bytes))
+        self.nursery = _Nursery(timeout_s, 2 * self.memory_bytes)
         self.tasks: queue.Queue[tuple[Future[Verdict], bytes] | None] = queue.Queue(queue_size)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -359,8 +419,14 @@ class VerifierPool:
         columns: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Future[Verdict]:
-        """Verify one completion with the function named `check` (``package.module:function``)."""
-        payload = dumps(Job(check, text, answer, dict(columns or {}), dict(options or {})))
+        """Verify one completion with the function named `check` (``package.module:function``).
+        Raises: RewardError where a column holds what is not plain data."""
+        try:
+            payload = line(check, text, answer, dict(columns or {}), dict(options or {}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RewardError(
+                f"a column of the row cannot be handed to {check}: {error}"
+            ) from error
         future: Future[Verdict] = Future()
         self._running().tasks.put((future, payload))
         return future
