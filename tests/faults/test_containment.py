@@ -7,8 +7,6 @@ and leave the pool working.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import logging
 import os
 import platform
@@ -474,10 +472,3 @@ def test_the_numbers_are_those_of_the_kernels_headers(machine):
             assert numbers[kernels] == number, name
         else:
             assert name not in numbers, name
-
-
-def test_the_pools_messages_are_json():
-    for path in (Path(pool_module.__file__), Path(sandbox.__file__).with_name("worker.py")):
-        assert not re.search(r"pickle|multiprocessing|marshal|eval\(", path.read_text()), path
-    assert json.loads(pool_module.line("\ud800", 1.5, None)) == ["\ud800", 1.5, None]
-    assert ctypes.sizeof(ctypes.c_void_p) == 8

@@ -251,7 +251,7 @@ class _Slot(threading.Thread):
     def _wait(self, connection: socket.socket, deadline: float) -> bytes | str:
         """The worker's answer, or the outcome where there will be none."""
         pause, data, cpu_limit = _FIRST_LOOK_S, b"", math.inf
-        while not data.endswith(b"\n"):
+        while True:
             left = deadline - time.monotonic()
             connection.settimeout(max(0.001, min(pause, left)))
             try:
@@ -261,6 +261,8 @@ class _Slot(threading.Thread):
                 data += piece
                 if len(data) > LONGEST:
                     raise ValueError("a worker says more than there is to say")
+                if data.endswith(b"\n"):
+                    return data
             except TimeoutError:
                 pause = _LOOK_EVERY_S
             if self._state.closing.is_set():
@@ -274,7 +276,6 @@ class _Slot(threading.Thread):
             cpu_limit = min(cpu_limit, cpu_s + 1.5 * self._state.timeout_s + 1.0)
             if cpu_s > cpu_limit:
                 return "timeout"
-        return data
 
     def _use(self) -> tuple[int, float]:
         """Resident bytes and processor seconds of the worker."""

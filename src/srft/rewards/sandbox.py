@@ -68,13 +68,14 @@ def seccomp_program(machine: str) -> bytes | None:
     column, architecture = _MACHINES[machine]
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILLED)]
     code += [(_LOAD, 0, 0, 0)]
-    for number in _CALLS.split()[1 + column :: 3]:
-        if number != "-":
-            code += [(_EQUAL, 0, 1, int(number)), (_RETURN, 0, 0, _ALLOWED)]
+    for listed in _CALLS.split()[1 + column :: 3]:
+        if listed != "-":
+            code += [(_EQUAL, 0, 1, int(listed)), (_RETURN, 0, 0, _ALLOWED)]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     writing |= getattr(os, "O_TMPFILE", 0) & ~os.O_DIRECTORY
     for *numbers, argument, allowed in _CHECKED.values():
-        if numbers[column] is None:
+        number = numbers[column]
+        if number is None:
             continue
         body = [(_LOAD, 0, 0, 16 + 8 * argument)]
         for value in allowed:
@@ -82,7 +83,7 @@ def seccomp_program(machine: str) -> bytes | None:
         if not allowed:
             body += [(_ANY_BIT, 1, 0, writing), (_RETURN, 0, 0, _ALLOWED)]
         body += [(_RETURN, 0, 0, _REFUSED)]
-        code += [(_EQUAL, 0, len(body), numbers[column]), *body]
+        code += [(_EQUAL, 0, len(body), number), *body]
     code += [(_RETURN, 0, 0, _NO_SUCH_CALL)]
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 

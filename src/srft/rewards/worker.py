@@ -74,7 +74,7 @@ def nursery_main(descriptor: int) -> None:
     with contextlib.suppress(OSError):  # the pool has gone
         while True:
             text, descriptors, _, _ = socket.recv_fds(control, _REQUEST, 1)
-            request = json.loads(text) if text else ["stop"]
+            request: Any = json.loads(text) if text else ["stop"]
             if request[0] == "stop":
                 break
             if request[0] == "fork":
