@@ -79,7 +79,7 @@ line = (
 )
 
 
-@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv", "f.tsv", "f.parquet"])
+@pytest.mark.parametrize("name", ["f.jsonl", "f.json", "f.csv", "f.parquet"])
 @relaxed
 @given(lines=st.lists(line, max_size=4), end=st.sampled_from([b"\n", b"\r\n", b"\r"]))
 @example(lines=[b"\xff\xfe", b"a"], end=b"\n")

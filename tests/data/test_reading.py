@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import subprocess
 
 import pytest
 
@@ -30,18 +32,17 @@ def test_the_same_rows_load_from_every_kind_of_file(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps({"version": 1, "data": rows}), encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
-        with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(ROW), delimiter=mark)
-            writer.writeheader()
-            writer.writerows(rows)
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(ROW))
+        writer.writeheader()
+        writer.writerows(rows)
     (tmp_path / "lines.json").write_bytes((tmp_path / "a.jsonl").read_bytes())
 
     def bare(source):
         return [(e.prompt, e.demonstrations, e.answer) for e in load_examples(str(source))]
 
     expected = [(r.prompt, r.demonstrations, r.answer) for r in as_examples(rows)]
-    names = ("a.jsonl", "a.json", "b.json", "a.parquet", "a.csv", "a.tsv", "lines.json")
+    names = ("a.jsonl", "a.json", "b.json", "a.parquet", "a.csv", "lines.json")
     assert {name: bare(tmp_path / name) for name in names} == dict.fromkeys(names, expected)
 
 
@@ -60,7 +61,7 @@ def test_row_numbers_are_those_an_editor_shows(tmp_path):
     assert f"{table}:5: `prompt` is null" in refusal(table)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_byte_order_marks_are_understood(tmp_path, encoding, name):
     text = {
@@ -73,14 +74,38 @@ def test_byte_order_marks_are_understood(tmp_path, encoding, name):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
-def test_latin_1_and_unmarked_utf_16_say_how_to_convert(tmp_path, name):
+def test_other_encodings_are_refused_with_a_command_that_converts_them(tmp_path, name):
+    text = {
+        "a.jsonl": '{"prompt": "é?"}\n',
+        "a.json": '[{"prompt": "é?"}]',
+        "a.csv": "prompt\né?\n",
+    }
+    for encoding in ("utf-16", "utf-32", "utf-16-le"):
+        path = tmp_path / name
+        path.write_bytes(text[name].encode(encoding))
+        command = refusal(path).partition("convert it: ")[2]
+        assert command.startswith("iconv -f UTF-")
+        if shutil.which("iconv"):
+            subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+            new = tmp_path / f"new{path.suffix}"
+            assert [e.prompt for e in load_examples(str(new))] == ["é?"]
+
+
+def test_tab_separated_files_say_what_to_convert_to(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("prompt\tanswer\na\t1\n")
+    assert "files ending in .tsv are not read; convert to one of" in refusal(path)
+    path.rename(tmp_path / "a.csv")
+    assert "separated by '\\t'" in refusal(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_latin_1_says_how_to_convert(tmp_path, name):
     path = tmp_path / name
     text = {"a.jsonl": '{"prompt":\n"é"}', "a.json": '[{"prompt":\n"é"}]', "a.csv": "prompt\né\n"}
     path.write_bytes(text[name].encode("latin-1"))
     message = refusal(path)
     assert f"{path}:2: byte 0xe9 is not utf-8" in message and "iconv -f CP1252" in message
-    path.write_bytes(text[name].encode("utf-16-le"))
-    assert "iconv -f UTF-16LE" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -219,12 +219,12 @@ def nasty_row(draw: random.Random, form: int) -> Any:
     return row if draw.random() < 0.97 else nasty_value(draw)
 
 
-def _csv(rows: list[Any], delimiter: str) -> str:
+def _csv(rows: list[Any]) -> str:
     import csv
     import io
 
     stream = io.StringIO()
-    writer = csv.writer(stream, delimiter=delimiter, escapechar="\\")
+    writer = csv.writer(stream, escapechar="\\")
     tables = [row for row in rows if isinstance(row, dict)]
     writer.writerow(tables[0] if tables else ["prompt"])
     for row in rows:
@@ -245,8 +245,8 @@ def _write_rows(path: Path, rows: list[Any], draw: random.Random) -> None:
     lines = [json.dumps(row, default=str, ensure_ascii=draw.random() < 0.5) for row in rows]
     if path.suffix == ".json":
         text = "[" + ",".join(lines) + "]"
-    elif path.suffix in (".csv", ".tsv"):
-        text = _csv(rows, "," if path.suffix == ".csv" else "\t")
+    elif path.suffix == ".csv":
+        text = _csv(rows)
     else:
         text = draw.choice(["\n", "\r\n"]).join(lines)
     encoding = draw.choice(
@@ -286,7 +286,7 @@ def fuzz_datasets(count: int, seed: int, scratch: Path) -> Outcome:
     unlimited = {"max_prompt_tokens": None, "max_demonstration_tokens": None}
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
-        suffix = draw.choice([".jsonl"] * 4 + [".json", ".csv", ".tsv", ".parquet", ".txt"])
+        suffix = draw.choice([".jsonl"] * 4 + [".json", ".csv", ".parquet", ".txt"])
         form = draw.randrange(5)
         rows = [nasty_row(draw, form) for _ in range(draw.randint(1, 4))]
         if huge := number % 200 == 199:

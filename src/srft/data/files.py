@@ -32,46 +32,42 @@ class Row:
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (b"", "UTF-16LE"),
 )
 
 
-def _encoding(path: Path) -> str:
-    """``utf-8`` unless a byte-order mark says otherwise. DataError for empty and binary files."""
+def _check_text(path: Path) -> None:
+    """DataError for what is empty, binary or in another encoding than one that extends ASCII."""
     with path.open("rb") as stream:
         head = stream.read(4096)
     if not head.strip():
         raise DataError(f"{path}: the file is empty; it needs at least one row")
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return name
-    if b"\0" in head:
+    name = next(name for mark, name in _MARKS if head.startswith(mark))
+    if name != "UTF-16LE" or b"\0" in head:
         raise DataError(
-            f"{path}: holds NUL bytes: it is UTF-16 without a byte-order mark, compressed or "
-            f"binary. Unpack it, or convert it: iconv -f UTF-16LE -t UTF-8 {path.name} > new"
-            f"{path.suffix}"
+            f"{path}: holds NUL bytes or the mark of {name}: it is {name}, compressed or binary. "
+            f"Unpack it, or convert it: iconv -f {name} -t UTF-8 {path.name} > new{path.suffix}"
         )
-    return "utf-8"
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
     byte = error.object[error.start]
     return (
-        f"byte 0x{byte:02x} is not {error.encoding}; the file is probably Latin-1 or Windows-1252. "
+        f"byte 0x{byte:02x} is not utf-8; the file is probably Latin-1 or Windows-1252. "
         f"Convert it: iconv -f CP1252 -t UTF-8 {path.name} > new{path.suffix}"
     )
 
 
 def _text(path: Path) -> str:
     """The whole file, decoded, without a byte-order mark."""
-    encoding = _encoding(path)
+    _check_text(path)
     raw = path.read_bytes()
     try:
-        return raw.decode(encoding)
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: {_not_utf8(path, error)}") from None
@@ -98,12 +94,7 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
 
     Only a newline ends a line: ``str.splitlines`` would also split at U+2028 inside a JSON string.
     """
-    encoding = _encoding(path)
-    if encoding.startswith(("utf-16", "utf-32")):
-        for number, line in enumerate(_text(path).split("\n"), start=1):
-            if line.strip():
-                yield number, line
-        return
+    _check_text(path)
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
             if not raw.strip():
@@ -189,13 +180,12 @@ def _long_fields() -> Iterator[None]:
 
 
 def read_csv(path: Path, problems: Problems) -> Iterator[Row]:
-    """Comma-separated (.tsv: tab-separated) with a header; an empty field is null."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    """Comma-separated with a header; an empty field is null."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     line = 1
     with _long_fields():
         try:
-            header = _header(next(reader, []), path, delimiter)
+            header = _header(next(reader, []), path)
             while True:
                 line = reader.line_num + 1
                 fields = next(reader, None)
@@ -220,7 +210,7 @@ def read_csv(path: Path, problems: Problems) -> Iterator[Row]:
             ) from None
 
 
-def _header(header: list[str], path: Path, delimiter: str) -> list[str]:
+def _header(header: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in header]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -233,11 +223,11 @@ def _header(header: list[str], path: Path, delimiter: str) -> list[str]:
             " name every column"
         )
     if len(names) == 1:
-        other = next((mark for mark in ";\t|" if mark in names[0] and mark != delimiter), None)
+        other = next((mark for mark in ";\t|" if mark in names[0]), None)
         if other is not None:
             raise DataError(
                 f"{path}:1: the header is one column, {names[0]!r}: the file seems to be separated "
-                f"by {other!r}. Save it with commas (or tabs, as .tsv)"
+                f"by {other!r}. Save it with commas"
             )
     return names
 
@@ -283,7 +273,6 @@ READERS: dict[str, Callable[[Path, Problems], Iterator[Row]]] = {
     ".json": read_json,
     ".parquet": read_parquet,
     ".csv": read_csv,
-    ".tsv": read_csv,
 }
 
 

@@ -59,7 +59,7 @@ def load_examples(
 ) -> list[Example]:
     """Read ``source`` and check every row.
 
-    source: a hub dataset id, a local folder, a .jsonl, .json, .parquet, .csv or .tsv file, or
+    source: a hub dataset id, a local folder, a .jsonl, .json, .parquet or .csv file, or
         ``lab`` or ``lab-hard`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
     split: of a hub dataset or folder; None takes ``train`` where there is one.
     columns: ``data.columns``: {"prompt" | "demonstration" | "answer": column or dotted path}.
