@@ -82,7 +82,7 @@ def write_outputs(models: Mapping[str, str], out: Path, per_family: int) -> None
     prompts = [row["prompt"] for row in rows]
     said = {"demonstration": [row["demonstration"] for row in rows]}
     for author, name in models.items():
-        path = find_model(name)
+        path = find_model(name).place
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
         said[f"output of {author}"] = generate(model, tokenizer, prompts)

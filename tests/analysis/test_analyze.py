@@ -13,10 +13,10 @@ from rich.console import Console
 
 from srft.analysis.analyze import _named, analyze
 from srft.analysis.dynamics import ProbabilitySpace, distance
-from srft.analysis.opened_models import Source, checkpoints_of, find_model
 from srft.analysis.responses import read_responses, tokenize
 from srft.analysis.show_analysis import render
 from srft.errors import CheckpointError, ConfigError, DataError, ModelError
+from srft.evaluation.open_model import Source, checkpoints_of, find_model, open_weights
 from srft.model.model_config import ModelConfig
 
 PROMPT = "a = 3 + 4 ; a ?"
@@ -245,14 +245,12 @@ def test_a_run_without_a_model_and_a_checkpoint_without_a_run_are_refused(tmp_pa
 def test_a_checkpoint_of_another_model_is_refused(run, folders):
     from safetensors.torch import save_file
 
-    from srft.analysis.opened_models import load
-
     folder = run / "checkpoints" / "step_000010"
     import torch
 
     save_file({"strange.weight": torch.zeros(2)}, folder / "weights" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"strange\.weight"):
-        load(find_model(folder))
+        open_weights(find_model(folder))
 
 
 # Dynamics.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from srft.analysis.gradient import gradient_view, logit_gradient
-from srft.analysis.opened_models import find_model, load
 from srft.analysis.responses import Response, TokenizedResponse
+from srft.evaluation.open_model import find_model, open_weights
 from srft.objective.methods import get_method
 
 
@@ -36,7 +36,7 @@ def test_sft_by_hand_on_four_tokens():
 
 @pytest.fixture(scope="module")
 def model(folders):
-    return load(find_model(folders["base"]))
+    return open_weights(find_model(folders["base"]))
 
 
 def group(prompt: int, *members: tuple[str, float]) -> list[TokenizedResponse]:

@@ -30,9 +30,9 @@ def tokenized(
 
 @pytest.fixture(scope="module")
 def models(folders):
-    from srft.analysis.opened_models import find_model, load
+    from srft.evaluation.open_model import find_model, open_weights
 
-    return {name: load(find_model(path)) for name, path in folders.items()}
+    return {name: open_weights(find_model(path)) for name, path in folders.items()}
 
 
 @pytest.fixture(scope="module")

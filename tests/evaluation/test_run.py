@@ -16,7 +16,13 @@ from srft.evaluation import result_tables
 from srft.evaluation import run as run_module
 from srft.evaluation.compare import compare
 from srft.evaluation.evaluation_config import EvaluationConfig
-from srft.evaluation.open_model import Loaded, find_model, template_of, weights_digest
+from srft.evaluation.open_model import (
+    Loaded,
+    find_model,
+    open_weights,
+    template_of,
+    weights_digest,
+)
 from srft.evaluation.run import evaluate_model, load_results, write_tables
 from srft.lab import IN_DISTRIBUTION
 from srft.types import Completion
@@ -42,7 +48,7 @@ def engine(monkeypatch):
     holder = {"engine": LabEngine()}
 
     @contextmanager
-    def load(config, data, rollout=None, device=None):
+    def load(source, data, rollout=None, device=None):
         yield Loaded(holder["engine"], build_tokenizer(), (1,), 256, "float32 on cpu")
 
     monkeypatch.setattr(run_module, "load", load)
@@ -280,13 +286,15 @@ def test_a_run_directory_stands_for_its_model_and_its_recipe(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "config.yaml").write_text("data: {prompt_template: 'Q: {prompt} A:', train: x}")
-    path = find_model(str(tmp_path))
-    assert path == str(tmp_path / "model")
-    assert template_of(path) == DataConfig(prompt_template="Q: {prompt} A:")
-    assert find_model("org/name") == "org/name" and template_of("org/name") == DataConfig()
+    source = find_model(tmp_path)
+    assert source.place == str(tmp_path / "model")
+    assert template_of(source) == DataConfig(prompt_template="Q: {prompt} A:")
+    assert find_model("org/name").place == "org/name"
+    assert template_of(find_model("org/name")) == DataConfig()
+    assert template_of(find_model(tmp_path / "model")) == template_of(source)
     (tmp_path / "config.yaml").write_text("data: {prompt_template: 'no place'}")
     with pytest.raises(ModelError, match=r"config\.yaml"):
-        template_of(path)
+        template_of(source)
 
 
 def test_lab_stands_for_the_base_model_with_its_own_weights(monkeypatch, tmp_path):
@@ -294,14 +302,33 @@ def test_lab_stands_for_the_base_model_with_its_own_weights(monkeypatch, tmp_pat
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(srft.lab, "base_model_path", lambda: tmp_path / "base")
-    assert find_model("lab") == str(tmp_path / "base")
+    assert find_model("lab").place == str(tmp_path / "base")
 
 
 def test_weights_digest_changes_with_any_weights(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(3_000_000))
-    first = weights_digest(str(tmp_path))
-    assert first == weights_digest(str(tmp_path)) and len(first) == 16
+    first = weights_digest(find_model(tmp_path))
+    assert first == weights_digest(find_model(tmp_path)) and len(first) == 16
     file.write_bytes(bytes([1]) * 3_000_000)
-    assert weights_digest(str(tmp_path)) != first
-    assert weights_digest("org/name") == "org/name@main"
+    assert weights_digest(find_model(tmp_path)) != first
+    assert weights_digest(find_model("org/name")) == "org/name@main"
+
+
+def test_a_checkpoint_is_evaluated_with_its_own_weights(recipe):
+    """What is answered greedily is what the trained model answers, not what its base does."""
+    from safetensors.torch import load_file
+
+    from srft.trainer.trainer import SRFTTrainer
+
+    result = SRFTTrainer(args=recipe(train={"learning_rate": 0.05})).train()
+    last = sorted(result.run_dir.glob("checkpoints/step_*"))[-1]
+    base, exported = find_model(recipe().model.path), find_model(result.run_dir)
+    checkpoint = find_model(last)
+    assert checkpoint.weights == last / "weights"
+    assert len({weights_digest(s) for s in (base, exported, checkpoint)}) == 3
+    trained = {k: v for f in checkpoint.weights.iterdir() for k, v in load_file(f).items()}
+    loaded = open_weights(checkpoint).state_dict()
+    assert all((loaded[name] == tensor).all() for name, tensor in trained.items())
+    same = open_weights(base).state_dict()
+    assert any((same[name] != tensor).any() for name, tensor in trained.items())

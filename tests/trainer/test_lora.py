@@ -7,9 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srft.analysis.opened_models import find_model as find_analysed
-from srft.analysis.opened_models import load as load_analysed
-from srft.evaluation.open_model import find_model
+from srft.evaluation.open_model import find_model, open_weights
 from srft.model.adapters import has_adapters
 from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
@@ -112,12 +110,12 @@ def test_an_export_of_the_adapters_alone_is_read_everywhere(lora, tmp_path):
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
     assert not {"model.safetensors", "config.json"} & files
     AutoTokenizer.from_pretrained(result.model_dir)
-    assert find_model(str(tmp_path / "run")) == str(result.model_dir)
+    assert find_model(tmp_path / "run").place == str(result.model_dir)
     ids = torch.arange(3, 23).view(2, 10)
     outcomes = [
         load_model(ModelConfig(path=str(result.model_dir))),
-        load_analysed(find_analysed(tmp_path / "run")),
-        load_analysed(find_analysed(tmp_path / "run/checkpoints/step_000006")),
+        open_weights(find_model(tmp_path / "run")),
+        open_weights(find_model(tmp_path / "run/checkpoints/step_000006")),
         AutoModelForCausalLM.from_pretrained(result.model_dir),
     ]
     with torch.no_grad():

@@ -14,12 +14,13 @@ import numpy as np
 from srft.analysis.analysis_page import write_page
 from srft.analysis.analysis_result import AnalysisResult
 from srft.analysis.dynamics import DEMONSTRATIONS, Dynamics, learning_dynamics
-from srft.analysis.opened_models import Source, find_model, load, load_tokenizer
 from srft.analysis.responses import TokenizedResponse, read_responses, tokenize
 from srft.analysis.shift import THRESHOLD, Shift, summarize
 from srft.analysis.words import token_class
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
+from srft.evaluation.open_model import Source, find_model, open_weights
+from srft.model.model_config import ModelConfig
 from srft.runs.files import Record, to_json, write_whole
 from srft.runs.reading import Run, read_runs
 
@@ -79,17 +80,20 @@ def analyze(
     """
     if not models:
         raise ConfigError("analyze: give at least one model, the base first")
+    from srft.model.loading import load_tokenizer
+
     say = progress or logger.info
     target = Path(out)
-    sources = _named([find_model(m, model_options) for m in models])
+    settings = ModelConfig(**(model_options or {}))
+    sources = _named([find_model(m, settings) for m in models])
     read = read_runs(runs) if runs else []
     places = [data] if isinstance(data, (str, Path)) else list(data)
     say("reading responses")
     responses = read_responses(places, kinds=kinds, limit=limit, seed=seed)
-    tokenizer = load_tokenizer(sources[0])
+    tokenizer = load_tokenizer(sources[0].config)
     tokenized, notes = tokenize(responses, tokenizer, data_config, max_tokens)
 
-    base = load(sources[0], device)
+    base = open_weights(sources[0], device)
     scored = _score_all(base, sources, tokenized, device, say)
     texts, classes = _describe(tokenized, tokenizer)
     shifts = _shifts(scored, tokenized, texts, classes, sources[0].name, threshold, seed)
@@ -142,7 +146,7 @@ def _score_all(
     scored = []
     for source in sources[1:]:
         say(f"scoring {source.name}")
-        scored.append(_Scored(source.name, compare(base, load(source, device), tokenized)))
+        scored.append(_Scored(source.name, compare(base, open_weights(source, device), tokenized)))
     return scored
 
 
@@ -210,7 +214,7 @@ def _dynamics(
     vectors: dict[str, np.ndarray] = {}
     for source in _named([find_model(r) for r in references if r != DEMONSTRATIONS]):
         name = source.name if source.name != base_name else f"{source.name} (reference)"
-        vectors[name] = np.exp(token_logprobs(load(source, device), tokenized))
+        vectors[name] = np.exp(token_logprobs(open_weights(source, device), tokenized))
     if not references:
         vectors |= {item.name: np.exp(item.shift.logprob_after_T) for item in scored[:1]}
     return learning_dynamics((base_name, base_T), vectors, runs, tokenized, device=device)

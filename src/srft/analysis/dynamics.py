@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from srft.analysis.distributions import token_logprobs
-from srft.analysis.opened_models import Source, checkpoints_of, find_model, load, restore
 from srft.analysis.responses import TokenizedResponse
+from srft.evaluation.open_model import checkpoints_of, find_model, open_weights, restore
 from srft.model.model_config import holds_model
 from srft.runs.reading import Run, group_by_method
 
@@ -123,12 +123,12 @@ def _points(
     for step, folder in checkpoints_of(run):
         source = find_model(folder)
         if model is None:
-            model = load(source, device)
+            model = open_weights(source, device)
         elif source.weights is not None:
             restore(model, source.weights)
         points.append(Point(step, space.distances(np.exp(token_logprobs(model, responses)))))
     if not points and holds_model(run / "model"):
-        final: Source = find_model(run)
-        vector = np.exp(token_logprobs(load(final, device), responses))
+        final = find_model(run)
+        vector = np.exp(token_logprobs(open_weights(final, device), responses))
         points.append(Point(None, space.distances(vector)))
     return points

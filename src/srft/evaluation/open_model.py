@@ -1,20 +1,25 @@
-"""What evaluation and sampling need of a model: where it is, how it is asked, and its engine."""
+"""What is asked, sampled or analysed: where a model is, how it is asked, and its engine."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from srft import lab
 from srft.data.data_config import DataConfig
-from srft.errors import ModelError
+from srft.errors import CheckpointError, ModelError
 from srft.model.model_config import ModelConfig, holds_model
+from srft.runs.run_dir import RunDir
 from srft.types import RolloutEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TEMPLATE_SETTINGS = (
     *("chat_template", "chat_template_kwargs", "prompt_template", "eos_token", "system_prompt"),
@@ -33,51 +38,148 @@ class Loaded:
     description: str
 
 
-def find_model(path: str) -> str:
-    """``path``, or the exported model inside where it is a run directory; for ``lab`` the folder
-    of the base model that comes along, so that its weights can be told; hub names stay."""
-    folder = Path(path).expanduser()
-    if path == "lab" and not folder.exists():
-        from srft.lab import base_model_path
+@dataclass(frozen=True)
+class Source:
+    """Where a model is. ``weights``: a checkpoint's tensors that replace those of ``config.path``;
+    ``run``: the run directory it is from, where that was given."""
 
-        return str(base_model_path())
-    if folder.is_dir() and not holds_model(folder):
-        for inside in ("model", "best"):
-            if holds_model(folder / inside):
-                return str(folder / inside)
-    return str(folder) if folder.is_dir() else path
+    name: str
+    config: ModelConfig
+    weights: Path | None = None
+    run: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """The folder or hub name that the weights are read from."""
+        return str(self.weights or self.config.path)
 
 
-def template_of(model_path: str) -> DataConfig:
-    """How the model was asked in training, from the recipe beside it (``config.yaml`` of its run
-    directory); the defaults where there is none.
+def find_model(reference: str | Path, settings: ModelConfig | None = None) -> Source:
+    """What ``reference`` stands for; nothing is loaded.
+
+    A folder with config.json or a hub name is a model, ``lab`` the base model that comes along. A run
+    directory stands for its exported model, else its best one, else its newest checkpoint;
+    ``checkpoints/step_000100`` of a run is that checkpoint. ``settings``: its path is left aside.
+
+    Raises:
+        ModelError: a run directory with neither a model nor a checkpoint.
+        CheckpointError: a checkpoint whose run has no readable config.yaml.
+    """
+    given = settings.model_dump(exclude_unset=True, exclude={"path"}) if settings else {}
+    path = Path(reference).expanduser()
+    if str(reference) == "lab" and not path.exists():
+        return Source("lab", ModelConfig(path=str(lab.base_model_path()), **given))
+    if not path.is_dir():
+        return Source(str(reference), ModelConfig(path=str(reference), **given))
+    run = RunDir(path)
+    for folder in (path, run.model, run.best):
+        if holds_model(folder):
+            config = ModelConfig(path=str(folder), **given)
+            return Source(path.resolve().name, config, run=None if folder == path else path)
+    if (path / "weights").is_dir():
+        return _checkpoint(path, given)
+    if not run.is_run:
+        return Source(path.resolve().name, ModelConfig(path=str(path), **given))
+    checkpoints = checkpoints_of(path)
+    if not checkpoints:
+        raise ModelError(
+            f"{path}: the run has neither an exported model (model/) nor a checkpoint yet; wait "
+            "for one, or set run.checkpoint_every lower"
+        )
+    return _checkpoint(checkpoints[-1][1], given)
+
+
+def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every finished checkpoint of a run, by step."""
+    folders = [p for p in RunDir(run).checkpoints.glob("step_*") if (p / "weights").is_dir()]
+    return sorted((int(p.name.removeprefix("step_")), p) for p in folders)
+
+
+_CHECKPOINT_SETTINGS = (
+    *("path", "revision", "tokenizer", "trust_remote_code"),
+    *("rope_theta", "max_position_embeddings", "lora"),
+)
+
+
+def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
+    run = folder.resolve().parent.parent
+    recipe = RunDir(run).config
+    try:
+        section = dict(yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: {recipe} says which model the checkpoint belongs to, and cannot be read; give "
+            "the exported model (<run>/model) in its place"
+        ) from error
+    kept = {k: section[k] for k in _CHECKPOINT_SETTINGS if section.get(k) is not None}
+    name = f"{run.name}@{int(folder.name.removeprefix('step_'))}"
+    return Source(name, ModelConfig(**{**kept, **given}), folder / "weights", run)
+
+
+def open_weights(source: Source, device: str = "cpu") -> PreTrainedModel:
+    """The model in evaluation mode.
+
+    Raises:
+        ModelError: it cannot be loaded, or its scores differ from its own logits.
+        CheckpointError: the checkpoint's tensors are not this model's.
+    """
+    from srft.model.loading import load_model
+
+    model = load_model(source.config, device)
+    if source.weights is not None:
+        restore(model, source.weights)
+    model.eval()
+    return model
+
+
+def restore(model: PreTrainedModel, weights: Path) -> None:
+    """Puts a checkpoint's tensors into a model of the same shape.
+
+    Raises:
+        CheckpointError: names or shapes are not this model's.
+    """
+    from srft.parallel.sharding import own_tensors
+    from srft.parallel.tensors import read_tensors
+
+    try:
+        read_tensors(weights, own_tensors(model))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; give the exported model (<run>/model) in its place"
+        ) from error
+
+
+def template_of(source: Source) -> DataConfig:
+    """How the model was asked in training, from the recipe of its run or beside its folder
+    (``config.yaml``); the defaults where there is none.
 
     Raises:
         ModelError: the recipe there cannot be read.
     """
-    recipe = Path(model_path).expanduser().resolve().parent / "config.yaml"
-    if not Path(model_path).expanduser().is_dir() or not recipe.is_file():
+    folder = Path(source.config.path).expanduser()
+    recipe = RunDir(source.run or folder.resolve().parent).config
+    if not recipe.is_file() or not (source.run or folder.is_dir()):
         return DataConfig()
     try:
         data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
         return DataConfig(**{k: data[k] for k in TEMPLATE_SETTINGS if k in data})
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(
-            f"{recipe}: the recipe beside the model cannot be read ({error}); mend it, or move the "
+            f"{recipe}: the recipe beside the model cannot be read ({error}); fix it, or move the "
             "model elsewhere to ask it with the defaults"
         ) from error
 
 
-def weights_digest(path: str, revision: str | None = None) -> str:
+def weights_digest(source: Source) -> str:
     """Sixteen hexadecimal digits that stand for a local model's weights; name and revision for a
     hub model.
 
     Of each weight file the size and 16 blocks of 64 KiB, evenly spread, are hashed: any training
     step changes all of them, and 15 GB take no longer than a small model.
     """
-    folder = Path(path).expanduser()
+    folder = Path(source.place).expanduser()
     if not folder.is_dir():
-        return f"{path}@{revision or 'main'}"
+        return f"{source.place}@{source.config.revision or 'main'}"
     digest = hashlib.sha256()
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]
     for file in sorted(f for f in files if f.is_file()):
@@ -92,7 +194,7 @@ def weights_digest(path: str, revision: str | None = None) -> str:
 
 @contextmanager
 def load(
-    config: ModelConfig, data: DataConfig, rollout: Any = None, device: str | None = None
+    source: Source, data: DataConfig, rollout: Any = None, device: str | None = None
 ) -> Iterator[Loaded]:
     """The model, its tokenizer and an engine; memory is given back at the end.
 
@@ -105,12 +207,12 @@ def load(
     import torch
 
     from srft.data.template import stop_token_ids
-    from srft.model.loading import check_vocabulary, compute_context, load_model, load_tokenizer
+    from srft.model.loading import check_vocabulary, compute_context, load_tokenizer
     from srft.rollout.engine import build_engine
     from srft.rollout.requests import context_length
     from srft.rollout.rollout_config import RolloutConfig
 
-    rollout = rollout or RolloutConfig()
+    rollout, config = rollout or RolloutConfig(), source.config
     gpu = torch.cuda.is_available()
     device = device or ("cuda" if gpu and not rollout.engine.startswith("vllm") else "cpu")
     if "dtype" not in config.model_fields_set and gpu:
@@ -118,7 +220,7 @@ def load(
         config = config.model_copy(update={"dtype": "bfloat16"})
     tokenizer = load_tokenizer(config)
     with ExitStack() as stack:
-        model = load_model(config, device).eval()
+        model = open_weights(replace(source, config=config), device)
         check_vocabulary(model, tokenizer)
         stack.enter_context(compute_context(config, device))
         engine = build_engine(model, tokenizer, rollout)

@@ -70,7 +70,7 @@ def evaluate_model(
 ) -> ModelEvaluation:
     """Evaluate a model on suites or on a dataset, and write what was found.
 
-    model_path: folder, run directory (its exported model) or hub name. config: what to evaluate on
+    model_path: folder, run directory, checkpoint or hub name (``find_model``). config: what to evaluate on
     and how to sample; ``config.suites`` or ``config.dataset`` is needed. out_dir: default
     ``evaluations/<model>``; started again on the same folder, it goes on where it stopped.
     label: name in the tables. data: template settings; None takes the recipe's beside the model.
@@ -84,20 +84,19 @@ def evaluate_model(
         ModelError, RewardError, RolloutError: what was judged until then is kept.
     """
     config = config or EvaluationConfig(suites=["math5"])
-    path = find_model(str(model_path))
+    source = find_model(model_path, model)
     label = label or str(model_path)
     folder = Path(out_dir) if out_dir else Path("evaluations") / Path(str(model_path)).name
     sets = evaluation_sets(config, reward)
-    data = data or template_of(path)
-    model = (model or ModelConfig()).model_copy(update={"path": path})
+    data = data or template_of(source)
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
-    with load(model, data, rollout, device) as loaded, _bars(progress) as bar:
+    with load(source, data, rollout, device) as loaded, _bars(progress) as bar:
         about: dict[str, Any] = {
             "format": FORMAT,
             "model": label,
-            "path": path,
-            "weights": weights_digest(path, model.revision),
+            "path": source.place,
+            "weights": weights_digest(source),
             "device": loaded.description,
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),

@@ -45,10 +45,9 @@ def sample_texts(
 
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("the prompt is empty; give the text that the model is to answer")
-    path = find_model(str(model_path))
-    data = data or template_of(path)
-    config = (model or ModelConfig()).model_copy(update={"path": path})
-    with load(config, data, rollout, device) as loaded:
+    source = find_model(model_path, model)
+    data = data or template_of(source)
+    with load(source, data, rollout, device) as loaded:
         ids = [
             tokenize_prompt(_asked(prompt, system), loaded.tokenizer, data) for prompt in prompts
         ]

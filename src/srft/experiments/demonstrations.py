@@ -15,7 +15,7 @@ from srft.config import SRFTConfig
 from srft.data.reading import load_splits
 from srft.errors import ConfigError
 from srft.evaluation.evaluate import evaluate
-from srft.evaluation.open_model import find_model, load, weights_digest
+from srft.evaluation.open_model import Source, find_model, load, weights_digest
 from srft.rewards.scorer import Scorer
 from srft.types import Example, SamplingParams
 
@@ -38,8 +38,8 @@ def make_demonstrations(
         ConfigError: ``folder`` was made from another base model, or no rollout was right.
     """
     paths = {kind: folder / name for kind, name in FILES.items()}
-    path = find_model(base.model.path or "")
-    origin = {"weights": weights_digest(path), "data": base.data.model_dump(mode="json")}
+    source = find_model(base.model.path or "", base.model)
+    origin = {"weights": weights_digest(source), "data": base.data.model_dump(mode="json")}
     about = folder / "about.json"
     if about.is_file():
         if json.loads(about.read_text())["origin"] != origin:
@@ -49,9 +49,9 @@ def make_demonstrations(
         return {kind: str(p) for kind, p in paths.items()}
     examples = load_splits(base.data, seed=base.data.seed).train
     console.print(f"{samples} rollouts of each of {len(examples)} prompts by the base model")
-    right = _right_rollouts(base, examples, path, folder, samples)
+    right = _right_rollouts(base, examples, source, folder, samples)
     if not any(right):
-        raise ConfigError(f"{path}: none of its rollouts on the training prompts was right")
+        raise ConfigError(f"{source.place}: none of its rollouts on the training prompts was right")
     kinds: dict[str, list[tuple[str, ...]]] = {
         "self-made": [(text,) if text else () for text in right],
         "expert-same": [
@@ -67,12 +67,11 @@ def make_demonstrations(
 
 
 def _right_rollouts(
-    base: SRFTConfig, examples: list[Example], path: str, folder: Path, samples: int
+    base: SRFTConfig, examples: list[Example], source: Source, folder: Path, samples: int
 ) -> list[str | None]:
     """The first right rollout of each prompt, sampled as in training; resumable."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = base.model.model_copy(update={"path": path})
-    with load(model, base.data, base.rollout, "cpu") as loaded, Scorer(base.reward) as scorer:
+    with load(source, base.data, base.rollout, "cpu") as loaded, Scorer(base.reward) as scorer:
         result = evaluate(
             loaded.engine,
             loaded.tokenizer,
@@ -85,7 +84,7 @@ def _right_rollouts(
             ),
             n=samples,
             out_path=folder / "rollouts.jsonl",
-            identity={"weights": weights_digest(path)},
+            identity={"weights": weights_digest(source)},
             data=base.data,
         )
     return [

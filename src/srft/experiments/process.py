@@ -82,7 +82,7 @@ def recipe_digest(config: SRFTConfig) -> str:
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
     values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
-    values["weights"] = weights_digest(find_model(config.model.path or ""), config.model.revision)
+    values["weights"] = weights_digest(find_model(config.model.path or "", config.model))
     train = config.data.train
     if isinstance(train, str) and Path(train).is_file():
         values["data"]["train"] = hashlib.sha256(Path(train).read_bytes()).hexdigest()
