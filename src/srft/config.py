@@ -21,6 +21,7 @@ from srft.rewards.reward_config import RewardConfig
 from srft.rollout.rollout_config import RolloutConfig
 from srft.secrets import redact_values
 from srft.trainer.alarms import BUILT_IN, Alarm, with_built_in
+from srft.trainer.teacher_config import TeacherConfig
 from srft.trainer.train_config import RunConfig, Stage, TrainConfig
 
 
@@ -42,6 +43,9 @@ class SRFTConfig(BaseModel):
     data: DataConfig = Field(default_factory=DataConfig, description="Prompts and demonstrations.")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="The verifier.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Sampling.")
+    teacher: TeacherConfig = Field(
+        default_factory=TeacherConfig, description="The teacher of methods that distil."
+    )
     train: TrainConfig = Field(default_factory=TrainConfig, description="Optimisation.")
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="Evaluation."

@@ -114,6 +114,9 @@ class TrainingSequence:
     ``group`` numbers the prompts of a step. ``correct`` is reward > threshold (0.5 unless set).
     ``prefix_length`` response tokens at the start were given from a demonstration, not sampled.
     ``sampler_logprobs`` are the engine's own (one per response token), None for demonstrations.
+    ``loss_mask`` is False at response tokens that no loss and no entropy may cover (what a tool
+    wrote); None: every token counts. ``context_ids`` is the prompt under which a teacher scores the
+    response; None: no teacher scores it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -125,6 +128,8 @@ class TrainingSequence:
     truncated: bool = False
     prefix_length: int = 0
     sampler_logprobs: tuple[float, ...] | None = None
+    loss_mask: tuple[bool, ...] | None = None
+    context_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,8 @@ class SequenceTable:
     """What is known about S sequences before any forward pass, as flat tensors.
 
     group_S (int64), is_demo_S (bool), reward_S (float32), correct_S (bool), truncated_S (bool),
-    length_S (int64, response tokens), prefix_S (int64), advantage_S (float32; zeros until the
-    method's estimator has filled it in).
+    length_S (int64, response tokens), prefix_S (int64), taught_S (bool: a teacher scores it),
+    advantage_S (float32; zeros until the method's estimator has filled it in).
     """
 
     group_S: Tensor
@@ -143,6 +148,7 @@ class SequenceTable:
     truncated_S: Tensor
     length_S: Tensor
     prefix_S: Tensor
+    taught_S: Tensor
     advantage_S: Tensor
 
 
@@ -151,12 +157,13 @@ class TokenIndex:
     """Which response token is where: known before the forward pass, so terms can be counted.
 
     sequence_T (int64) indexes the rows of ``sequences``; position_T (int64) counts from 0 at the
-    first response token.
+    first response token; loss_mask_T (bool) is False at tokens that no term covers.
     """
 
     sequences: SequenceTable
     sequence_T: Tensor
     position_T: Tensor
+    loss_mask_T: Tensor
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,13 @@ class TokenBatch:
     taken to come from (equal to logprob_T when one optimizer step follows each rollout batch).
     old_entropy_T: entropy under that policy. reference_logprob_T is None unless the method asks
     for a frozen reference. batch_entropy: mean entropy (demonstrations, rollouts) over the whole
-    optimizer batch, or None where no such pass was made.
+    optimizer batch, and prefix_threshold: the entropy from which on a given prefix's tokens are
+    trained on; None where no such pass was made.
+
+    teacher_logprob_T, teacher_entropy_T: the same responses under the teacher, in its own context
+    (no gradient); where no teacher scores a sequence, the policy's own. divergence_T: from teacher
+    to policy over the whole vocabulary, with gradient. None unless the method asks for a teacher.
+    advantage_T: the advantage of each token; None: that of its sequence.
     """
 
     index: TokenIndex
@@ -180,3 +193,8 @@ class TokenBatch:
     reference_logprob_T: Tensor | None = None
     sampler_logprob_T: Tensor | None = None
     batch_entropy: tuple[float, float] | None = None
+    prefix_threshold: float | None = None
+    teacher_logprob_T: Tensor | None = None
+    teacher_entropy_T: Tensor | None = None
+    divergence_T: Tensor | None = None
+    advantage_T: Tensor | None = None

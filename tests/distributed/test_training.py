@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tests.distributed import work
 from tests.distributed.ranks import finish, on_ranks, start
+from tests.toys import save_lab_model
 
 from srft.runs.files import read_jsonl
 
@@ -38,11 +39,23 @@ RUNS = {
         "objective": {"kl_coefficient": 0.1},
     },
     "padded": {"model": {"attention": "padded"}},
+    "self-teacher": {"method": "sdft"},
+    "self-teacher-whole": {"method": "sdpo", "objective": {"distill_form": "full"}},
+    "teacher": {"method": "gkd", "teacher": {"path": "TEACHER"}},
+    "frozen-self-teacher": {"method": "rlsd", "teacher": {"frozen": True}},
+    "anchored": {"method": "asft"},
+    "prefixes": {"method": "prefix-rft"},
+    "rescued": {"method": "ghpo"},
 }
 
 
 @pytest.fixture(scope="module")
-def recipes(tiny_model, tmp_path_factory):
+def teacher(tmp_path_factory):
+    return save_lab_model(tmp_path_factory.mktemp("teacher"), initializer_range=0.2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def recipes(tiny_model, teacher, tmp_path_factory):
     """``recipes(place, **sections)``: every run of RUNS as plain values, under a folder of its own."""
 
     def build(place: str, **more) -> dict[str, dict]:
@@ -57,6 +70,8 @@ def recipes(tiny_model, tmp_path_factory):
                 "evaluation": {"every_steps": 2},
                 "run": {"dir": str(folder / name), "live": "never", "samples_every": 2},
             }
+            if "teacher" in changes and "path" in changes["teacher"]:
+                changes = {**changes, "teacher": {"path": str(teacher)}}
             for section, settings in {**changes, **more}.items():
                 old = values.get(section)
                 values[section] = {**old, **settings} if isinstance(old, dict) else settings

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srft.config import parse_config
+from srft.model.adapters import whole
 from srft.model.loading import load_model, load_tokenizer
 from srft.model.model_config import ModelConfig
 from srft.parallel.parallel_config import ParallelConfig
-from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole, whole_copy
+from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole_copy
 from srft.parallel.world import join_world
 from srft.runs.files import read_jsonl
 from srft.trainer import update as update_module

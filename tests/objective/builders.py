@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from tests.objective.reference import entropy_of
 
+from srft.model.divergence import Logits, divergence
 from srft.objective.loss import active, compute_loss, counts
 from srft.objective.method import Progress
-from srft.objective.table import sequence_table, take_rows, token_index
+from srft.objective.table import loss_mask, sequence_table, take_rows, token_index
+from srft.objective.terms import prefix_threshold
 from srft.types import TokenBatch, TrainingSequence
 
 
@@ -22,7 +25,13 @@ def training_sequence(seq):
         correct=seq.correct,
         truncated=seq.truncated,
         prefix_length=seq.prefix,
+        loss_mask=tuple(not m for m in seq.masked) if seq.masked else None,
+        context_ids=(0,) if seq.teacher else None,
     )
+
+
+def index_of(seqs, table):
+    return token_index(table, loss_mask([training_sequence(q) for q in seqs]))
 
 
 def table_of(seqs, method):
@@ -35,12 +44,12 @@ def logits_of(seqs):
     return torch.tensor([z for q in seqs for z in q.logits], dtype=torch.float64)
 
 
-def batch_of(seqs, table, logits_TV, batch_entropy=None, like=None):
+def batch_of(seqs, table, logits_TV, batch_entropy=None, like=None, method=None):
     """The TokenBatch of whole sequences; gradient reaches ``logits_TV``.
 
     A field is there when every sequence of ``like`` (the whole step) has it.
     """
-    index = token_index(table)
+    index = index_of(seqs, table)
     lp_TV = torch.log_softmax(logits_TV, -1)
     device = logits_TV.device
     targets = [y for q in seqs for y in q.targets]
@@ -54,7 +63,28 @@ def batch_of(seqs, table, logits_TV, batch_entropy=None, like=None):
         values = [x for q in seqs for x in getattr(q, name)]
         return torch.tensor(values, dtype=torch.float64, device=device)
 
+    taught = {}
+    if method is not None and method.teacher is not None:
+        # Where there is no teacher, the policy's own.
+        rows = [z for q in seqs for z in (q.teacher or q.logits)]
+        other_TV = torch.tensor(rows, dtype=torch.float64).reshape(-1, logits_TV.shape[1])
+        other_TV = torch.log_softmax(other_TV, -1)
+        taught["teacher_logprob_T"] = other_TV.gather(1, target_T[:, None])[:, 0]
+        taught["teacher_entropy_T"] = -(other_TV.exp() * other_TV).sum(-1)
+        if method.divergence:
+            switches = method.switches
+            unit = torch.eye(logits_TV.shape[1], dtype=torch.float64)
+            taught["divergence_T"] = divergence(
+                Logits(logits_TV, unit), Logits(other_TV, unit),
+                switches.distill_beta, switches.distill_top_k,
+            )  # fmt: skip
+    given = [h for q in like or seqs for h in q.old_entropy[: q.prefix]]
+    if method is not None and not any(q.old_entropy for q in like or seqs):
+        given = [entropy_of(z) for q in like or seqs for z in q.logits[: q.prefix]]
+    given_T = torch.tensor(given, dtype=torch.float64)
     return TokenBatch(
+        prefix_threshold=prefix_threshold(given_T, method.switches) if method else None,
+        **taught,
         index=index,
         logprob_T=lp_T,
         entropy_T=h_T.detach(),
@@ -74,7 +104,7 @@ def run(method, seqs, progress=None, cuts=None, batch_entropy=None, drop_inactiv
     """
     progress = progress or Progress(0, 10)
     table = table_of(seqs, method)
-    total = counts(method, token_index(table))
+    total = counts(method, index_of(seqs, table))
     lengths = [len(q.targets) for q in seqs]
     starts = [sum(lengths[:i]) for i in range(len(seqs))]
     logits_TV = logits_of(seqs).requires_grad_()
@@ -84,7 +114,8 @@ def run(method, seqs, progress=None, cuts=None, batch_entropy=None, drop_inactiv
         rows = [i for i in rows if moving[i]] if drop_inactive else rows
         where = [t for i in rows for t in range(starts[i], starts[i] + lengths[i])]
         part = take_rows(table, torch.tensor(rows, dtype=torch.int64))
-        batch = batch_of([seqs[i] for i in rows], part, logits_TV[where], batch_entropy, seqs)
+        some = [seqs[i] for i in rows]
+        batch = batch_of(some, part, logits_TV[where], batch_entropy, seqs, method)
         part_loss, part_metrics = compute_loss(method, batch, total, progress)
         part_loss.backward()
         loss += part_loss.item()

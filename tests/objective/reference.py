@@ -12,14 +12,24 @@ from dataclasses import dataclass, field
 
 SRFT = (
     "srft", "srft-official", "srft-hpt", "srft-wsft1", "srft-wrl1", "srft-no-sft",
-    "srft-no-demo-rl", "srft-no-rollout",
+    "srft-no-demo-rl", "srft-no-rollout", "srft-official-luffy",
 )  # fmt: skip
 TERMS = {
     **{name: ("demo_sft", "demo_rl", "srft_rollout") for name in SRFT},
     "sft+rl": ("demo_sft", "rollout"),
     "sft": ("demo_sft",),
     "dft": ("dft",),
-    **{name: ("rollout",) for name in ("grpo", "dr-grpo", "dapo", "gspo", "rloo", "relift")},
+    "eaft": ("eaft",),
+    "asft": ("dft", "distill_demo"),
+    **{
+        name: ("rollout",)
+        for name in ("grpo", "dr-grpo", "dapo", "gspo", "rloo", "relift", "ghpo", "rlsd")
+    },
+    "opd": ("distill", "rollout"),
+    "sdft": ("distill", "rollout"),
+    "sdpo": ("distill", "rollout"),
+    "gkd": ("distill", "distill_demo", "rollout"),
+    "rl-plus": ("demo_rl", "rollout"),
     "cispo": ("cispo",),
     "luffy": ("demo_rl", "rollout"),
     "hpt": ("demo_sft", "rollout"),
@@ -28,13 +38,16 @@ TERMS = {
     "uft": ("hint", "rollout"),
     "prefix-rft": ("prefix_rollout",),
 }
-ON_DEMOS = ("demo_sft", "dft", "chord_phi", "demo_rl")
-SUPERVISED = ("demo_sft", "dft", "chord_phi", "hint")
+ON_DEMOS = ("demo_sft", "dft", "eaft", "chord_phi", "demo_rl", "distill_demo")
+SUPERVISED = ("demo_sft", "dft", "eaft", "chord_phi", "hint")
+SUPERVISED_ONLY = ("sft", "dft", "eaft", "asft")
+RL = ("demo_rl", "rollout", "srft_rollout", "literal", "literal_right", "literal_wrong")
 
 
 @dataclass
 class Seq:
-    """One response. ``logits[t]`` are the model's at that position; the rest is data."""
+    """One response. ``logits[t]`` are the model's at that position; the rest is data. ``teacher[t]``
+    are the teacher's logits, ``masked[t]`` is true at tokens no loss may cover."""
 
     group: int
     demo: bool
@@ -48,6 +61,8 @@ class Seq:
     old_entropy: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
     sampler: list[float] = field(default_factory=list)
+    teacher: list[list[float]] = field(default_factory=list)
+    masked: list[bool] = field(default_factory=list)
 
 
 def log_softmax(logits):
@@ -93,6 +108,34 @@ def advantages(seqs, s):
     return result
 
 
+def divergence(logits, teacher, beta, top_k):
+    """The generalized Jensen-Shannon divergence and its derivative by every logit."""
+    p = [math.exp(x) for x in log_softmax(logits)]
+    q = [math.exp(x) for x in log_softmax(teacher)]
+    likeliest = sorted(range(len(p)), key=lambda v: -p[v])
+    kept = likeliest if top_k is None or top_k >= len(p) else likeliest[:top_k]
+    bins = [[v] for v in kept] + (
+        [[v for v in likeliest if v not in kept]] if len(kept) < len(p) else []
+    )
+    value, slope = 0.0, [0.0] * len(p)
+    for members in bins:
+        a, b = sum(p[v] for v in members), sum(q[v] for v in members)
+        m = (1 - beta) * a + beta * b
+        if beta == 0:
+            value += b * math.log(b / a)
+            f = -b / a
+        elif beta == 1:
+            value += a * math.log(a / b)
+            f = math.log(a / b) + 1
+        else:
+            value += beta * b * math.log(b / m) + (1 - beta) * a * math.log(a / m)
+            f = (1 - beta) * math.log(a / m)
+        for v in members:
+            slope[v] = f
+    mean = sum(pv * f for pv, f in zip(p, slope, strict=True))
+    return value, [pv * (f - mean) for pv, f in zip(p, slope, strict=True)]
+
+
 class Objective:
     def __init__(self, name, s, seqs, step, total, previous_entropy=None, batch_entropy=None):
         self.name, self.s, self.seqs = name, s, seqs
@@ -101,13 +144,30 @@ class Objective:
             [log_softmax(z)[y] for z, y in zip(q.logits, q.targets, strict=True)] for q in seqs
         ]
         self.h = [[entropy_of(z) for z in q.logits] for q in seqs]
-        self.advantage = advantages(seqs, s) if name not in ("sft", "dft") else [0.0] * len(seqs)
+        known = name not in SUPERVISED_ONLY
+        self.advantage = advantages(seqs, s) if known else [0.0] * len(seqs)
         self.batch_entropy = batch_entropy
+
+    def token_advantage(self, i, t):
+        """RLSD's, or the sequence's."""
+        a, q = self.advantage[i], self.seqs[i]
+        if self.name != "rlsd" or a == 0 or not q.teacher:
+            return a
+        gap = log_softmax(q.teacher[t])[q.targets[t]] - self.old(i, t)
+        bound, mix = self.s["rlsd_clip"], self.s["rlsd_mix"]
+        weight = min(max(math.exp(gap if a > 0 else -gap), 1 - bound, 0.0), 1 + bound)
+        return a * (1 - mix + mix * weight)
 
     # Which tokens.
 
     def covered(self, term, i):
+        masked = self.seqs[i].masked
+        return [t for t in self.of_term(term, i) if not (masked and masked[t])]
+
+    def of_term(self, term, i):
         q, n = self.seqs[i], len(self.seqs[i].targets)
+        if term in ("distill", "distill_demo") and not q.teacher:
+            return []
         if term == "entropy" and self.s["entropy_tokens"] == "all":
             return list(range(n))
         if term in ON_DEMOS:
@@ -132,6 +192,11 @@ class Objective:
         return self.s["average"]
 
     def count(self, term):
+        if self.s["shared_count"] and term in RL:
+            return sum(self.own_count(other) for other in self.terms() if other in RL)
+        return self.own_count(term)
+
+    def own_count(self, term):
         lengths = [len(self.covered(term, i)) for i in range(len(self.seqs))]
         average = self.average(term)
         if average == "token":
@@ -157,7 +222,14 @@ class Objective:
         cap, q = self.s["importance_cap"], self.seqs[i]
         if cap is None or t < q.prefix:
             return 1.0
-        return min(cap, math.exp(self.old(i, t) - q.sampler[t]))
+        sampled = [u for u in range(q.prefix, len(q.targets)) if not (q.masked and q.masked[u])]
+        gaps = {u: self.old(i, u) - q.sampler[u] for u in sampled}
+        level = self.s["importance_level"]
+        gap = gaps[t] if level == "token" else sum(gaps.values())
+        weight = math.exp(gap / len(sampled) if level == "geometric" else gap)
+        if self.s["importance_mode"] == "truncate":
+            return min(cap, weight)
+        return weight if self.s["importance_floor"] <= weight <= cap else 0.0
 
     def old(self, i, t):
         return self.seqs[i].old[t] if self.seqs[i].old else self.lp[i][t]
@@ -185,8 +257,12 @@ class Objective:
             return s["entropy_coefficient"] * s["entropy_target"] / max(self.previous, 1e-4)
         if term == "hint":
             return s["hint_coefficient"]
-        if term in ("demo_sft", "dft"):
+        if term in ("demo_sft", "dft", "eaft"):
             return s["weight_sft"]
+        if term == "distill":
+            return s["weight_distill"]
+        if term == "distill_demo":
+            return s["weight_distill_demo"]
         if term == "demo_rl":
             return s["weight_demo_rl"]
         return s["weight_rollout"]
@@ -201,13 +277,19 @@ class Objective:
             return -w * lp, -w
         if term == "dft":
             return -p * lp, -p
+        if term == "eaft":
+            return -self.h[i][t] / math.log(20) * lp, -self.h[i][t] / math.log(20)
         if term == "chord_phi":
             return -p * (1 - p) * lp, -p * (1 - p)
         if term == "hint":
             return -lp, -1.0
         if term == "demo_rl":
+            a *= (1 - p) ** s["demo_focus"]
             if s["demo_ratio"] == "probability":
                 return -a * p, -a * p
+            if s["demo_ratio"] == "mixture":
+                value = -a * 2 * p / (1.5 * math.exp(self.old(i, t)) + 0.5)
+                return value, value
             g = s["demo_shaping"]
             return -a * p / (p + g), -a * g * p / (p + g) ** 2
         if term == "kl":
@@ -233,10 +315,10 @@ class Objective:
 
     def ratio_loss(self, term, i, tokens):
         """Terms with a ratio, which may be the whole sequence's."""
-        s, a, n = self.s, self.advantage[i], len(tokens)
+        s, n = self.s, len(tokens)
         values, slopes = [], []
         for t in tokens:
-            factor = self.importance(i, t)
+            a, factor = self.token_advantage(i, t), self.importance(i, t)
             if term == "srft_rollout" and a > 0:
                 factor *= self.entropy_weight(
                     i, t, s["rl_coefficient"], s["rl_entropy_sign"], tokens
@@ -256,7 +338,12 @@ class Objective:
                 continue
             moving = True
             gain = ratio * a
-            if s["clip"]:
+            if term == "distill":
+                gap = log_softmax(self.seqs[i].teacher[t])[self.seqs[i].targets[t]] - self.lp[i][t]
+                bound = s["distill_clip"]
+                a = gap if bound is None else min(max(gap, -bound), bound)
+                gain = ratio * a
+            elif s["clip"]:
                 low, high = 1 - s["clip_low"], 1 + s["clip_high"]
                 capped = ratio if s["ratio_cap"] is None else min(ratio, s["ratio_cap"])
                 moving = capped == ratio
@@ -275,6 +362,8 @@ class Objective:
         if t >= q.prefix:
             return True
         entropy = q.old_entropy or self.h[i]
+        if self.s["prefix_entropy_scope"] == "batch":
+            return entropy[t] >= self.prefix_threshold()
         quota = math.ceil(self.s["prefix_entropy_share"] * q.prefix - 1e-9)
         above = sum(
             1
@@ -283,17 +372,31 @@ class Objective:
         )
         return above < quota
 
+    def prefix_threshold(self):
+        """Of all prefix tokens of the step, the last that is kept."""
+        every = sorted(
+            (q.old_entropy or self.h[i])[t]
+            for i, q in enumerate(self.seqs)
+            for t in range(q.prefix)
+        )
+        dropped = int(len(every) * (1 - self.s["prefix_entropy_share"]) + 1e-9)
+        return every[dropped] if dropped < len(every) else math.inf
+
     # All together.
 
     def terms(self):
         names = []
+        distilling = "distill" in TERMS[self.name]
         for term in TERMS[self.name]:
+            # A distillation's parts are there only with a weight.
+            if distilling and self.term_weight(term) == 0:
+                continue
             if term == "srft_rollout" and self.s["rollout_term"] == "literal":
                 joint = self.s["literal_means"] == "joint"
                 names += ["literal"] if joint else ["literal_right", "literal_wrong"]
             else:
                 names.append(term)
-        if self.name not in ("sft", "dft"):
+        if self.name not in SUPERVISED_ONLY:
             names += ["kl"] if self.s["kl_coefficient"] else []
             names += ["entropy"] if self.s["entropy_coefficient"] else []
         return names
@@ -317,7 +420,17 @@ class Objective:
                         for k, lp in enumerate(log_softmax(q.logits[t])):
                             gradient[i][t][k] += scale * math.exp(lp) * (lp + self.h[i][t])
                     continue
-                if term in ("rollout", "srft_rollout", "prefix_rollout", "cispo"):
+                full = term == "distill" and self.s["distill_form"] == "full"
+                if full or term == "distill_demo":
+                    beta, top_k = self.s["distill_beta"], self.s["distill_top_k"]
+                    for t in tokens:
+                        factor = scale * (self.importance(i, t) if term == "distill" else 1.0)
+                        value, slope = divergence(q.logits[t], q.teacher[t], beta, top_k)
+                        loss += factor * value
+                        for k, d in enumerate(slope):
+                            gradient[i][t][k] += factor * d
+                    continue
+                if term in ("rollout", "srft_rollout", "prefix_rollout", "cispo", "distill"):
                     values, slopes = self.ratio_loss(term, i, tokens)
                 else:
                     pairs = [self.token_loss(term, i, t, tokens) for t in tokens]

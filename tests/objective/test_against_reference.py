@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.objective.builders import batch_of, run, table_of
+from tests.objective.builders import batch_of, index_of, run, table_of
 from tests.objective.reference import Objective, Seq, advantages, entropy_of
 
 from srft.objective.loss import active, compute_loss, counts
@@ -19,7 +19,7 @@ from srft.objective.table import token_index
 
 V = 5
 PROPERTY = settings(
-    max_examples=200,
+    max_examples=400,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -44,7 +44,7 @@ OVERRIDES = {
     "ratio_cap": [None, 1.5],
     "importance_cap": [None, 1.1, 2.0],
     "mask_truncated": [False, True],
-    "demo_ratio": ["probability", "shaped"],
+    "demo_ratio": ["probability", "shaped", "mixture"],
     "baseline": ["group", "leave-one-out", "none"],
     "normalize_std": [False, True],
     "std": ["sample", "population"],
@@ -60,6 +60,20 @@ OVERRIDES = {
     "weight_rollout": [0.0, 1.0],
     "mu_warmup": [0.0, 0.3],
     "prefix_entropy_share": [0.2, 0.5, 1.0],
+    "prefix_entropy_scope": ["sequence", "batch"],
+    "importance_level": ["sequence", "geometric"],
+    "importance_mode": ["mask"],
+    "importance_floor": [0.5],
+    "shared_count": [True, False],
+    "demo_focus": [0.0, 0.5, 1.0],
+    "weight_distill": [0.0, 0.5, 1.0],
+    "weight_distill_demo": [0.0, 0.3],
+    "distill_form": ["sampled", "full"],
+    "distill_beta": [0.0, 0.3, 0.5, 1.0],
+    "distill_top_k": [None, 1, 3, 5],
+    "distill_clip": [None, 0.4],
+    "rlsd_mix": [0.0, 0.5, 1.0],
+    "rlsd_clip": [0.2, 2.0],
 }
 
 
@@ -109,6 +123,10 @@ def _sequence(draw, rng, group, demo, pattern, prefixes):
         old_entropy=[abs(h) for h in moved(map(entropy_of, logits))],
         reference=moved(lp),
         sampler=moved(old),
+        teacher=[[rng.uniform(-3, 3) for _ in range(V)] for _ in range(length)]
+        if rng.random() < 0.7
+        else [],
+        masked=[rng.random() < 0.3 for _ in range(length)] if rng.random() < 0.3 else [],
     )
 
 
@@ -167,7 +185,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*has no effect")
 def test_counts_loss_and_gradient_at_every_logit_equal_the_reference(case):
     method, seqs, progress, batch_entropy = case
     slow = objective(case)
-    found = counts(method, token_index(table_of(seqs, method)))
+    found = counts(method, index_of(seqs, table_of(seqs, method)))
     assert list(found.values()) == [slow.count(term) for term in slow.terms()]
     expected_loss, expected_gradient = slow.run()
     loss, gradient, _ = run(method, seqs, progress, batch_entropy=batch_entropy)
@@ -238,7 +256,7 @@ def test_a_micro_batch_of_nothing_is_an_exact_zero_with_a_gradient_path(name):
     seqs = [Seq(0, False, 1.0, True, [1], [[0.0] * V], reference=[-1.0])]
     logits = torch.zeros(0, V, dtype=torch.float64, requires_grad=True)
     table = table_of([], method)
-    batch = batch_of([], table, logits)
+    batch = batch_of([], table, logits, method=method)
     if method.needs_reference:
         batch = replace(batch, reference_logprob_T=torch.zeros(0, dtype=torch.float64))
     total = counts(method, token_index(table_of(seqs, method)))

@@ -11,6 +11,9 @@
 Rewards 1 and 0, epsilon 0. Prompt 1 has one rollout: advantage 0 whatever the estimator.
 Prompt 0 with the demonstration, mean 2/3 and sample deviation sqrt(1/3):
 A = 1/sqrt 3, -2/sqrt 3 and 1/sqrt 3 (a, b, d); without division 1/3, -2/3, 1/3.
+The teacher of the methods that have one says U where the policy says P, and P where it says U, so its
+log-probabilities are a0 -2, a1 -2, b0 -2, c0 -3, d0 -2, d1 -3 times log 2, and lp_teacher - lp is -log 2
+at a0 and c0, 0 at a1 and b0, +log 2 at d0, -log 2 at d1.
 Rollouts only, mean 1/2 and deviation sqrt(1/2): A = +-1/sqrt 2; without division +-1/2.
 
 A loss is given by dL/dlp at every token; the gradient at the logits is dL/dlp (1[k = y] - p_k),
@@ -43,7 +46,8 @@ def sequences():
     def seq(group, demo, reward, tokens):
         logits = [[math.log(p) for p in ROWS[t][0]] for t in tokens]
         targets = [ROWS[t][1] for t in tokens]
-        return Seq(group, demo, reward, reward == 1, targets, logits)
+        teacher = [[math.log(p) for p in (U if ROWS[t][0] is P else P)] for t in tokens]
+        return Seq(group, demo, reward, reward == 1, targets, logits, teacher=teacher)
 
     return [
         seq(0, False, 1, ["a0", "a1"]),
@@ -131,6 +135,63 @@ def constant(demo_term=None, rollout_term=None):
     return add(*parts, *([scaled(4 / 30, rollout_term)] if rollout_term else []))
 
 
+EAFT_P, EAFT_U = H_P / math.log(20), H_U / math.log(20)
+EAFT_TERM = (
+    (EAFT_P * 3 * LN2 + EAFT_U * 2 * LN2) / 2,
+    {"d0": -EAFT_P / 2, "d1": -EAFT_U / 2},
+)
+# One mean over rollouts and demonstrations, 4 sequences of 10 tokens, in place of 30 and 10.
+SHARED_DEMO = scaled(10 / 40, LUFFY_DEMO)
+# 2 pi / (1.5 pi + 0.5) with pi_old = pi: 4/11 at d0, 4/7 at d1; A times (1 - pi)^0.5.
+PLUS_D0, PLUS_D1 = 1 / 3 * math.sqrt(7 / 8) * 4 / 11, 1 / 3 * math.sqrt(3 / 4) * 4 / 7
+PLUS_DEMO = (-(PLUS_D0 + PLUS_D1) / 40, {"d0": -PLUS_D0 / 40, "d1": -PLUS_D1 / 40})
+# std, mean and clip of LUFFY's scripts; SFT over its own 10. RL weights as the paper's.
+LUFFY_GUESS_ROLLOUT = (
+    -(RL_P + RL_U) * (1 / 3) / 40 - (-2 / 3) / 40,
+    {"a0": -RL_P / 3 / 40, "a1": -RL_U / 3 / 40, "b0": 2 / 3 / 40},
+)
+# Sampled distillation, mean of 4 tokens: -ratio * gap, which moves like -gap * lp.
+OPD_TERM = (2 * LN2 / 4, {"a0": LN2 / 4, "c0": LN2 / 4})
+# RLSD: exp(sign(A) gap) is 1/2 at a0, bounded to 0.8, half mixed with 1; the others' gap is 0.
+RLSD_A0 = 0.9
+RLSD_TERM = (
+    (-C * (RLSD_A0 + 1) / 2 + C) / 3,
+    {"a0": -C * RLSD_A0 / 2 / 3, "a1": -C / 2 / 3, "b0": C / 3},
+)
+
+
+def pull(policy, teacher, kind):
+    """A divergence between two distributions and its gradient by the policy's logits."""
+    mixture = [(p + q) / 2 for p, q in zip(policy, teacher, strict=True)]
+    if kind == "forward":  # KL(teacher || policy), whose gradient is p - q
+        value = sum(q * math.log(q / p) for p, q in zip(policy, teacher, strict=True))
+        return value, [p - q for p, q in zip(policy, teacher, strict=True)]
+    value = sum(
+        (q * math.log(q / m) + p * math.log(p / m)) / 2
+        for p, q, m in zip(policy, teacher, mixture, strict=True)
+    )
+    slope = [math.log(p / m) / 2 for p, m in zip(policy, mixture, strict=True)]
+    mean = sum(p * f for p, f in zip(policy, slope, strict=True))
+    return value, [p * (f - mean) for p, f in zip(policy, slope, strict=True)]
+
+
+def pulls(tokens, factor, kind):
+    """(loss, gradient at the logits of each token) of a divergence times ``factor``."""
+    found = {t: pull(ROWS[t][0], U if ROWS[t][0] is P else P, kind) for t in tokens}
+    loss = factor * sum(value for value, _ in found.values())
+    return loss, {t: [factor * g for g in slope] for t, (_, slope) in found.items()}
+
+
+# KL(P || U) = 2 log 2 - 1.75 log 2 and KL(U || P) = (1 + 2 + 3 + 3) / 4 log 2 - 2 log 2: both 1/4 log 2.
+ANCHOR = pulls(("d0", "d1"), 0.05 / 2, "forward")
+GKD_OWN = pulls(("a0", "a1", "b0", "c0"), 0.5 / 4, "middle")
+GKD_DEMO = pulls(("d0", "d1"), 0.5 / 2, "middle")
+# What is not a slope by lp: gradients at the logits, and the loss they belong to.
+AT_LOGITS = {
+    "asft": ANCHOR,
+    "gkd": (GKD_OWN[0] + GKD_DEMO[0], {**GKD_OWN[1], **GKD_DEMO[1]}),
+}
+
 ALL, OWN = ("a0", "a1", "b0", "c0", "d0", "d1"), ("a0", "a1", "b0", "c0")
 NO_EPSILON = {"advantage_epsilon": 0.0}
 # method -> (overrides, part of the loss without an entropy bonus, tokens of the bonus)
@@ -152,7 +213,19 @@ EXPECTED = {
     "gspo": (NO_EPSILON, GSPO_TERM, ()),
     "cispo": (NO_EPSILON, CISPO_TERM, ()),
     "rloo": ({}, rollouts(1, -1, 30), ()),
-    "luffy": ({}, add(LUFFY_DEMO, rollouts(1 / 3, -2 / 3, 30)), ALL),
+    "luffy": ({}, add(SHARED_DEMO, rollouts(1 / 3, -2 / 3, 40)), ALL),
+    "rl-plus": ({}, add(PLUS_DEMO, rollouts(1 / 3, -2 / 3, 40)), ALL),
+    "srft-official-luffy": (
+        {}, add(scaled(2 / 10, OFFICIAL_SFT), SHARED_DEMO, LUFFY_GUESS_ROLLOUT), ALL,
+    ),
+    "eaft": ({}, EAFT_TERM, ()),
+    "asft": ({}, DFT_TERM, ()),
+    "opd": ({}, OPD_TERM, ()),
+    "sdft": ({}, OPD_TERM, ()),
+    "sdpo": ({}, OPD_TERM, ()),
+    "gkd": ({}, (0.0, {}), ()),
+    "rlsd": (NO_EPSILON, RLSD_TERM, ()),
+    "ghpo": (NO_EPSILON, SEQUENCE_MEAN, ()),
     "relift": ({}, rollouts(1 / 2, -1 / 2, 30), OWN),
     "hpt": ({}, add(PLAIN_SFT, rollouts(1 / 2, -1 / 2, 30)), ALL),
     # Step 0: mu = 0.9; phi: mu = 0.1 throughout.
@@ -160,7 +233,7 @@ EXPECTED = {
     "chord-phi": (NO_EPSILON, add(scaled(0.1, PHI_TERM), scaled(0.9, rollouts(C, -C, 4))), ()),
     "uft": ({**NO_EPSILON, "kl_coefficient": 0.0}, rollouts(C, -C, 4), ()),
     "prefix-rft": ({}, rollouts(1 / 2, -1 / 2, 30), ()),
-}
+}  # fmt: skip
 # Without demonstrations in the batch.
 ROLLOUTS_ONLY = {name for name, entry in METHODS.items() if not entry.demonstrations}
 
@@ -186,14 +259,16 @@ def test_loss_and_gradient_are_those_worked_out_by_hand(name):
     else:
         seqs, order = sequences(), ("a0", "a1", "b0", "c0", "d0", "d1")
     method = get_method(name, overrides, longest_response=10)
-    if name in ("sft", "dft"):
+    if name in ("sft", "dft", "eaft", "asft"):
         seqs, order = seqs[3:], ("d0", "d1")
     bonus_loss, bonus_gradient = entropy_bonus([t for t in bonus if t in order])
+    more_loss, more_gradient = AT_LOGITS.get(name, (0.0, {}))
     expected = torch.tensor(
         [
             [
                 slopes.get(token, 0) * ((k == ROWS[token][1]) - p)
                 + bonus_gradient.get(token, [0] * 4)[k]
+                + more_gradient.get(token, [0] * 4)[k]
                 for k, p in enumerate(ROWS[token][0])
             ]
             for token in order
@@ -201,7 +276,7 @@ def test_loss_and_gradient_are_those_worked_out_by_hand(name):
         dtype=torch.float64,
     )
     loss, gradient, _ = run(method, seqs, Progress(0, 100))
-    assert loss == pytest.approx(expected_loss + bonus_loss, rel=1e-10)
+    assert loss == pytest.approx(expected_loss + bonus_loss + more_loss, rel=1e-10)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
 
@@ -338,3 +413,67 @@ def test_the_two_sided_clip_bounds_the_loss_of_a_wrong_rollout():
     loss, gradient, _ = run(get_method("grpo", {**NO_EPSILON, "ratio_cap": 3.0}), seqs)
     assert loss == pytest.approx((-C + 3 * C) / 2)
     assert gradient[2].abs().max().item() == 0.0
+
+
+def test_both_kl_divergences_between_the_two_distributions_are_a_quarter_of_a_bit():
+    for kind_loss, _ in (pulls(("d0",), 1.0, "forward"), pulls(("d1",), 1.0, "forward")):
+        assert kind_loss == pytest.approx(LN2 / 4)
+
+
+def test_importance_sampling_of_whole_sequences():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    # Sequence a: ratios 3 and 1/2, product 1.5, geometric mean sqrt(1.5). b: 1/4.
+    seqs[0].sampler = [LP["a0"] - math.log(3), LP["a1"] + LN2]
+    seqs[1].sampler = [LP["b0"] + 2 * LN2]
+    for more, a0, a1, b in (
+        ({"importance_level": "sequence"}, 1.5, 1.5, 0.25),
+        ({"importance_level": "sequence", "importance_cap": 1.2}, 1.2, 1.2, 0.25),
+        ({"importance_level": "geometric"}, math.sqrt(1.5), math.sqrt(1.5), 0.25),
+        ({"importance_mode": "mask"}, 0.0, 0.5, 0.25),
+        ({"importance_mode": "mask", "importance_floor": 0.3}, 0.0, 0.5, 0.0),
+        (
+            {"importance_level": "sequence", "importance_mode": "mask", "importance_cap": 1.2},
+            0,
+            0,
+            0.25,
+        ),
+    ):
+        method = get_method("dapo", {**NO_EPSILON, "importance_cap": 2.0, **more})
+        loss, _, _ = run(method, seqs)
+        assert loss == pytest.approx((-(a0 + a1) * C + b * C) / 3), more
+
+
+def test_tokens_a_tool_wrote_are_in_no_loss_no_count_and_no_entropy():
+    seqs = sequences()
+    seqs[0].masked = [True, False]
+    seqs[3].masked = [False, True]
+    loss, gradient, metrics = run(get_method("sft+rl", NO_EPSILON), seqs)
+    # SFT over d0 alone; the surrogate over a1, b0, c0.
+    assert loss == pytest.approx(3 * LN2 + (-C + C) / 3)
+    assert gradient[0].abs().max().item() == 0.0 and gradient[5].abs().max().item() == 0.0
+    assert metrics[0]["entropy/demos/count"].item() == 1
+    assert metrics[0]["entropy/rollouts/count"].item() == 3
+
+
+def test_a_sequence_without_a_teacher_is_left_out_of_distillation():
+    seqs = [q for q in sequences() if not q.demo]
+    seqs[2].teacher = []
+    loss, gradient, _ = run(get_method("opd"), seqs)
+    assert loss == pytest.approx(LN2 / 3)
+    assert gradient[3].abs().max().item() == 0.0
+
+
+def test_prefix_rft_keeps_the_most_uncertain_tokens_of_all_prefixes_together():
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].prefix, seqs[1].prefix = 2, 1  # entropies P, U, P: of three, one third is one token, a1
+    method = get_method("prefix-rft", {"prefix_entropy_share": 1 / 3}, longest_response=10)
+    _, gradient, _ = run(method, seqs)
+    assert gradient[0].abs().max().item() == 0.0 and gradient[2].abs().max().item() == 0.0
+    assert gradient[1, 1].item() == pytest.approx(-1 / 2 / 20 * (1 - 1 / 4))
+    each = get_method(
+        "prefix-rft",
+        {"prefix_entropy_share": 1 / 3, "prefix_entropy_scope": "sequence"},
+        longest_response=10,
+    )
+    _, gradient, _ = run(each, seqs)
+    assert gradient[2].abs().max().item() > 0.0  # its own prefix's only token

@@ -5,8 +5,10 @@ import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tests.objective.builders import batch_of, logits_of, run, table_of
 from tests.objective.reference import Seq
 
@@ -131,7 +133,7 @@ def test_terms_declare_the_switches_they_read(name, overrides):
     seqs = [make(*_key(q), reference=[-1.0] * len(q.targets), sampler=[-1.0] * len(q.targets))
             for q in SEQS]  # fmt: skip
     table = table_of(seqs, method)
-    batch = batch_of(seqs, table, logits_of(seqs))
+    batch = batch_of(seqs, table, logits_of(seqs), method=method)
     for term in method.terms:
         recorder = Recorder(method.switches)
         term.mask(batch.index, recorder)
@@ -143,6 +145,8 @@ def test_terms_declare_the_switches_they_read(name, overrides):
     recorder = Recorder(method.switches)
     if method.rollouts:
         method.advantage(table, recorder)
+    if method.token_advantage:
+        method.token_advantage(batch, recorder)
     assert recorder.read <= switches_read(name, method.switches)
 
 
@@ -221,19 +225,35 @@ def test_uft_hints_are_binomial_in_length_and_end():
     method = get_method("uft")
     early, middle, late = Progress(0, 100), Progress(30, 100), Progress(61, 100)
     uniforms = [(i + 0.5) / 4000 for i in range(4000)]
-    share = [sum(method.prefix(50, 0, 8, p, u) for u in uniforms) / 4000 / 50
+    share = [sum(method.prefix(50, 0, p, u) for u in uniforms) / 4000 / 50
              for p in (early, middle, late)]  # fmt: skip
     assert share == pytest.approx([0.95, 0.5, 0.0], abs=0.01)
-    assert {method.prefix(50, 0, 8, middle, u) for u in uniforms} == {0, 10, 20, 30, 40, 50}
-    assert method.prefix(3, 0, 8, early, 0.999) == 3
-    assert method.prefix(0, 0, 8, early, 0.5) == 0
+    assert {method.prefix(50, 0, middle, u) for u in uniforms} == {0, 10, 20, 30, 40, 50}
+    assert method.prefix(3, 0, early, 0.999) == 3
+    assert method.prefix(0, 0, early, 0.5) == 0
 
 
 def test_prefix_rft_gives_a_shrinking_prefix_to_the_first_rollout_only():
-    method = get_method("prefix-rft")
-    lengths = [method.prefix(100, 0, 8, Progress(step, 100), 0.5) for step in (0, 50, 99)]
+    method = get_method("prefix-rft", {"prefix_high": None})
+    lengths = [method.prefix(100, 0, Progress(step, 100), 0.5) for step in (0, 50, 99)]
     assert lengths == [95, 50, 5]
-    assert [method.prefix(100, i, 8, Progress(0, 100), 0.5) for i in (1, 7)] == [0, 0]
+    assert [method.prefix(100, i, Progress(0, 100), 0.5) for i in (1, 7)] == [0, 0]
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 5.0)])
+def test_prefix_rft_draws_the_share_between_schedule_and_upper_bound(a, b):
+    method = get_method("prefix-rft", {"prefix_high": 0.9, "prefix_beta": (a, b)})
+    uniforms = [(i + 0.5) / 4000 for i in range(4000)]
+    lengths = np.array([method.prefix(1000, 0, Progress(50, 100), u) for u in uniforms]) / 1000
+    drawn = stats.beta(a, b, loc=0.5, scale=0.4)
+    assert lengths.min() >= 0.5 and lengths.max() <= 0.9
+    assert stats.kstest(lengths, drawn.cdf).statistic < 0.01
+
+
+def test_second_rounds_give_more_and_more_of_a_demonstration_and_end():
+    rescue = get_method("ghpo").rescue
+    assert [rescue(40, attempt, Progress(0, 1)) for attempt in range(4)] == [10, 20, 30, None]
+    assert get_method("grpo").rescue is None
 
 
 def test_batch_level_entropy_asks_for_a_pass_beforehand():

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+from tests.toys import save_lab_model
 
-from srft.objective.methods import METHODS
+from srft.objective.methods import METHODS, get_method
 from srft.runs.files import read_jsonl
 from srft.trainer.trainer import SRFTTrainer
 
@@ -25,12 +26,18 @@ def run(config):
     return result, moved, read_jsonl(result.run_dir / "metrics.jsonl")
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_lab_model(tmp_path_factory.mktemp("teacher"), initializer_range=0.2, seed=7)
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_moves_the_weights_and_stays_finite(recipe, name):
+def test_every_method_moves_the_weights_and_stays_finite(recipe, teacher, name):
     config = recipe(
         method=name,
         train={"steps": 3, "gradient_analysis_every": 2},
         reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        teacher={"path": str(teacher)} if get_method(name).teacher == "model" else {},
     )
     result, moved, metrics = run(config)
     assert result.step == 3 and not result.stopped_by

@@ -8,6 +8,7 @@ it), so no other hidden state ever meets the output head.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from srft.errors import DataError
-from srft.objective.table import sequence_table, take_rows, token_index
+from srft.objective.table import loss_mask, sequence_table, take_rows, token_index
 from srft.types import SequenceTable, TokenIndex, TrainingSequence
 
 
@@ -118,6 +119,25 @@ def pack(
     if len(packs) < rounds:
         packs.append(empty_pack(sequences[0].prompt_ids[0]).to(device))
     return packs
+
+
+def pack_contexts(
+    sequences: Sequence[TrainingSequence], packed: PackedBatch, share_prompts: bool = False
+) -> PackedBatch:
+    """The responses of ``packed`` that a teacher scores, each behind its ``context_ids`` in place of its
+    prompt, as one micro-batch in the same order: token for token those of ``packed`` whose sequence
+    is taught. An empty micro-batch where there are none.
+
+    sequences: what ``packed`` was cut from.
+    """
+    told = [sequences[row] for row in packed.rows if sequences[row].context_ids is not None]
+    chosen = [replace(s, prompt_ids=s.context_ids or ()) for s in told]
+    device = packed.input_ids_N.device
+    if not chosen:
+        return empty_pack(int(packed.input_ids_N[0])).to(device)
+    runs = itertools.groupby(range(len(chosen)), key=lambda row: chosen[row].prompt_ids)
+    units = [list(run) for _, run in runs] if share_prompts else [[r] for r in range(len(chosen))]
+    return _pack_one(chosen, sequence_table(chosen), units).to(device)
 
 
 def empty_pack(token: int) -> PackedBatch:
@@ -227,7 +247,8 @@ def _pack_one(
     total_S = prompt_S + torch.tensor([len(s.response_ids) for s in chosen])
     cu_seqlens = torch.zeros(len(chosen) + 1, dtype=torch.int64)
     torch.cumsum(total_S, 0, out=cu_seqlens[1:])
-    index = token_index(take_rows(table, torch.tensor(rows, dtype=torch.int64)))
+    chosen_table = take_rows(table, torch.tensor(rows, dtype=torch.int64))
+    index = token_index(chosen_table, loss_mask(chosen))
     prompt_start_S, response_start_S = torch.tensor(prompt_start), torch.tensor(response_start)
     place_T = response_start_S[index.sequence_T] + index.position_T
     # The first token of a response is predicted by the last one of its prompt, wherever that is.

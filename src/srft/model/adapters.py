@@ -163,11 +163,11 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in base.state_dict().items():
         owner = _owner(name, changed)
         if owner is None:
-            yield name, _whole(tensor)
+            yield name, whole(tensor)
         elif name in (f"{owner}.weight", f"{owner}.base_layer.weight"):
             yield f"{owner}.weight", _merged(changed[owner], base.dtype)
         elif name in (f"{owner}.bias", f"{owner}.base_layer.bias"):
-            yield f"{owner}.bias", _whole(tensor)
+            yield f"{owner}.bias", whole(tensor)
 
 
 def reshard(model: nn.Module) -> None:
@@ -217,18 +217,19 @@ def _merged(layer: Any, dtype: torch.dtype) -> Tensor:
         weight = bitsandbytes.functional.dequantize_4bit(four_bit.data, four_bit.quant_state)
         weight = weight.to(dtype)
     else:
-        weight = _whole(linear.weight)
+        weight = whole(linear.weight)
     if linear is layer:
         return weight
     total = weight.float()
     for adapter in layer.active_adapters:
-        a, b = (_whole(part[adapter].weight).float() for part in (layer.lora_A, layer.lora_B))
+        a, b = (whole(part[adapter].weight).float() for part in (layer.lora_A, layer.lora_B))
         delta = (b @ a) * layer.scaling[adapter]
         total = total + (delta.t() if layer.fan_in_fan_out else delta)
     return total.to(weight.dtype)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which this process may hold a part (all processes call together)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -237,7 +238,7 @@ def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     base: Any = unwrap(model)
     state = _peft().get_peft_model_state_dict(base, adapter_name=_active(base))
     for name, tensor in state.items():
-        yield f"base_model.model.{name}", _whole(tensor)
+        yield f"base_model.model.{name}", whole(tensor)
 
 
 def save_adapter(

@@ -342,6 +342,21 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
+def check_same_tokenizer(
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, place: str
+) -> None:
+    """Raise ModelError where a token id does not mean the same text to both."""
+    here, there = ours.get_vocab(), theirs.get_vocab()
+    if here == there:
+        return
+    odd = next(token for token in [*here, *there] if here.get(token) != there.get(token))
+    raise ModelError(
+        f"{place}: its tokenizer is not the policy's ({len(there)} and {len(here)} tokens; {odd!r} is "
+        f"{there.get(odd)} there and {here.get(odd)} here). A teacher scores the policy's own tokens: take "
+        "one of the same family"
+    )
+
+
 def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Name of the first tensor that holds NaN or infinity, or None."""
     for name, tensor in tensors.items():

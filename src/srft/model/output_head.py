@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srft.errors import ModelError
+from srft.model.divergence import Logits
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class OutputHead:
     bias: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
+
+    def logits(self, states_TD: Tensor, temperature: float) -> Logits:
+        """What the logits after these states are made of."""
+        return Logits(
+            states_TD, self.weight, self.bias, self.softcap, self.logit_scale, temperature
+        )
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.data.packing import PackedBatch, pack
-from srft.model.adapters import Reference
+from srft.model.adapters import Reference, whole
+from srft.model.divergence import Logits
 from srft.model.loading import compute_context
 from srft.model.model_config import ModelConfig
-from srft.model.output_head import unwrap
+from srft.model.output_head import output_head, unwrap
 from srft.model.packed_attention import packs
-from srft.model.scoring import TokenScores, score
+from srft.model.scoring import Against, TokenScores, score, states
 from srft.types import TrainingSequence
 
 
@@ -56,12 +57,28 @@ class Policy:
         """What every forward pass runs in: autocast, or nothing."""
         return compute_context(self.config, self.device)
 
-    def score(self, packed: PackedBatch) -> TokenScores:
-        """(logprob_T, entropy_T) of the response tokens, with gradient outside ``no_grad``."""
+    def score(self, packed: PackedBatch, against: Against | None = None) -> TokenScores:
+        """(logprob_T, entropy_T) of the response tokens, with gradient outside ``no_grad``; with
+        ``against`` the divergence from a teacher as well."""
         with self.compute():
             return score(
-                self.model, packed, temperature=self.temperature, kernels=self.config.kernels
+                self.model,
+                packed,
+                temperature=self.temperature,
+                kernels=self.config.kernels,
+                against=against,
             )
+
+    @torch.no_grad()
+    def logits(self, packed: PackedBatch, states_only: bool = False) -> Logits:
+        """What this policy's logits at the response tokens are made of, without gradient. Of a sharded
+        model the output head is gathered whole, by all processes together, unless ``states_only``."""
+        with self.compute():
+            made = output_head(self.model).logits(states(self.model, packed), self.temperature)
+        if states_only:
+            return made
+        bias = None if made.bias_V is None else whole(made.bias_V)
+        return replace(made, weight_VD=whole(made.weight_VD), bias_V=bias)
 
     @torch.no_grad()
     def score_sequences(

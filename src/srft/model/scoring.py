@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from srft.data.packing import PackedBatch
+from srft.model.divergence import Logits, divergence
 from srft.model.head import Kernels, fused_logprob_entropy
 from srft.model.output_head import body, output_head, unwrap
 from srft.model.packed_attention import packed_layout, packs
@@ -21,10 +22,24 @@ from srft.model.packed_attention import packed_layout, packs
 @dataclass(frozen=True)
 class TokenScores:
     """logprob_T and entropy_T (nats, float32): of each response token, and of the distribution it
-    was predicted from. Both carry gradient outside ``no_grad``."""
+    was predicted from; divergence_T: from a teacher's distribution there, where one was given. All
+    carry gradient outside ``no_grad``."""
 
     logprob_T: Tensor
     entropy_T: Tensor
+    divergence_T: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Against:
+    """A teacher's distributions that the policy's are compared with, at the tokens where taught_T is
+    True: the teacher's logits there, or, where the policy teaches itself, the states that its own head
+    turns into logits. beta and top_k are those of :func:`srft.model.divergence.divergence`."""
+
+    taught_T: Tensor
+    teacher: Logits | Tensor
+    beta: float
+    top_k: int | None
 
 
 def score(
@@ -35,6 +50,7 @@ def score(
     kernels: Kernels = "auto",
     chunk_tokens: int | None = None,
     chunk_vocab: int | None = None,
+    against: Against | None = None,
 ) -> TokenScores:
     """Score the response tokens of ``packed``, which lies on the model's device.
 
@@ -45,23 +61,46 @@ def score(
     and chunk sizes are those of :func:`srft.model.head.fused_logprob_entropy`.
     """
     options: dict[str, Any] = {
+        "against": against,
         "temperature": temperature,
         "kernels": kernels,
         "chunk_tokens": chunk_tokens,
         "chunk_vocab": chunk_vocab,
     }
+    return TokenScores(*_inside(model, _score, packed, **options))
+
+
+def states(model: nn.Module, packed: PackedBatch) -> Tensor:
+    """The hidden states that predict the response tokens of ``packed``, states_TD, without gradient."""
+    with torch.no_grad():
+        found: Tensor = _inside(model, _states, packed)
+    return found
+
+
+def _inside(
+    model: nn.Module, function: Callable[..., Any], packed: PackedBatch, **options: Any
+) -> Any:
+    """``function(model, packed)`` with all weights at hand.
+
+    Body and head are used apart, and FSDP gathers what is outside the layers only around ``forward``.
+    """
     if not isinstance(model, FSDPModule):
-        return TokenScores(*_score(model, packed, **options))
-    # Body and head are used apart, and FSDP gathers what is outside the layers only around ``forward``.
-    with _forward_is(model, partial(_score, model)):
-        return TokenScores(*model(packed, **options))
+        return function(model, packed, **options)
+    with _forward_is(model, partial(function, model)):
+        return model(packed, **options)
 
 
-def _score(model: nn.Module, packed: PackedBatch, **options: Any) -> tuple[Tensor, Tensor]:
+def _states(model: nn.Module, packed: PackedBatch) -> Tensor:
     hidden = _hidden_packed if packs(unwrap(model)) else _hidden_padded
-    head = output_head(model)
-    return fused_logprob_entropy(
-        hidden(model, packed),
+    return hidden(model, packed)
+
+
+def _score(
+    model: nn.Module, packed: PackedBatch, against: Against | None, **options: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    hidden, head = _states(model, packed), output_head(model)
+    logprob_T, entropy_T = fused_logprob_entropy(
+        hidden,
         head.weight,
         packed.target_T,
         bias_V=head.bias,
@@ -69,6 +108,15 @@ def _score(model: nn.Module, packed: PackedBatch, **options: Any) -> tuple[Tenso
         logit_scale=head.logit_scale,
         **options,
     )
+    if against is None:
+        return logprob_T, entropy_T, None
+    own = head.logits(hidden[against.taught_T], options["temperature"])
+    teacher = against.teacher
+    if isinstance(teacher, Tensor):
+        teacher = replace(own, hidden_TD=teacher)
+    found_T = divergence(own, teacher, against.beta, against.top_k)
+    places = against.taught_T.nonzero().flatten()
+    return logprob_T, entropy_T, torch.zeros_like(logprob_T).index_put((places,), found_T)
 
 
 @contextmanager

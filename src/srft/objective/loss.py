@@ -15,6 +15,7 @@ averaged). A sequence is never cut over micro-batches.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from srft.objective.method import Average, Method, Progress, Term
 from srft.objective.switches import Switches
 from srft.objective.table import take_tokens, token_count
-from srft.objective.terms import importance, rollout_tokens
+from srft.objective.terms import importance, rollout_tokens, taught_tokens
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
 
@@ -30,9 +31,19 @@ def counts(method: Method, index: TokenIndex) -> dict[str, float]:
     """The denominator of each term over the sequences in ``index``, by the term's name.
 
     Sums over disjoint indices are the count of their union. Sequences that ``active`` leaves out
-    belong in the index, those that ``method.select`` leaves out do not.
+    belong in the index, those that ``method.select`` leaves out do not. With ``shared_count`` the
+    RL terms on demonstrations and rollouts are one mean: each is divided by the sum of their counts.
     """
-    return {term.name: _count(term, index, method.switches) for term in method.terms}
+    found = {term.name: _count(term, index, method.switches) for term in method.terms}
+    if method.switches.shared_count:
+        shared = [term.name for term in method.terms if term.source == "rl"]
+        found |= dict.fromkeys(shared, sum(found[name] for name in shared))
+    return found
+
+
+def covered(term: Term, index: TokenIndex, switches: Switches) -> Tensor:
+    """Which tokens the term covers, bool_T: its own mask, less what no term may cover."""
+    return term.mask(index, switches) & index.loss_mask_T
 
 
 def active(method: Method, table: SequenceTable, progress: Progress | None = None) -> Tensor:
@@ -65,12 +76,13 @@ def compute_loss(
     ``reduce_metrics`` finishes them. The keys depend on the method alone, so ranks agree on them.
     """
     switches = method.switches
+    batch = with_advantages(method, batch)
     # An empty slice: zero with a gradient path even where a log-probability is infinite.
     loss = batch.logprob_T[:0].sum()
     metrics = _batch_metrics(method, batch)
     for term in method.terms:
         weight = _weight(term, progress, switches)
-        part = take_tokens(batch, term.mask(batch.index, switches))
+        part = take_tokens(batch, covered(term, batch.index, switches))
         value = loss.detach().new_zeros(())
         if weight != 0:
             term_loss = weight * _average(term, part, counts[term.name], switches)
@@ -83,6 +95,14 @@ def compute_loss(
                     _spread(metrics, name, seen)
     metrics["loss/total"] = loss.detach()
     return loss, metrics
+
+
+@torch.no_grad()
+def with_advantages(method: Method, batch: TokenBatch) -> TokenBatch:
+    """The batch with the advantage of each token, where the method gives tokens their own."""
+    if method.token_advantage is None:
+        return batch
+    return replace(batch, advantage_T=method.token_advantage(batch, method.switches))
 
 
 def reduce_metrics(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
@@ -128,7 +148,7 @@ def _average_of(term: Term, switches: Switches) -> Average:
 
 
 def _count(term: Term, index: TokenIndex, switches: Switches) -> float:
-    mask_T = term.mask(index, switches)
+    mask_T = covered(term, index, switches)
     average = _average_of(term, switches)
     if average == "token":
         return float(mask_T.sum())
@@ -154,6 +174,7 @@ def _batch_metrics(method: Method, batch: TokenBatch) -> dict[str, Tensor]:
     """Entropy and log-probability on demonstrations and rollouts, distance from the old policy,
     and from the sampler where its log-probabilities are known."""
     metrics: dict[str, Tensor] = {}
+    batch = take_tokens(batch, batch.index.loss_mask_T)
     demo_T = batch.index.sequences.is_demo_S[batch.index.sequence_T]
     for name, mask_T in (("demos", demo_T), ("rollouts", ~demo_T)):
         _spread(metrics, f"entropy/{name}", batch.entropy_T[mask_T])
@@ -171,12 +192,28 @@ def _batch_metrics(method: Method, batch: TokenBatch) -> dict[str, Tensor]:
     if method.switches.importance_cap is not None:
         weight_T = torch.as_tensor(importance(rollouts, method.switches)).expand_as(gap_T)
         _spread(metrics, "mismatch/weight", weight_T)
-        _spread(metrics, "mismatch/capped", weight_T >= method.switches.importance_cap)
+        capped_T = (weight_T >= method.switches.importance_cap) | (weight_T == 0)
+        _spread(metrics, "mismatch/capped", capped_T)
     if method.needs_reference:
         assert rollouts.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
         # KL(new || reference) by k3, on tokens drawn from about the new policy.
         _spread(metrics, "kl_reference", _k3(rollouts.reference_logprob_T - rollouts.logprob_T))
+    if method.teacher is not None:
+        _teacher_metrics(metrics, take_tokens(batch, taught_tokens(batch.index, method.switches)))
     return metrics
+
+
+def _teacher_metrics(metrics: dict[str, Tensor], taught: TokenBatch) -> None:
+    """How far the policy is from its teacher, on the tokens that the teacher scored."""
+    assert taught.teacher_logprob_T is not None, "the method names a teacher"
+    gap_T = taught.teacher_logprob_T - taught.logprob_T
+    _spread(metrics, "teacher/gap", gap_T)
+    # KL(policy || teacher) by k3, on tokens drawn from about the policy.
+    _spread(metrics, "teacher/kl", _k3(gap_T))
+    if taught.teacher_entropy_T is not None:
+        _spread(metrics, "teacher/entropy", taught.teacher_entropy_T)
+    table = taught.index.sequences
+    _spread(metrics, "teacher/taught", table.taught_S[~table.is_demo_S])
 
 
 def _k3(log_ratio_T: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ from torch import Tensor
 from srft.objective.switches import Average, Switches
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
-__all__ = ["Average", "Method", "Progress", "Term"]
+__all__ = ["Average", "Method", "Progress", "Teacher", "Term"]
+
+Teacher = Literal["model", "reference", "demonstration", "rollout"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Term:
     weight: a constant, or a function of progress (CHORD's mu).
     active: bool_S, False where the gradient on that sequence is exactly zero whatever the model
         says (advantage 0, for instance), so its forward pass can be skipped. Counting ignores it.
-    source: "sft", "rl" or "regularizer": groups terms in metrics.
+    source: "sft", "rl", "distill" or "regularizer": groups terms in metrics.
     reads: names of the switches the term's functions read. A switch that is set and that no part
         of the method reads is refused.
     observe: per-token values worth logging (any length, no gradient), by metric name; of bool
@@ -54,7 +56,7 @@ class Term:
     """
 
     name: str
-    source: Literal["sft", "rl", "regularizer"]
+    source: Literal["sft", "rl", "distill", "regularizer"]
     mask: Callable[[TokenIndex, Switches], Tensor]
     loss: Callable[[TokenBatch, Switches], Tensor]
     active: Callable[[SequenceTable, Switches], Tensor]
@@ -74,7 +76,7 @@ class Method:
     select: SequenceTable -> keep_S (bool): sequences that take part at all (HPT's gate); those left
         out are not counted. Runs on the same whole table as ``advantage``, after rewards are known;
         the sequences it leaves out are removed before ``counts``.
-    prefix: (demonstration length in tokens, rollout number i of n, progress, uniform in [0, 1)) ->
+    prefix: (demonstration length in tokens, rollout number, progress, uniform in [0, 1)) ->
         number of demonstration tokens given as the start of that rollout (UFT, Prefix-RFT). The
         uniform number is drawn once per prompt and step, so that all its rollouts share a prefix.
     refill: drop groups whose rewards are all equal and sample further prompts (DAPO).
@@ -83,6 +85,14 @@ class Method:
     needs_old: the loss reads old_logprob_T, old_entropy_T or batch_entropy even when one optimizer
         step follows each rollout batch, so a pass without gradient comes first.
     needs_reference: the loss reads reference_logprob_T.
+    teacher: who scores the responses a second time, in its own context: a frozen ``model``, the frozen
+        ``reference``, or the live policy that has been shown a ``demonstration`` or a right
+        ``rollout`` of the same prompt; None: nobody.
+    divergence: the loss reads divergence_T, from the teacher over the whole vocabulary.
+    token_advantage: TokenBatch -> advantage_T, where it differs from token to token.
+    rescue: (demonstration length in tokens, attempt, progress) -> number of demonstration tokens
+        given to a prompt whose rollouts have all failed when it is sampled once more; None ends
+        the attempts. None in place of the function: no second round.
     """
 
     name: str
@@ -93,9 +103,13 @@ class Method:
     rollouts: bool = True
     demonstrations: bool = True
     select: Callable[[SequenceTable, Switches], Tensor] | None = None
-    prefix: Callable[[int, int, int, Progress, float], int] | None = None
+    prefix: Callable[[int, int, Progress, float], int] | None = None
     refill: bool = False
     collect_unsolved: bool = False
     interleave: str | None = None
     needs_old: bool = False
     needs_reference: bool = False
+    teacher: Teacher | None = None
+    divergence: bool = False
+    token_advantage: Callable[[TokenBatch, Switches], Tensor] | None = None
+    rescue: Callable[[int, int, Progress], int | None] | None = None

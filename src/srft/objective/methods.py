@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from srft.errors import ConfigError, did_you_mean
-from srft.objective import advantage, schedules, terms
-from srft.objective.method import Method, Progress, Term
+from srft.objective import advantage, distillation, schedules, terms
+from srft.objective.method import Method, Progress, Teacher, Term
 from srft.objective.switches import Switches
-from srft.types import SequenceTable
+from srft.types import SequenceTable, TokenBatch
 
 REGULARIZERS = (
     "kl_coefficient", "kl_estimator", "entropy_coefficient", "entropy_tokens", "entropy_target",
@@ -45,6 +45,9 @@ class Entry:
     refill: bool = False
     collect_unsolved: bool = False
     interleave: str | None = None
+    teacher: Teacher | None = None
+    token_advantage: Callable[[TokenBatch, Switches], Tensor] | None = None
+    rescue: Callable[[int, int, Progress, Switches], int | None] | None = None
 
 
 def _srft_terms(switches: Switches) -> tuple[Term, ...]:
@@ -113,12 +116,38 @@ def _prefix_terms(switches: Switches) -> tuple[Term, ...]:
     return (replace(terms.PREFIX_SURROGATE, weight=switches.weight_rollout),)
 
 
+def _eaft_terms(switches: Switches) -> tuple[Term, ...]:
+    return (replace(terms.EAFT, weight=switches.weight_sft),)
+
+
+def _distill_terms(switches: Switches) -> tuple[Term, ...]:
+    """Distillation on rollouts, on demonstrations, and a policy gradient beside them."""
+    chosen = []
+    if switches.weight_distill:
+        chosen.append(replace(distillation.DISTILL, weight=switches.weight_distill))
+    if switches.weight_distill_demo:
+        chosen.append(replace(distillation.DISTILL_DEMO, weight=switches.weight_distill_demo))
+    return (*chosen, *(_rl_terms(switches) if switches.weight_rollout else ()))
+
+
+def _asft_terms(switches: Switches) -> tuple[Term, ...]:
+    anchor = replace(distillation.DISTILL_DEMO, weight=switches.weight_distill_demo)
+    return (*_dft_terms(switches), anchor)
+
+
 _PLAIN_SFT = {"sft_coefficient": 1.0, "sft_entropy_sign": 0}
 # Where the paper is silent: the constant average, measured against the others in docs/results.md.
 _SRFT = {"weight_cap": 10.0, "average": "constant"}
 _SRFT_READS = ("rollout_term", "literal_means", "weight_sft", "weight_demo_rl", "weight_rollout")
 _ON_POLICY = {"demos_in_group": False}
 _RL_READS = ("weight_rollout",)
+_DISTILL = {"weight_rollout": 0.0, "distill_form": "sampled"}
+_DISTILL_READS = ("weight_distill", "weight_rollout")
+# What LUFFY's scripts set, and those of what is forked from it.
+_LUFFY = {
+    "clip": False, "normalize_std": False, "average": "constant", "shared_count": True,
+    "entropy_coefficient": 0.001, "entropy_tokens": "all",
+}  # fmt: skip
 _SFT_RL_READS = ("weight_sft", "weight_rollout")
 
 METHODS: dict[str, Entry] = {
@@ -128,11 +157,16 @@ METHODS: dict[str, Entry] = {
         _srft_terms, _SRFT, reads=_SRFT_READS,
     ),
     "srft-official": Entry(
-        "SRFT, released code: 0.5 exp(+H), demonstration ratio pi / (pi + 0.1), entropy bonus",
+        "SRFT, released code: 0.5 exp(+H), pi / (pi + 0.1), entropy bonus; std, mean and clip guessed "
+        "as verl's defaults",
         _srft_terms,
         {"sft_entropy_sign": 1, "demo_ratio": "shaped", "entropy_coefficient": 0.001,
          "entropy_tokens": "all"},
         reads=_SRFT_READS,
+    ),
+    "srft-official-luffy": Entry(
+        "SRFT, released code; std, mean and clip guessed as in LUFFY's scripts, which it forks",
+        _srft_terms, {"sft_entropy_sign": 1, "demo_ratio": "shaped", **_LUFFY}, reads=_SRFT_READS,
     ),
     "srft-hpt": Entry(
         "SRFT, reproduction in the HPT repository: Eq. 12 literally, H per sequence",
@@ -171,6 +205,15 @@ METHODS: dict[str, Entry] = {
         "SFT with each token weighted by its own probability (2508.05629)", _dft_terms,
         reads=("weight_sft",), rollouts=False,
     ),
+    "eaft": Entry(
+        "SFT with each token weighted by the entropy there (2601.02151)", _eaft_terms,
+        reads=("weight_sft",), rollouts=False,
+    ),
+    "asft": Entry(
+        "DFT anchored to the base by KL(base || policy) (2509.23753)", _asft_terms,
+        {"weight_distill_demo": 0.05, "distill_beta": 0.0},
+        reads=("weight_sft", "weight_distill_demo"), rollouts=False, teacher="reference",
+    ),
     # RL only.
     "grpo": Entry(
         "GRPO: group advantage, clipped surrogate, mean of sequence means (2402.03300)", _rl_terms,
@@ -202,8 +245,12 @@ METHODS: dict[str, Entry] = {
     "luffy": Entry(
         "LUFFY: demonstrations as off-policy members of the group, pi / (pi + 0.1) (2504.14945)",
         _luffy_terms,
-        {"demo_ratio": "shaped", "clip": False, "normalize_std": False, "average": "constant",
-         "entropy_coefficient": 0.001, "entropy_tokens": "all"},
+        {"demo_ratio": "shaped", **_LUFFY}, reads=("weight_demo_rl", "weight_rollout"),
+    ),
+    "rl-plus": Entry(
+        "RL-PLUS: LUFFY with a mixture's ratio and more for unlikely tokens (2508.00222)",
+        _luffy_terms,
+        {"demo_ratio": "mixture", "demo_focus": 0.5, **_LUFFY},
         reads=("weight_demo_rl", "weight_rollout"),
     ),
     "relift": Entry(
@@ -236,9 +283,46 @@ METHODS: dict[str, Entry] = {
     ),
     "prefix-rft": Entry(
         "Prefix-RFT: a rollout continues a demonstration's prefix (2507.01679)", _prefix_terms,
-        {"average": "constant", "normalize_std": False, "hint_steps": 1.0},
-        reads=("weight_rollout", "prefix_rollouts", *schedules.HINT_READS),
+        {"average": "constant", "normalize_std": False, "hint_steps": 1.0, "prefix_high": 0.95,
+         "prefix_entropy_scope": "batch"},
+        reads=("weight_rollout", "prefix_rollouts", "prefix_high", "prefix_beta",
+               *schedules.HINT_READS),
         demonstrations=False, prefix=schedules.prefix_length,
+    ),
+    "ghpo": Entry(
+        "GRPO; a prompt whose rollouts all failed is sampled again behind more and more of its "
+        "demonstration (GHPO 2507.10628, BREAD 2506.17211)",
+        _rl_terms, {"average": "sequence"}, reads=("weight_rollout", "rescue_shares"),
+        demonstrations=False, rescue=schedules.rescue_length,
+    ),
+    # Distillation: a teacher scores the same responses in its own context.
+    "opd": Entry(
+        "on-policy distillation: reverse KL to a frozen teacher on own rollouts (2306.13649)",
+        _distill_terms, _DISTILL, reads=_DISTILL_READS, demonstrations=False, teacher="model",
+    ),
+    "gkd": Entry(
+        "GKD: Jensen-Shannon divergence to a frozen teacher, half on rollouts, half on "
+        "demonstrations (2306.13649)",
+        _distill_terms,
+        {**_DISTILL, "distill_form": "full", "distill_beta": 0.5, "weight_distill": 0.5,
+         "weight_distill_demo": 0.5},
+        reads=(*_DISTILL_READS, "weight_distill_demo"), teacher="model",
+    ),
+    "sdft": Entry(
+        "self-distillation: the policy that was shown the demonstration teaches itself without it "
+        "(2601.19897)",
+        _distill_terms, _DISTILL, reads=_DISTILL_READS, demonstrations=False,
+        teacher="demonstration",
+    ),
+    "sdpo": Entry(
+        "self-distillation from a right rollout of the same prompt (2601.20802)",
+        _distill_terms, _DISTILL, reads=_DISTILL_READS, demonstrations=False, teacher="rollout",
+    ),
+    "rlsd": Entry(
+        "GRPO whose advantage the self-teacher spreads over the tokens (2604.03128)",
+        _rl_terms, {"average": "sequence"}, reads=("weight_rollout", *distillation.RLSD_READS),
+        demonstrations=False, teacher="demonstration",
+        token_advantage=distillation.rlsd_advantage,
     ),
 }  # fmt: skip
 
@@ -276,12 +360,16 @@ def get_method(
         rollouts=entry.rollouts,
         demonstrations=entry.demonstrations,
         select=entry.select,
-        prefix=_bind_prefix(entry, switches),
+        prefix=_bind(entry.prefix, switches),
         refill=entry.refill,
         collect_unsolved=entry.collect_unsolved,
         interleave=entry.interleave,
-        needs_old="entropy_level" in _term_reads(chosen) and switches.entropy_level == "batch",
+        needs_old=_reads_before(chosen, switches),
         needs_reference=any(term.name == "kl" for term in chosen),
+        teacher=entry.teacher,
+        divergence=_reads_divergence(chosen, switches),
+        token_advantage=entry.token_advantage,
+        rescue=_bind(entry.rescue, switches),
     )
 
 
@@ -292,6 +380,8 @@ def switches_read(name: str, switches: Switches) -> set[str]:
     read = _term_reads(chosen) | set(entry.reads) | {"average", "constant_length"}
     if any(term.source == "sft" for term in chosen):
         read.add("sft_average")
+    if sum(term.source == "rl" for term in chosen) > 1:
+        read.add("shared_count")
     if entry.rollouts:
         read |= set(advantage.READS) | set(REGULARIZERS)
     return read
@@ -343,6 +433,14 @@ _IDLE: dict[str, tuple[Callable[[Switches], bool], str]] = {
     "clip_high": (lambda s: not s.clip, "clip is false"),
     "ratio_cap": (lambda s: not s.clip, "clip is false"),
     "demo_shaping": (lambda s: s.demo_ratio != "shaped", "demo_ratio is not shaped"),
+    "importance_level": (lambda s: s.importance_cap is None, "importance_cap is null"),
+    "importance_mode": (lambda s: s.importance_cap is None, "importance_cap is null"),
+    "importance_floor": (
+        lambda s: s.importance_cap is None or s.importance_mode != "mask",
+        "nothing is masked (importance_cap, importance_mode)",
+    ),
+    "prefix_beta": (lambda s: s.prefix_high is None, "prefix_high is null"),
+    "distill_clip": (lambda s: s.distill_form != "sampled", "distill_form is not sampled"),
     "std": (lambda s: not s.normalize_std, "normalize_std is false"),
     "advantage_epsilon": (lambda s: not s.normalize_std, "normalize_std is false"),
     "normalize_std": (lambda s: s.baseline == "none", "baseline is none"),
@@ -384,14 +482,19 @@ def _check_reads(name: str, switches: Switches) -> None:
         )
 
 
-def _bind_prefix(
-    entry: Entry, switches: Switches
-) -> Callable[[int, int, int, Progress, float], int] | None:
-    prefix = entry.prefix
-    if prefix is None:
-        return None
+def _bind(function: Callable[..., Any] | None, switches: Switches) -> Callable[..., Any] | None:
+    """The function with the switches put in as its last argument."""
+    return None if function is None else lambda *arguments: function(*arguments, switches)
 
-    def bound(length: int, rollout: int, rollouts: int, progress: Progress, uniform: float) -> int:
-        return prefix(length, rollout, progress, uniform, switches)
 
-    return bound
+def _reads_before(chosen: tuple[Term, ...], switches: Switches) -> bool:
+    """Whether a term reads what only a pass over the whole batch beforehand can tell."""
+    read = _term_reads(chosen)
+    by_entropy = "entropy_level" in read and switches.entropy_level == "batch"
+    by_prefix = "prefix_entropy_scope" in read and switches.prefix_entropy_scope == "batch"
+    return by_entropy or by_prefix
+
+
+def _reads_divergence(chosen: tuple[Term, ...], switches: Switches) -> bool:
+    names = {term.name for term in chosen}
+    return "distill_demo" in names or ("distill" in names and switches.distill_form == "full")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from srft.objective.method import Progress
@@ -71,11 +72,25 @@ def prefix_length(
     """Tokens of the prefix: hint_share of the demonstration for the first ``prefix_rollouts``
     rollouts of a prompt, none for the others (Prefix-RFT, 2507.01679).
 
-    ``uniform`` decides between the two neighbouring whole numbers, so that the mean is exact.
+    ``uniform`` decides between the two neighbouring whole numbers, so that the mean is exact; with
+    ``prefix_high`` it draws the share between the schedule's and that one by a Beta distribution, as
+    the authors' code does.
     """
     if rollout >= switches.prefix_rollouts:
         return 0
-    return min(length, math.floor(hint_share(progress, switches) * length + uniform))
+    share = hint_share(progress, switches)
+    if switches.prefix_high is None:
+        return min(length, math.floor(share * length + uniform))
+    drawn = float(betaincinv(*switches.prefix_beta, uniform))
+    return min(length, round((share + (switches.prefix_high - share) * drawn) * length))
+
+
+def rescue_length(length: int, attempt: int, progress: Progress, switches: Switches) -> int | None:
+    """Tokens of a demonstration given in second round ``attempt``, counted from 0; None: no more
+    rounds (GHPO, 2507.10628, hints of 25, 50 and 75 %; BREAD, 2506.17211)."""
+    if attempt >= len(switches.rescue_shares):
+        return None
+    return round(switches.rescue_shares[attempt] * length)
 
 
 def hpt_gate(table: SequenceTable, switches: Switches) -> Tensor:

@@ -79,20 +79,39 @@ class Switches(BaseModel):
     importance_cap: float | None = Field(
         None,
         gt=0,
-        description="Truncated importance sampling: rollout losses are multiplied by "
-        "min(pi_old / pi_sampler, cap), without gradient; null: off.",
+        description="Importance sampling: rollout losses are multiplied by pi_old / pi_sampler, "
+        "bounded by this cap, without gradient; null: off.",
+    )
+    importance_level: Literal["token", "sequence", "geometric"] = Field(
+        "token",
+        description="Ratio of each token, of the whole sequence (their product), or of the sequence "
+        "per token (their geometric mean).",
+    )
+    importance_mode: Literal["truncate", "mask"] = Field(
+        "truncate",
+        description="What happens to a ratio above the cap: it becomes the cap, or 0, so that the "
+        "token or sequence is left out; a masked one below importance_floor is left out too.",
+    )
+    importance_floor: float = Field(
+        0.0, ge=0, description="With importance_mode mask: the smallest ratio that is kept."
     )
     mask_truncated: bool = Field(
         False, description="Leave rollouts cut at the length limit out of the loss."
     )
 
     # The demonstrations' RL term.
-    demo_ratio: Literal["probability", "shaped"] = Field(
+    demo_ratio: Literal["probability", "shaped", "mixture"] = Field(
         "probability",
-        description="Ratio of Eq. 10 with pi_beta = 1: pi (paper), or pi / (pi + demo_shaping) "
-        "(LUFFY, released code).",
+        description="Ratio of Eq. 10 with pi_beta = 1: pi (paper), pi / (pi + demo_shaping) (LUFFY, "
+        "released code), or 2 pi / (pi_old + (pi_old + 1) / 2) (RL-PLUS).",
     )
     demo_shaping: float = Field(0.1, gt=0, description="gamma in pi / (pi + gamma).")
+    demo_focus: float = Field(
+        0.0,
+        ge=0,
+        description="Exponent k: the advantage of a demonstration's token is multiplied by "
+        "(1 - pi)^k, without gradient (RL-PLUS 0.5); 0: off.",
+    )
 
     # Averages.
     average: Average = Field(
@@ -102,6 +121,12 @@ class Switches(BaseModel):
     )
     sft_average: Average | None = Field(
         None, description="The same for SFT terms; null: as `average`."
+    )
+    shared_count: bool = Field(
+        False,
+        description="RL terms on demonstrations and on rollouts are one mean over both (LUFFY's code: "
+        "a token weighs the same wherever it stands); false: each term has its own count, so that "
+        "few demonstrations weigh as much as many rollouts.",
     )
     constant_length: int | None = Field(
         None,
@@ -187,10 +212,68 @@ class Switches(BaseModel):
     prefix_rollouts: int = Field(
         1, ge=0, description="Prefix-RFT: how many rollouts of each prompt continue a prefix."
     )
+    prefix_high: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Prefix-RFT: the share that is given is drawn between that of the schedule and "
+        "this one, as schedule + (prefix_high - schedule) * Beta(a, b); null: the schedule's own.",
+    )
+    prefix_beta: tuple[float, float] = Field(
+        (1.0, 1.0), description="Prefix-RFT: a and b of that draw; (1, 1) is uniform."
+    )
     prefix_entropy_share: float = Field(
         0.2,
         gt=0,
         le=1,
         description="Prefix-RFT: share of a prefix's tokens, those of highest entropy, with "
         "gradient.",
+    )
+    prefix_entropy_scope: Literal["sequence", "batch"] = Field(
+        "sequence",
+        description="Prefix-RFT: the tokens of highest entropy of each prefix, or of all prefixes of "
+        "the optimizer step together.",
+    )
+    rescue_shares: tuple[float, ...] = Field(
+        (0.25, 0.5, 0.75),
+        description="Second rounds of sampling (GHPO, BREAD): shares of a demonstration given, one "
+        "after another, to a prompt whose rollouts have all failed.",
+    )
+
+    # Distillation: a teacher scores the same responses in its own context.
+    weight_distill: float = Field(
+        1.0, ge=0, description="Factor of the distillation term on rollouts; 0 leaves it out."
+    )
+    weight_distill_demo: float = Field(
+        0.0, ge=0, description="Factor of the distillation term on demonstrations; 0 leaves it out."
+    )
+    distill_form: Literal["sampled", "full"] = Field(
+        "sampled",
+        description="sampled: a policy gradient with the advantage lp_teacher - lp of each sampled "
+        "token (reverse KL); full: the divergence over the whole vocabulary, or its top-k.",
+    )
+    distill_beta: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="full: 0 is KL(teacher || policy), 1 KL(policy || teacher), between them the "
+        "generalized Jensen-Shannon divergence (GKD).",
+    )
+    distill_top_k: int | None = Field(
+        None,
+        ge=1,
+        description="full: over the policy's k likeliest tokens and one bucket for all others; "
+        "null: the whole vocabulary.",
+    )
+    distill_clip: float | None = Field(
+        None, gt=0, description="sampled: bound on |lp_teacher - lp| in nats; null: none."
+    )
+    rlsd_mix: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="RLSD: share of the teacher's weight in 1 - mix + mix * weight.",
+    )
+    rlsd_clip: float = Field(
+        0.2, ge=0, description="RLSD: the teacher's weight is bounded to 1 +- this."
     )

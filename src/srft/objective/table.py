@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ def sequence_table(sequences: Sequence[TrainingSequence]) -> SequenceTable:
         truncated_S=torch.tensor([s.truncated for s in sequences], dtype=torch.bool),
         length_S=torch.tensor([len(s.response_ids) for s in sequences], dtype=torch.int64),
         prefix_S=torch.tensor([s.prefix_length for s in sequences], dtype=torch.int64),
+        taught_S=torch.tensor([s.context_ids is not None for s in sequences], dtype=torch.bool),
         advantage_S=torch.zeros(len(sequences)),
     )
 
@@ -36,14 +38,27 @@ def take_rows(table: SequenceTable, rows_S: Tensor) -> SequenceTable:
     return SequenceTable(**{f.name: getattr(table, f.name)[rows_S] for f in fields(table)})
 
 
-def token_index(table: SequenceTable) -> TokenIndex:
+def loss_mask(sequences: Sequence[TrainingSequence]) -> Tensor | None:
+    """loss_mask_T of all response tokens, sequence after sequence; None where every token counts."""
+    if all(s.loss_mask is None for s in sequences):
+        return None
+    for row, s in enumerate(sequences):
+        assert s.loss_mask is None or len(s.loss_mask) == len(s.response_ids), f"sequence {row}"
+    flat = [m for s in sequences for m in (s.loss_mask or [True] * len(s.response_ids))]
+    return torch.tensor(flat, dtype=torch.bool)
+
+
+def token_index(table: SequenceTable, loss_mask_T: Tensor | None = None) -> TokenIndex:
     """Every response token of every sequence, sequence after sequence."""
     length_S = table.length_S
     row_S = torch.arange(len(length_S), device=length_S.device)
     sequence_T = torch.repeat_interleave(row_S, length_S)
     start_S = torch.cumsum(length_S, 0) - length_S
     position_T = torch.arange(len(sequence_T), device=length_S.device) - start_S[sequence_T]
-    return TokenIndex(sequences=table, sequence_T=sequence_T, position_T=position_T)
+    if loss_mask_T is None:
+        loss_mask_T = torch.ones_like(sequence_T, dtype=torch.bool)
+    assert len(loss_mask_T) == len(sequence_T)
+    return TokenIndex(table, sequence_T, position_T, loss_mask_T)
 
 
 def take_tokens(batch: TokenBatch, mask_T: Tensor) -> TokenBatch:
@@ -53,25 +68,22 @@ def take_tokens(batch: TokenBatch, mask_T: Tensor) -> TokenBatch:
     that is not theirs would turn into 0 * inf = NaN in the backward pass.
     """
 
-    def take(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[mask_T]
-
     index = replace(
         batch.index,
-        sequence_T=batch.index.sequence_T[mask_T],
-        position_T=batch.index.position_T[mask_T],
+        **{name: getattr(batch.index, name)[mask_T] for name in _PER_TOKEN[TokenIndex]},
     )
-    return replace(
-        batch,
-        index=index,
-        logprob_T=batch.logprob_T[mask_T],
-        entropy_T=batch.entropy_T[mask_T],
-        entropy_grad_T=batch.entropy_grad_T[mask_T],
-        old_logprob_T=batch.old_logprob_T[mask_T],
-        old_entropy_T=batch.old_entropy_T[mask_T],
-        reference_logprob_T=take(batch.reference_logprob_T),
-        sampler_logprob_T=take(batch.sampler_logprob_T),
-    )
+    taken: dict[str, Any] = {}
+    for name in _PER_TOKEN[TokenBatch]:
+        value_T = getattr(batch, name)
+        taken[name] = None if value_T is None else value_T[mask_T]
+    return replace(batch, index=index, **taken)
+
+
+# Fields with a value for every token, by the letter that names of tensors end with.
+_PER_TOKEN = {
+    kind: tuple(f.name for f in fields(kind) if f.name.endswith("_T"))
+    for kind in (TokenIndex, TokenBatch)
+}
 
 
 def sequence_mean(value_T: Tensor, index: TokenIndex) -> Tensor:

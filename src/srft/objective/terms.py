@@ -6,19 +6,22 @@ of them masks. Advantages, like every weight, carry no gradient. Notation as in 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from srft.objective.entropy_weights import rl_weight, sft_weight
 from srft.objective.method import Progress, Term
 from srft.objective.switches import Switches
-from srft.objective.table import sequence_mean, token_count
+from srft.objective.table import sequence_mean, sequence_sum, token_count
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
 SFT_WEIGHT_READS = ("sft_coefficient", "sft_entropy_sign", "entropy_level", "weight_cap")
 RL_WEIGHT_READS = ("rl_coefficient", "rl_entropy_sign", "entropy_level", "weight_cap")
 CLIP_READS = ("clip", "clip_low", "clip_high", "ratio_cap", "ratio_level")
-ROLLOUT_READS = ("mask_truncated", "importance_cap")
+IMPORTANCE_READS = ("importance_cap", "importance_level", "importance_mode", "importance_floor")
+ROLLOUT_READS = ("mask_truncated", *IMPORTANCE_READS)
 
 
 # Masks: which tokens a term covers, bool_T, and on which sequences it can have gradient, bool_S.
@@ -31,17 +34,17 @@ def demo_tokens(index: TokenIndex, switches: Switches) -> Tensor:
 
 def rollout_tokens(index: TokenIndex, switches: Switches) -> Tensor:
     """Sampled tokens of the rollouts: what follows a given prefix."""
-    return all_rollout_tokens(index, switches) & ~_in_prefix(index)
+    return all_rollout_tokens(index, switches) & ~in_prefix(index)
 
 
 def all_rollout_tokens(index: TokenIndex, switches: Switches) -> Tensor:
     """Tokens of the rollouts, a given prefix included."""
-    return _rollouts(index.sequences, switches)[index.sequence_T]
+    return rollouts(index.sequences, switches)[index.sequence_T]
 
 
 def hint_tokens(index: TokenIndex, switches: Switches) -> Tensor:
     """Tokens of a rollout that were given from a demonstration."""
-    return ~index.sequences.is_demo_S[index.sequence_T] & _in_prefix(index)
+    return ~index.sequences.is_demo_S[index.sequence_T] & in_prefix(index)
 
 
 def right_tokens(index: TokenIndex, switches: Switches) -> Tensor:
@@ -54,16 +57,22 @@ def wrong_tokens(index: TokenIndex, switches: Switches) -> Tensor:
     return rollout_tokens(index, switches) & ~index.sequences.correct_S[index.sequence_T]
 
 
+def taught_tokens(index: TokenIndex, switches: Switches) -> Tensor:
+    """Sampled tokens of the rollouts that a teacher scores."""
+    return rollout_tokens(index, switches) & index.sequences.taught_S[index.sequence_T]
+
+
 def every_token(index: TokenIndex, switches: Switches) -> Tensor:
     """All response tokens."""
     return torch.ones_like(index.sequence_T, dtype=torch.bool)
 
 
-def _in_prefix(index: TokenIndex) -> Tensor:
+def in_prefix(index: TokenIndex) -> Tensor:
+    """Tokens that were given from a demonstration."""
     return index.position_T < index.sequences.prefix_S[index.sequence_T]
 
 
-def _rollouts(table: SequenceTable, switches: Switches) -> Tensor:
+def rollouts(table: SequenceTable, switches: Switches) -> Tensor:
     rollout_S = ~table.is_demo_S
     return rollout_S & ~table.truncated_S if switches.mask_truncated else rollout_S
 
@@ -77,7 +86,7 @@ def _demos_with_advantage(table: SequenceTable, switches: Switches) -> Tensor:
 
 
 def _rollouts_with_advantage(table: SequenceTable, switches: Switches) -> Tensor:
-    return _rollouts(table, switches) & (table.advantage_S != 0)
+    return rollouts(table, switches) & (table.advantage_S != 0)
 
 
 def _hinted(table: SequenceTable, switches: Switches) -> Tensor:
@@ -92,7 +101,10 @@ def _every_sequence(table: SequenceTable, switches: Switches) -> Tensor:
 
 
 def advantage(batch: TokenBatch) -> Tensor:
-    """The advantage of each token's sequence, in the log-probabilities' dtype; advantage_T."""
+    """The advantage of each token, its own or that of its sequence, in the log-probabilities' dtype;
+    advantage_T."""
+    if batch.advantage_T is not None:
+        return batch.advantage_T.to(batch.logprob_T.dtype)
     advantage_S = batch.index.sequences.advantage_S.to(batch.logprob_T.dtype)
     return advantage_S[batch.index.sequence_T]
 
@@ -106,10 +118,12 @@ def ratio(batch: TokenBatch, switches: Switches) -> Tensor:
 
 
 def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
-    """min(pi_old / pi_sampler, cap) of each sampled token, without gradient; 1 where it is off.
+    """pi_old / pi_sampler of each sampled token, bounded, without gradient; 1 where it is off.
 
-    Tokens of a given prefix were not sampled and keep 1. Source: "Your efficient RL framework
-    secretly brings you off-policy RL training" (Yao et al. 2025); TRL and verl offer it too.
+    Of the token, of its sequence (the product over sampled tokens) or of the sequence per token (the
+    geometric mean); above the cap it is the cap or, masked, 0. Tokens of a given prefix were not
+    sampled and keep 1. Source: "Your efficient RL framework secretly brings you off-policy RL
+    training" (Yao et al. 2025); sequences and masks as in verl's ``rollout_corr`` and in TRL.
     """
     if switches.importance_cap is None:
         return 1.0
@@ -117,9 +131,21 @@ def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
         # Demonstrations alone have none, and then no rollout token is here either.
         assert batch.logprob_T.numel() == 0, "importance_cap needs the sampler's log-probs"
         return 1.0
-    weight_T = torch.exp(batch.old_logprob_T.detach() - batch.sampler_logprob_T)
-    weight_T = weight_T.clamp(max=switches.importance_cap)
-    return torch.where(_in_prefix(batch.index), torch.ones_like(weight_T), weight_T)
+    given_T = in_prefix(batch.index)
+    gap_T = (batch.old_logprob_T.detach() - batch.sampler_logprob_T).masked_fill(given_T, 0.0)
+    if switches.importance_level != "token":
+        gap_S = sequence_sum(gap_T, batch.index)
+        if switches.importance_level == "geometric":
+            sampled_S = sequence_sum((~given_T).to(gap_T.dtype), batch.index)
+            gap_S = gap_S / sampled_S.clamp(min=1)
+        gap_T = gap_S[batch.index.sequence_T]
+    weight_T = torch.exp(gap_T)
+    if switches.importance_mode == "truncate":
+        weight_T = weight_T.clamp(max=switches.importance_cap)
+    else:
+        out_T = (weight_T > switches.importance_cap) | (weight_T < switches.importance_floor)
+        weight_T = weight_T.masked_fill(out_T, 0.0)
+    return weight_T.masked_fill(given_T, 1.0)
 
 
 # Losses.
@@ -139,6 +165,14 @@ def dft_loss(batch: TokenBatch, switches: Switches) -> Tensor:
     return -torch.exp(batch.logprob_T.detach()) * batch.logprob_T
 
 
+def eaft_loss(batch: TokenBatch, switches: Switches) -> Tensor:
+    """H / log 20 * -lp (EAFT, 2601.02151): less weight where the policy is sure.
+
+    There H is that of the 20 likeliest tokens, divided by its largest value; here that of all.
+    """
+    return batch.entropy_T / math.log(20) * -batch.logprob_T
+
+
 def chord_phi_loss(batch: TokenBatch, switches: Switches) -> Tensor:
     """stopgrad(pi (1 - pi)) * -lp (CHORD-phi, 2508.11408)."""
     probability_T = torch.exp(batch.logprob_T.detach())
@@ -151,20 +185,35 @@ def hint_loss(batch: TokenBatch, switches: Switches) -> Tensor:
 
 
 def demo_rl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
-    """-A * pi, or -A * pi / (pi + gamma): Eq. 9 and 10 with pi_beta = 1 and no clip."""
-    return -advantage(batch) * _demo_ratio(batch, switches)
+    """-A * pi, or another ratio: Eq. 9 and 10 with pi_beta = 1 and no clip."""
+    return -_demo_advantage(batch, switches) * _demo_ratio(batch, switches)
+
+
+def _demo_advantage(batch: TokenBatch, switches: Switches) -> Tensor:
+    """A, or A (1 - pi)^k: more for tokens that the policy would not have chosen (RL-PLUS)."""
+    if switches.demo_focus == 0:
+        return advantage(batch)
+    return advantage(batch) * (-torch.expm1(batch.logprob_T.detach())) ** switches.demo_focus
 
 
 def _demo_ratio(batch: TokenBatch, switches: Switches) -> Tensor:
     if switches.demo_ratio == "probability":
         return torch.exp(batch.logprob_T)
+    if switches.demo_ratio == "mixture":
+        # RL-PLUS (2508.00222): the behaviour is taken to be half the old policy, half uniform over
+        # (pi_old, 1); 2 / (1.5 pi_old + 0.5) in its code.
+        old_T = torch.exp(batch.old_logprob_T)
+        return 2 * torch.exp(batch.logprob_T) / (old_T + (old_T + 1) / 2)
     # pi / (pi + gamma) = sigmoid(lp - log gamma), without 0 / 0 for tiny pi.
     log_gamma = batch.logprob_T.new_tensor(switches.demo_shaping).log()
     return torch.sigmoid(batch.logprob_T - log_gamma)
 
 
 def observe_demo_rl(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
-    return {"ratio/demos": _demo_ratio(batch, switches), "advantage/demos": advantage(batch)}
+    return {
+        "ratio/demos": _demo_ratio(batch, switches),
+        "advantage/demos": _demo_advantage(batch, switches),
+    }
 
 
 def surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
@@ -239,15 +288,18 @@ def observe_cispo(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
 
 def prefix_surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
     """The surrogate, zero at all but the top-entropy tokens of a given prefix (2507.01679)."""
-    return surrogate_loss(batch, switches) * _kept_in_prefix(batch, switches)
+    return surrogate_loss(batch, switches) * _keptin_prefix(batch, switches)
 
 
-def _kept_in_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
+def _keptin_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
     """True at sampled tokens and at the ceil(share * prefix) tokens of highest entropy in each
-    prefix, entropy being the old policy's."""
+    prefix, or of all prefixes together, entropy being the old policy's."""
     index = batch.index
-    prefix_T = _in_prefix(index)
+    prefix_T = in_prefix(index)
     entropy_T = batch.old_entropy_T.detach()
+    if switches.prefix_entropy_scope == "batch":
+        assert batch.prefix_threshold is not None, "prefix_entropy_scope: batch needs a pass before"
+        return ~prefix_T | (entropy_T >= batch.prefix_threshold)
     # Tokens in order of sequence, within it the prefix first, within that falling entropy.
     order = torch.argsort(entropy_T, descending=True, stable=True)
     order = order[torch.argsort((~prefix_T[order]).int(), stable=True)]
@@ -263,11 +315,21 @@ def _kept_in_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
     return ~prefix_T | (rank_T < quota_T)
 
 
+def prefix_threshold(entropies_T: Tensor, switches: Switches) -> float:
+    """The entropy of the last prefix token that is kept, given those of all prefix tokens of the
+    step; +inf where there are none. As many are left out as in the authors' code: whole numbers of
+    (1 - share) * tokens, rounded down."""
+    dropped = int(len(entropies_T) * (1 - switches.prefix_entropy_share) + 1e-9)
+    if dropped >= len(entropies_T):
+        return math.inf
+    return float(torch.sort(entropies_T).values[dropped])
+
+
 def observe_prefix(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
-    prefix_T = _in_prefix(batch.index)
+    prefix_T = in_prefix(batch.index)
     return {
         "prefix/share": prefix_T,
-        "prefix/kept": _kept_in_prefix(batch, switches)[prefix_T],
+        "prefix/kept": _keptin_prefix(batch, switches)[prefix_T],
         **observe_surrogate(batch, switches),
     }
 
@@ -312,11 +374,12 @@ DEMO_SFT = Term(
     reads=SFT_WEIGHT_READS, observe=observe_sft,
 )  # fmt: skip
 DFT = Term("dft", "sft", demo_tokens, dft_loss, _demos)
+EAFT = Term("eaft", "sft", demo_tokens, eaft_loss, _demos)
 CHORD_PHI = Term("chord_phi", "sft", demo_tokens, chord_phi_loss, _demos)
 HINT = Term("hint", "sft", hint_tokens, hint_loss, _hinted)
 DEMO_RL = Term(
     "demo_rl", "rl", demo_tokens, demo_rl_loss, _demos_with_advantage,
-    reads=("demo_ratio", "demo_shaping"), observe=observe_demo_rl,
+    reads=("demo_ratio", "demo_shaping", "demo_focus"), observe=observe_demo_rl,
 )  # fmt: skip
 SURROGATE = Term(
     "rollout", "rl", rollout_tokens, surrogate_loss, _rollouts_with_advantage,
@@ -327,15 +390,15 @@ WEIGHTED_SURROGATE = Term(
     reads=(*CLIP_READS, *ROLLOUT_READS, *RL_WEIGHT_READS), observe=observe_weighted_surrogate,
 )  # fmt: skip
 LITERAL = Term(
-    "rollout", "rl", rollout_tokens, literal_loss, _rollouts,
+    "rollout", "rl", rollout_tokens, literal_loss, rollouts,
     reads=("literal_score", *ROLLOUT_READS, *RL_WEIGHT_READS), observe=observe_literal,
 )  # fmt: skip
 LITERAL_RIGHT = Term(
-    "rollout_right", "rl", right_tokens, literal_loss, _rollouts,
+    "rollout_right", "rl", right_tokens, literal_loss, rollouts,
     reads=LITERAL.reads, observe=observe_literal,
 )  # fmt: skip
 LITERAL_WRONG = Term(
-    "rollout_wrong", "rl", wrong_tokens, literal_loss, _rollouts, reads=LITERAL.reads,
+    "rollout_wrong", "rl", wrong_tokens, literal_loss, rollouts, reads=LITERAL.reads,
 )  # fmt: skip
 CISPO = Term(
     "rollout", "rl", rollout_tokens, cispo_loss, _rollouts_with_advantage,
@@ -343,14 +406,15 @@ CISPO = Term(
 )  # fmt: skip
 PREFIX_SURROGATE = Term(
     "rollout", "rl", all_rollout_tokens, prefix_surrogate_loss, _rollouts_with_advantage,
-    reads=("prefix_entropy_share", *CLIP_READS, *ROLLOUT_READS), observe=observe_prefix,
+    reads=("prefix_entropy_share", "prefix_entropy_scope", *CLIP_READS, *ROLLOUT_READS),
+    observe=observe_prefix,
 )  # fmt: skip
 KL = Term(
-    "kl", "regularizer", rollout_tokens, kl_loss, _rollouts,
+    "kl", "regularizer", rollout_tokens, kl_loss, rollouts,
     reads=("kl_estimator", "mask_truncated"),
 )  # fmt: skip
 ROLLOUT_ENTROPY = Term(
-    "entropy", "regularizer", rollout_tokens, entropy_loss, _rollouts,
+    "entropy", "regularizer", rollout_tokens, entropy_loss, rollouts,
     weight=entropy_bonus_weight, reads=("mask_truncated",), average="token",
 )  # fmt: skip
 ALL_ENTROPY = Term(

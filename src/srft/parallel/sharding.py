@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from srft.model.adapters import four_bit_matrices, reshard, trained_names
+from srft.model.adapters import four_bit_matrices, reshard, trained_names, whole
 from srft.model.output_head import body, unwrap
 from srft.model.weight_files import frozen_copy, parts_aside
 from srft.parallel.parallel_config import ParallelConfig
@@ -124,11 +124,6 @@ def whole_copy(model: M, device: torch.device) -> M:
 
     new: Any = frozen_copy(model, copied)
     return new.to(device)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor of which this process may hold a part (all processes call together)."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Iterable[Tensor]) -> float:

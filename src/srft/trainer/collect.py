@@ -32,6 +32,7 @@ class Rollout:
 class Collected:
     """The groups of one step. ``rows[g]`` of the data, ``examples[g]``, ``rollouts[g]`` and ``demos[g]``
     belong together. ``logged`` are the values that reward functions logged in each process and round.
+    ``rescued`` groups were sampled again, ``failed_tokens`` in rollouts that were thrown away for it.
     ``refused`` says why they cannot be trained on: a reward or log-probability is not finite."""
 
     rows: list[int] = field(default_factory=list)
@@ -43,6 +44,8 @@ class Collected:
     ahead_seconds: float = 0.0
     sampled_groups: int = 0
     logged: list[dict[str, list[float]]] = field(default_factory=list)
+    rescued: int = 0
+    failed_tokens: int = 0
     refused: str | None = None
 
     def take(self, other: Collected, only_mixed: bool) -> None:
@@ -59,12 +62,22 @@ class Collected:
             self.rollouts.append(rollouts)
             self.demos.append(other.demos[g])
 
+    def replace_groups(self, places: Sequence[int], other: Collected) -> None:
+        """The groups at ``places`` become those of ``other``, which were sampled in their stead."""
+        for place, rollouts in zip(places, other.rollouts, strict=True):
+            self.failed_tokens += sum(_sampled_tokens(r) for r in self.rollouts[place])
+            self.rollouts[place] = rollouts
+        self.generate_seconds += other.generate_seconds
+        self.score_seconds += other.score_seconds
+        self.logged += other.logged
+        self.rescued += len(places)
+
     @property
     def unsolved(self) -> list[int]:
-        """Rows of the prompts that have a demonstration and no right rollout."""
+        """The groups of prompts that have a demonstration and no right rollout."""
         return [
-            row
-            for row, example, rollouts in zip(self.rows, self.examples, self.rollouts, strict=True)
+            g
+            for g, (example, rollouts) in enumerate(zip(self.examples, self.rollouts, strict=True))
             if example.demonstration_ids and not any(r.sequence.correct for r in rollouts)
         ]
 
@@ -92,7 +105,8 @@ def collect(
     step: int,
     *,
     round_: int = 0,
-    first_group: int = 0,
+    groups: Sequence[int] | None = None,
+    rescue: int | None = None,
     world: World = ALONE,
 ) -> Collected:
     """Samples ``rollout.group_size`` rollouts for the prompt of each of ``rows`` of the data and scores
@@ -101,9 +115,10 @@ def collect(
     Each process of ``world`` samples and scores those of its share of the prompts; all get them all.
     What is sampled does not depend on which process does it.
 
-    ``step``, ``round_`` and the recipe's seed decide what is sampled. ``first_group`` numbers the groups
-    when a step is collected in several rounds. Rollouts to which no reward applies are left out of their
-    group.
+    ``step``, ``round_`` and the recipe's seed decide what is sampled. ``groups`` numbers the groups when
+    a step is collected in several rounds; None: from 0. ``rescue``: the number of the attempt to sample
+    prompts once more behind the start of a demonstration (``Method.rescue``). Rollouts to which no
+    reward applies are left out of their group.
 
     Raises:
         RewardError: a reward function failed.
@@ -111,7 +126,7 @@ def collect(
         NotFinite: a reward or a log-probability is not finite; the error holds the sequences.
     """
     examples = [setup.train[row] for row in rows]
-    groups = range(first_group, first_group + len(examples))
+    groups = range(len(examples)) if groups is None else groups
     demos: list[list[TrainingSequence]] = [[] for _ in examples]
     if method.demonstrations:
         scores = [setup.demo_scores[row] for row in rows]
@@ -126,7 +141,7 @@ def collect(
     seed = request_seed(setup.config.train.seed, round_)
     size = setup.config.rollout.group_size
     plans = [
-        _plan(examples[g], method, progress, size, request_seed(seed, step, groups[g]))
+        _plan(examples[g], method, progress, size, request_seed(seed, step, groups[g]), rescue)
         for g in share
     ]
     start = time.perf_counter()
@@ -226,21 +241,31 @@ def _check_logprobs(sequences: Sequence[TrainingSequence]) -> None:
 
 
 def _plan(
-    example: TokenizedExample, method: Method, progress: Progress, group_size: int, seed: int
+    example: TokenizedExample,
+    method: Method,
+    progress: Progress,
+    group_size: int,
+    seed: int,
+    rescue: int | None,
 ) -> list[tuple[RolloutRequest, tuple[int, ...]]]:
     """The requests of one prompt, each with the start of a demonstration that it continues: one
     request for all rollouts, or one for each run of rollouts with the same prefix."""
-    if method.prefix is None or not example.demonstration_ids:
+    if not example.demonstration_ids or (method.prefix is None and rescue is None):
         return [(RolloutRequest(example.prompt_ids, group_size, seed), ())]
     which = seed % len(example.demonstration_ids)
     demo = example.demonstration_ids[which]
     # One draw for the prompt: its rollouts share what they are given.
     uniform = (request_seed(seed) >> 9) / 2**53
+
+    def given(rollout: int) -> int:
+        if rescue is not None:
+            assert method.rescue is not None
+            return method.rescue(len(demo), rescue, progress) or 0
+        assert method.prefix is not None
+        return method.prefix(len(demo), rollout, progress, uniform)
+
     # At least the end-of-sequence token is left to the policy.
-    lengths = [
-        max(0, min(method.prefix(len(demo), i, group_size, progress, uniform), len(demo) - 1))
-        for i in range(group_size)
-    ]
+    lengths = [max(0, min(given(i), len(demo) - 1)) for i in range(group_size)]
     plan = []
     for length, run in itertools.groupby(range(group_size), key=lambda i: lengths[i]):
         rows = list(run)
@@ -276,6 +301,13 @@ def _demo_sequences(
     ]
 
 
+def _sampled_tokens(rollout: Rollout) -> int:
+    sequence = rollout.sequence
+    given = sequence.prefix_length
+    counted = sequence.loss_mask or (True,) * len(sequence.response_ids)
+    return sum(counted[given:])
+
+
 def group_metrics(collected: Collected) -> dict[str, float]:
     """Figures of a step that are known before any training on it (docs/metrics.md)."""
     rollouts = [rollout for group in collected.rollouts for rollout in group]
@@ -303,8 +335,11 @@ def group_metrics(collected: Collected) -> dict[str, float]:
         "rollout/length_max": float(max(lengths)),
         "rollout/truncated": statistics.fmean(r.sequence.truncated for r in rollouts),
         "rollout/entropy": -statistics.fmean(logprobs) if logprobs else 0.0,
-        "rollout/tokens": float(len(logprobs)),
+        # What was sampled and thrown away was paid for too.
+        "rollout/tokens": float(len(logprobs) + collected.failed_tokens),
     }
+    if collected.rescued:
+        metrics["groups/rescued"] = float(collected.rescued)
     if demos:
         metrics["demo/reward_mean"] = statistics.fmean(demo.reward for demo in demos)
         metrics["demo/length_mean"] = statistics.fmean(len(demo.response_ids) for demo in demos)

@@ -11,6 +11,7 @@ one that was never stopped.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from srft.objective.method import Method, Progress
 from srft.parallel.world import World
 from srft.runs.run_dir import RunDir
 from srft.trainer.collect import Collected, NotFinite, collect
-from srft.trainer.setup import Setup
+from srft.trainer.contexts import Contexts
+from srft.trainer.setup import Setup, window_of
 from srft.trainer.state import trl_state
 from srft.trainer.train_config import Stage
 from srft.trainer.update import save_refused
@@ -35,6 +37,12 @@ class Collector:
     def __init__(self, setup: Setup, sampler: PromptSampler, run: RunDir) -> None:
         self.args, self.setup, self.sampler, self.run = setup.config, setup, sampler, run
         self.world = setup.world
+        self.contexts = Contexts(
+            setup.policy.tokenizer,
+            setup.config.data,
+            setup.config.teacher.template,
+            window_of(setup.policy.model),
+        )
         # A thread's collectives must not mix with those of the loop.
         self._apart = setup.world.apart() if self.args.rollout.ahead else setup.world
         self._next: Future[Collected] | None = None
@@ -98,16 +106,35 @@ class Collector:
         try:
             for round_ in range(rounds):
                 rows = self.sampler.next(wanted - len(kept.examples))
-                first = len(kept.examples)
-                found = self.rows(rows, method, progress, step, round_, first, world)
+                groups = range(len(kept.examples), wanted)
+                found = self.rows(rows, method, progress, step, round_, groups, world=world)
                 kept.take(found, only_mixed=method.refill)
                 if len(kept.examples) == wanted:
                     break
+            self._rescue(kept, method, progress, step, world)
+            if method.teacher is not None:
+                self.contexts.give(method, kept)
         except NotFinite as error:
             if world.main:
                 save_refused(self.run.refused, step, str(error), error.sequences)
             return Collected(refused=str(error))
         return kept
+
+    def _rescue(
+        self, kept: Collected, method: Method, progress: Progress, step: int, world: World
+    ) -> None:
+        """Samples prompts whose rollouts have all failed once more, behind more and more of their
+        demonstration, until one is right or the method gives no more."""
+        if method.rescue is None:
+            return
+        for attempt in itertools.count():
+            places = kept.unsolved
+            if not places or method.rescue(1, attempt, progress) is None:
+                return
+            rows = [kept.rows[g] for g in places]
+            round_ = self.args.train.max_refill_rounds + 1 + attempt
+            again = self.rows(rows, method, progress, step, round_, places, attempt, world)
+            kept.replace_groups(places, again)
 
     def rows(
         self,
@@ -116,10 +143,11 @@ class Collector:
         progress: Progress,
         step: int,
         round_: int = 0,
-        first: int = 0,
+        groups: Sequence[int] | None = None,
+        rescue: int | None = None,
         world: World | None = None,
     ) -> Collected:
-        """The groups of these rows of the data, numbered from ``first``."""
+        """The groups of these rows of the data (``collect``)."""
         with self.setup.policy.compute():
             return collect(
                 self.setup,
@@ -128,6 +156,7 @@ class Collector:
                 progress,
                 step,
                 round_=round_,
-                first_group=first,
+                groups=groups,
+                rescue=rescue,
                 world=world or self.world,
             )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch
+from srft.model.adapters import whole
 from srft.objective.loss import compute_loss
 from srft.objective.method import Method, Progress
-from srft.parallel.sharding import total_norm, whole
+from srft.parallel.sharding import total_norm
 from srft.types import TokenBatch
 
 

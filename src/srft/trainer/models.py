@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,18 +12,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError, ModelError
+from srft.evaluation.open_model import find_model
 from srft.model.adapters import frozen_reference
 from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
+    check_same_tokenizer,
+    load_tokenizer,
     open_model,
     prepare,
     source_dtype,
 )
 from srft.model.model_config import ModelConfig
 from srft.model.policy import Policy
+from srft.objective.method import Method
 from srft.parallel.sharding import cut_parameters, shard, whole_copy
 from srft.parallel.world import World
+from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 
 
 def build_policy(
@@ -61,6 +67,54 @@ def build_policy(
         policy.close()
         raise
     return replace(policy, reference=reference, gather_dtype=gather_dtype), sampled
+
+
+def build_teacher(
+    config: SRFTConfig,
+    methods: Sequence[Method],
+    policy: Policy,
+    device: torch.device,
+    world: World,
+) -> Teacher | None:
+    """The frozen model that ``teacher`` names, for methods that learn from one; None where none does.
+
+    Raises:
+        ConfigError: a method needs one and the recipe names none, both, or one that cannot do it.
+        ModelError: it cannot be loaded, or has another tokenizer than the policy.
+    """
+    settings = config.teacher
+    wanting = [method for method in methods if method.teacher == "model"]
+    if not wanting:
+        return None
+    if (settings.path is None) == (settings.server is None):
+        raise ConfigError(
+            f"method {wanting[0].name} learns from a teacher: set teacher.path (a model folder, hub id or "
+            "run directory) or teacher.server (a vLLM server's address), one of the two"
+        )
+    if settings.server is not None:
+        full = next((method.name for method in wanting if method.divergence), None)
+        if full is not None:
+            raise ConfigError(
+                f"method {full} compares whole distributions, which a server does not return: set "
+                "teacher.path, or objective.distill_form=sampled"
+            )
+        if config.rollout.temperature != 1.0:
+            raise ConfigError(
+                f"teacher.server scores at temperature 1, but rollout.temperature is "
+                f"{config.rollout.temperature}: set it to 1, or take teacher.path"
+            )
+        return ServerTeacher(settings.server, settings.timeout_s)
+    assert settings.path is not None
+    path = find_model(settings.path)
+    dtype = settings.dtype or config.model.dtype
+    own = config.model.model_copy(update={"path": str(path), "lora": None, "dtype": dtype})
+    check_same_tokenizer(policy.tokenizer, load_tokenizer(own), str(settings.path))
+    teacher = _policy(own, None, policy.tokenizer, device, world)
+    teacher.model.requires_grad_(False).eval()
+    gather = shard(teacher.model, world, config.parallel, autocast_dtype(own, device))
+    return PolicyTeacher(
+        replace(teacher, gather_dtype=gather, temperature=config.rollout.temperature)
+    )
 
 
 def _policy(

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srft.data.packing import pack
+from srft.data.packing import pack, pack_contexts
 from srft.model.policy import Policy
+from srft.objective.loss import covered, with_advantages
 from srft.objective.method import Method, Progress
 from srft.objective.table import take_tokens
 from srft.trainer.collect import Collected
-from srft.trainer.update import forward, mean_entropy, prepare
+from srft.trainer.teacher import Teacher, ask
+from srft.trainer.update import forward, look_before, prepare
 from srft.types import TokenBatch, TrainingSequence
 
 _DIGITS = 5
@@ -29,6 +31,7 @@ def sample_records(
     prompts: int,
     progress: Progress,
     token_budget: int,
+    teacher: Teacher | None = None,
 ) -> list[dict[str, Any]]:
     """One record for each of the first ``prompts`` groups (docs/metrics.md lists the fields), with
     log-probabilities, entropies and losses under the weights of before the step's update."""
@@ -41,7 +44,7 @@ def sample_records(
         if not sequences:
             continue
         extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
-        figures = _token_figures(policy, method, sequences, progress, token_budget)
+        figures = _token_figures(policy, method, sequences, progress, token_budget, teacher)
         records.append(
             {
                 "prompt": decode(example.prompt_ids),
@@ -75,16 +78,21 @@ def _token_figures(
     sequences: Sequence[TrainingSequence],
     progress: Progress,
     token_budget: int,
+    teacher: Teacher | None,
 ) -> list[dict[str, Any]]:
     """Advantage and per-token log-probability, entropy and weighted loss of each sequence."""
     table, _ = prepare(method, sequences)
     figures: list[dict[str, Any]] = [{} for _ in sequences]
     packs = pack(sequences, table, token_budget, policy.device)
-    batches = [forward(policy, packed) for packed in packs]
-    # The step's own mean is not known yet; that of the group stands in for it.
-    mean = mean_entropy([(batch.index, batch.entropy_T) for batch in batches])
+    lessons = [
+        ask(teacher, method, packed, pack_contexts(sequences, packed)) if teacher else None
+        for packed in packs
+    ]
+    batches = [forward(policy, p, lesson=lesson) for p, lesson in zip(packs, lessons, strict=True)]
+    # The step's own figures are not known yet; those of the group stand in for them.
+    seen = look_before(method, [(batch.index, batch.entropy_T) for batch in batches])
     for packed, scored in zip(packs, batches, strict=True):
-        batch = replace(scored, batch_entropy=mean)
+        batch = replace(scored, batch_entropy=seen.entropy, prefix_threshold=seen.prefix_threshold)
         loss_T = token_losses(method, batch, progress)
         for place, row in enumerate(packed.rows):
             mine = batch.index.sequence_T == place
@@ -108,8 +116,9 @@ def _plain(extras: Mapping[str, Any]) -> dict[str, Any]:
 def token_losses(method: Method, batch: TokenBatch, progress: Progress) -> Tensor:
     """loss_T: the weighted sum of all terms at each token, before any averaging."""
     loss_T = torch.zeros_like(batch.logprob_T)
+    batch = with_advantages(method, batch)
     for term in method.terms:
-        mask_T = term.mask(batch.index, method.switches)
+        mask_T = covered(term, batch.index, method.switches)
         weight = term.weight
         factor = weight(progress, method.switches) if callable(weight) else weight
         if factor and mask_T.any():

@@ -35,7 +35,8 @@ from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.engine import build_engine
-from srft.trainer.models import build_policy, choose_device
+from srft.trainer.models import build_policy, build_teacher, choose_device
+from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 from srft.trainer.train_config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
@@ -79,6 +80,7 @@ class Setup:
     methods: list[Method]
     interleaved: Mapping[str, Method]
     notes: list[str]
+    teacher: Teacher | None = None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Response tokens as text, special tokens left out."""
@@ -88,12 +90,23 @@ class Setup:
         """The policy that ``method`` trains is the one that it samples from."""
         return self.policy.at(self.sampling.temperature if method.rollouts else 1.0)
 
+    def teacher_of(self, method: Method) -> Teacher | None:
+        """Who scores the responses of ``method`` a second time, or None."""
+        if method.teacher is None:
+            return None
+        if method.teacher == "model":
+            return self.teacher
+        frozen = method.teacher == "reference" or self.config.teacher.frozen
+        return PolicyTeacher(self.policy_of(method), itself=not frozen, reference=frozen)
+
     def close(self) -> None:
         """Ends the engine and the verifiers, and gives the model back as it was."""
         self.policy.close()
         self.engine.close()
         for scorer in (self.scorer, *(data.scorer for data in self.evaluation.values())):
             scorer.close()
+        if isinstance(self.teacher, ServerTeacher):
+            self.teacher.close()
 
 
 def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> Setup:
@@ -120,13 +133,14 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
             examples = _check_answers(config, examples, scorer, notes, world)
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
-        needs_reference = any(method.needs_reference for method in methods)
+        needs_reference = any(_reads_reference(method, config) for method in methods)
         device = choose_device(config)
         policy, sampled = build_policy(config, model, tokenizer, device, world, needs_reference)
         undo.callback(policy.close)
         check_vocabulary(policy.model, tokenizer)
         sampling = _sampling(config, tokenizer, policy.model)
         _check_lengths(config, methods, policy.model, examples)
+        teacher = build_teacher(config, methods, policy, device, world)
         evaluation = _evaluation(config, held_out, tokenizer, scorer)
         check_scoring(policy)
         longest = _longest(config, methods, examples, evaluation)
@@ -149,7 +163,15 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         methods=methods,
         interleaved=_interleaved(config, methods),
         notes=notes,
+        teacher=teacher,
     )
+
+
+def _reads_reference(method: Method, config: SRFTConfig) -> bool:
+    """Whether the policy of before training is kept for ``method``."""
+    itself = method.teacher in ("demonstration", "rollout")
+    taught = method.teacher == "reference" or (itself and config.teacher.frozen)
+    return method.needs_reference or taught
 
 
 def _tokenizer(
@@ -333,12 +355,24 @@ def _score_demonstrations(
 def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
     with_demo = sum(bool(example.demonstration_ids) for example in examples)
     for method in methods:
-        reads_demos = method.demonstrations or method.prefix or method.interleave
+        reads_demos = (
+            method.demonstrations
+            or method.prefix
+            or method.interleave
+            or method.rescue
+            or method.teacher == "demonstration"
+        )
         if reads_demos and not with_demo:
             raise DataError(
                 f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
                 "column with data.columns.demonstration=NAME, or take a method that needs none, such as grpo"
             )
+
+
+def window_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model takes, prompt and response together; None: any number."""
+    window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return window
 
 
 def _check_lengths(
@@ -352,7 +386,7 @@ def _check_lengths(
     Raises:
         ConfigError: one does not.
     """
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = window_of(model)
     if window is None:
         return
     prompt = max(len(example.prompt_ids) for example in examples)

@@ -207,7 +207,7 @@ class SRFTTrainer:
         self.view.phase("generating" if method.rollouts else "reading")
         collected = self.collector.step(method, progress, self.state.step)
         if method.collect_unsolved:
-            self.state.unsolved += collected.unsolved
+            self.state.unsolved += [collected.rows[g] for g in collected.unsolved]
         self.collector.begin_next(method, stage, progress, self.state.step)
         self._save_samples(method, collected, progress)
         train_start = time.perf_counter()
@@ -283,6 +283,7 @@ class SRFTTrainer:
             config=self.args.train,
             progress=progress,
             step=self.state.step,
+            teacher=self.setup.teacher_of(method),
             refused_dir=self.run.refused,
             world=self.world,
         )
@@ -356,6 +357,7 @@ class SRFTTrainer:
             prompts=self.args.run.samples_prompts,
             progress=progress,
             token_budget=self.args.train.tokens_per_micro_batch,
+            teacher=self.setup.teacher_of(method),
         )
         for record in records:
             self.samples_log.write({"step": step, **record})

@@ -14,17 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from srft.data.packing import PackedBatch, pack
+from srft.data.packing import PackedBatch, pack, pack_contexts
 from srft.model.policy import Policy
 from srft.model.scoring import TokenScores
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
-from srft.objective.table import sequence_table, take_rows, token_index
+from srft.objective.table import loss_mask, sequence_table, take_rows, token_index
+from srft.objective.terms import in_prefix, prefix_threshold
 from srft.parallel.sharding import total_norm
 from srft.parallel.world import ALONE, World
 from srft.trainer.collect import request_seed
 from srft.trainer.gradients import gradient_analysis
 from srft.trainer.refusals import save_refused
+from srft.trainer.teacher import Lesson, Teacher, ask, tokens_of
 from srft.trainer.train_config import TrainConfig
 from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
 
@@ -43,6 +45,16 @@ class _Part:
 
     counts: dict[str, float]
     packs: list[PackedBatch]
+    contexts: list[PackedBatch]
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a pass over the whole batch beforehand tells: mean entropy of demonstrations and rollouts,
+    and the entropy from which on a given prefix's tokens are trained on."""
+
+    entropy: tuple[float, float]
+    prefix_threshold: float
 
 
 def update(
@@ -54,6 +66,7 @@ def update(
     config: TrainConfig,
     progress: Progress,
     step: int,
+    teacher: Teacher | None = None,
     refused_dir: Path | None = None,
     world: World = ALONE,
 ) -> UpdateResult:
@@ -64,7 +77,8 @@ def update(
 
     A step whose loss, entropies, log-probabilities or gradient are not finite is refused: weights
     and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
-    parts are left out. ``step`` and ``config.seed`` decide how prompts are divided.
+    parts are left out. ``step`` and ``config.seed`` decide how prompts are divided. ``teacher`` scores
+    the sequences that have a context, for methods that ask for one.
     """
     model = policy.model
     parts = list(_parts(policy, method, sequences, config, step, world))
@@ -72,16 +86,18 @@ def update(
         # Every advantage is zero: there is nothing to learn from, which is not an error.
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
     batches = [p for part in parts for p in part.packs]
+    contexts = [p for part in parts for p in part.contexts]
     need_old = method.needs_old or len(parts) > 1
     model.eval()  # the old policy is the one that was sampled: without dropout
     with torch.no_grad():
         old = [policy.score(packed) for packed in batches] if need_old else []
     model.train()
     seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
-    batch_entropy = mean_entropy(seen, world) if need_old else None
+    before = look_before(method, seen, world) if need_old else None
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
-        return forward(policy, packed, old[number] if need_old else None, batch_entropy)
+        lesson = ask(teacher, method, packed, contexts[number]) if teacher else None
+        return forward(policy, packed, old[number] if need_old else None, before, lesson)
 
     extra: dict[str, float] = {}
     if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
@@ -115,6 +131,9 @@ def update(
     shares = world.gather((_plain(sums), _work_done(batches)), f"metrics of step {step + 1}")
     figures = {**reduce_metrics(m for share, _ in shares for m in share), **extra}
     work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
+    if teacher is not None:
+        told = world.gather(tokens_of(contexts), f"teacher's tokens of step {step + 1}")
+        figures["train/teacher_tokens"] = float(sum(told))
     figures["train/sequences_skipped"] = 1 - work.pop("sequences") / len(sequences)
     return UpdateResult({**figures, **work, "train/gradient_norm": sum(norms) / len(norms)})
 
@@ -214,9 +233,10 @@ def _parts(
     for rows in _divide(table.group_S, kept, config, step):
         part_table = take_rows(table, torch.tensor(rows))
         # Counted before dropping: a sequence without gradient still belongs to the mean.
-        part_counts = counts(method, token_index(part_table))
+        whole = [sequences[row] for row in rows]
+        part_counts = counts(method, token_index(part_table, loss_mask(whole)))
         moving = active(method, part_table)
-        chosen = [sequences[row] for row, moves in zip(rows, moving.tolist(), strict=True) if moves]
+        chosen = [s for s, moves in zip(whole, moving.tolist(), strict=True) if moves]
         packs = pack(
             chosen,
             take_rows(part_table, moving),
@@ -226,7 +246,10 @@ def _parts(
             rank=world.rank,
             ranks=world.size,
         )
-        yield _Part(part_counts, packs)
+        contexts = []
+        if method.teacher is not None:
+            contexts = [pack_contexts(chosen, p, policy.shares_prompts) for p in packs]
+        yield _Part(part_counts, packs, contexts)
 
 
 def _divide(
@@ -251,35 +274,44 @@ def forward(
     policy: Policy,
     packed: PackedBatch,
     old: TokenScores | None = None,
-    batch_entropy: tuple[float, float] | None = None,
+    before: Before | None = None,
+    lesson: Lesson | None = None,
 ) -> TokenBatch:
     """The objective's input for one micro-batch; without ``old`` the policy is its own old one."""
     reference_logprob_T = policy.reference_logprob(packed)  # first, while no activations are held
-    scores = policy.score(packed)
-    before = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
-    return TokenBatch(
+    scores = policy.score(packed, lesson.against if lesson else None)
+    earlier = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
+    batch = TokenBatch(
         index=packed.index,
         logprob_T=scores.logprob_T,
         entropy_T=scores.entropy_T.detach(),
         entropy_grad_T=scores.entropy_T,
-        old_logprob_T=before.logprob_T,
-        old_entropy_T=before.entropy_T,
+        old_logprob_T=earlier.logprob_T,
+        old_entropy_T=earlier.entropy_T,
         reference_logprob_T=reference_logprob_T,
         sampler_logprob_T=packed.sampler_logprob_T,
-        batch_entropy=batch_entropy,
+        batch_entropy=before.entropy if before else None,
+        prefix_threshold=before.prefix_threshold if before else None,
+        divergence_T=scores.divergence_T,
     )
+    return lesson.fill(batch) if lesson else batch
 
 
-def mean_entropy(
-    parts: Sequence[tuple[TokenIndex, Tensor]], world: World = ALONE
-) -> tuple[float, float]:
-    """Mean entropy of demonstration tokens and of rollout tokens over all ``parts`` (the tokens of a
-    micro-batch and the entropy of each) of all processes, in nats."""
+def look_before(
+    method: Method, parts: Sequence[tuple[TokenIndex, Tensor]], world: World = ALONE
+) -> Before:
+    """Over all ``parts`` (the tokens of a micro-batch and the entropy of each, in nats) of all processes."""
     entropy = torch.cat([entropy_T for _, entropy_T in parts]).double()
     demo = torch.cat([index.sequences.is_demo_S[index.sequence_T] for index, _ in parts])
-    sums = [(entropy[mask].sum().item(), int(mask.sum())) for mask in (demo, ~demo)]
-    demos, rollouts = zip(*world.gather(sums, "entropy of the batch"), strict=True)
-    return _mean(demos), _mean(rollouts)
+    counted = torch.cat([index.loss_mask_T for index, _ in parts])
+    given = torch.cat([in_prefix(index) for index, _ in parts])
+    masks = (demo & counted, ~demo & counted)
+    mine = [(entropy[mask].sum().item(), int(mask.sum())) for mask in masks]
+    found = world.gather((mine, entropy[given].tolist()), "entropy of the batch")
+    demos, rollouts = zip(*(sums for sums, _ in found), strict=True)
+    prefixes = torch.tensor([h for _, some in found for h in some], dtype=torch.float64)
+    threshold = prefix_threshold(prefixes, method.switches)
+    return Before((_mean(demos), _mean(rollouts)), threshold)
 
 
 def _mean(parts: Sequence[tuple[float, int]]) -> float:

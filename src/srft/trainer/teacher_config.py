@@ -1,0 +1,51 @@
+"""Settings of the teacher: the ``teacher`` section of a recipe."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from srft.model.model_config import DtypeName
+
+SHOWN = (
+    "{prompt}\n\nHere is a correct solution:\n\n{solution}\n\n"
+    "Now solve it yourself, step by step, in your own words."
+)
+
+
+class TeacherConfig(BaseModel):
+    """Who scores the responses a second time, for methods that distil (docs/objective.md)."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    path: str | None = Field(
+        None,
+        description="opd, gkd: the frozen teacher, a model folder, hub id or run directory; it must have "
+        "the policy's tokenizer.",
+    )
+    server: str | None = Field(
+        None,
+        description="opd: in place of path, the address of a vLLM server that holds the teacher and returns "
+        "the log-probabilities of prompts; for the sampled form.",
+    )
+    dtype: DtypeName | None = Field(
+        None, description="Precision in which the teacher is held; null: as `model.dtype`."
+    )
+    frozen: bool = Field(
+        False,
+        description="sdft, sdpo, rlsd: the teacher is the policy as it was before training, in place of the "
+        "live one.",
+    )
+    template: str = Field(
+        SHOWN,
+        description="sdft, sdpo, rlsd: the prompt that the teacher sees; {prompt} is the user's last words, "
+        "{solution} the demonstration or the right rollout.",
+    )
+    timeout_s: float = Field(120.0, gt=0, description="Seconds to wait for the teacher's server.")
+
+    @field_validator("template")
+    @classmethod
+    def _names_both(cls, value: str) -> str:
+        for name in ("{prompt}", "{solution}"):
+            if value.count(name) != 1:
+                raise ValueError(f"must hold {name} once")
+        return value
