@@ -14,7 +14,24 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 Message = Mapping[str, Any]
-"""One chat message: ``{"role": "user" | "assistant" | "system", "content": text}``."""
+"""One chat message: ``{"role": "user" | "assistant" | "system", "content": text}``, and what else
+chat templates read of one (``tool_calls``, ``reasoning_content``)."""
+
+
+class AssistantTurn(str):
+    """A demonstration whose message holds more than its text, thinking or tool calls: ``message`` is
+    all of it, for the chat template to write. Once tokenized, a demonstration is plain text again."""
+
+    message: Message
+
+    def __new__(cls, text: str, message: Message) -> AssistantTurn:
+        turn = super().__new__(cls, text)
+        turn.message = message
+        return turn
+
+    def __getnewargs__(self) -> tuple[str, Message]:
+        return str(self), self.message
+
 
 FinishReason = Literal["stop", "length"]
 

@@ -26,7 +26,7 @@ def test_importing_the_config_is_light():
     ("options", "words"),
     [
         ({"colums": {}}, "Extra inputs"),
-        ({"columns": {"question": "prompt"}}, "'prompt', 'demonstration' or 'answer'"),
+        ({"columns": {"question": "prompt"}}, "'prompt', 'demonstration', 'answer' or 'system'"),
         ({"eval": "x.jsonl", "eval_fraction": 0.1}, "both set"),
         ({"eval_fraction": 1.0}, "less than 1"),
         ({"train": ""}, "is empty"),

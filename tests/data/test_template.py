@@ -68,8 +68,8 @@ def test_control_tokens_spelled_by_users_stay_text(make_tokenizer, template, bef
     text = f"{before}{word}{after}"
     ids = tokenize_prompt(ask(text), tokenizer, AUTO)
     harmless = tokenize_prompt(ask(f"{before}x{after}"), tokenizer, AUTO)
-    controls = [id_ for id_ in ids if id_ in inner.control_ids]
-    assert controls == [id_ for id_ in harmless if id_ in inner.control_ids]
+    controls = [id_ for id_ in ids if id_ in inner.controls.ids]
+    assert controls == [id_ for id_ in harmless if id_ in inner.controls.ids]
     # Nothing is lost or changed: the tokens decode to the very rendering.
     assert tokenizer.decode(ids) == render_prompt(ask(text), tokenizer, AUTO)
 
@@ -96,7 +96,7 @@ def test_demonstration_is_tokenized_apart_and_ends_with_the_turn_end(
     (ids,) = item.demonstration_ids
     end = tokenizer.convert_tokens_to_ids(turn_ends[template])
     assert ids[-1] == end
-    assert Template(tokenizer, AUTO).control_ids.isdisjoint(ids[:-1])
+    assert Template(tokenizer, AUTO).controls.ids.isdisjoint(ids[:-1])
     assert tokenizer.decode(ids[:-1]) == demonstration
     assert stop_token_ids(tokenizer, AUTO)[0] == end
 
@@ -197,8 +197,8 @@ def test_a_tokenizer_that_marks_the_start_of_a_text_is_tried_before_it_is_truste
         control = tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert ids.count(control) == 2
         harmless = inner.encode_prompt(inner.render(ask("a x b")))
-        assert [i for i in ids if i in inner.control_ids] == [
-            i for i in harmless if i in inner.control_ids
+        assert [i for i in ids if i in inner.controls.ids] == [
+            i for i in harmless if i in inner.controls.ids
         ]
 
 

@@ -265,7 +265,7 @@ def _check_tokens(examples: list[Example], tokenizer: Any, config: DataConfig) -
     none but its end."""
     kept, _ = tokenize_dataset(examples, tokenizer, config)
     template = Template(tokenizer, config)
-    control = template.control_ids
+    control = template.controls.ids
     for item in kept:
         prompt = item.example.prompt
         messages = [{"role": "user", "content": "x"}] if isinstance(prompt, str) else prompt

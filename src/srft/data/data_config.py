@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Role = Literal["prompt", "demonstration", "answer"]
+Role = Literal["prompt", "demonstration", "answer", "system"]
 
 DEFAULT_PROMPT_TEMPLATE = "{prompt}\n"
 
@@ -67,9 +67,9 @@ class DataConfig(BaseModel):
     )
     columns: dict[Role, str] = Field(
         default_factory=dict,
-        description="Which of your columns holds the `prompt`, the `demonstration` and the "
-        "`answer`; dotted paths such as `reward_model.ground_truth` reach inside. Columns not "
-        "named here are detected.",
+        description="Which of your columns holds the `prompt`, the `demonstration`, the `answer` "
+        "and the `system` message; dotted paths such as `reward_model.ground_truth` reach inside. "
+        "Columns not named here are detected.",
     )
     invalid_rows: Literal["error", "drop"] = Field(
         "error",
@@ -92,6 +92,12 @@ class DataConfig(BaseModel):
         default_factory=dict,
         description="Variables handed to the chat template, such as `enable_thinking: false` or a "
         "fixed `date_string`.",
+    )
+    prompt_is_rendered: bool | None = Field(
+        None,
+        description="true: a text prompt that holds control tokens (`<|im_start|>`) is complete and "
+        "is used as it stands, without a template; false: control tokens in prompts are text; null: "
+        "they are text, and it is an error where most prompts hold some.",
     )
     prompt_template: str = Field(
         DEFAULT_PROMPT_TEMPLATE,

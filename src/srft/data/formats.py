@@ -3,10 +3,13 @@
 | format | prompt | demonstration | answer |
 |---|---|---|---|
 | srft | prompt | demonstration and/or demonstrations | answer |
-| GSM8K | question | answer, whole | answer, after `####`, commas removed |
-| RL Parquet (verl, LUFFY) | prompt | target | reward_model.ground_truth |
+| GSM8K | question | answer, whole | answer, after `####`, commas of thousands removed |
+| RL Parquet (verl, LUFFY) | prompt | target, where it is no number | reward_model.ground_truth |
 | TRL | prompt | completion | answer |
-| chat | messages or conversations, up to the last assistant turn | that turn | answer |
+| chat | messages or conversations, up to the last assistant turn | that turn, and as in srft | answer |
+| Alpaca, Dolly | instruction, then input (context) | output (response) | answer |
+
+In all of them a text column `system` (or `system_prompt`) is the system message.
 """
 
 from __future__ import annotations
@@ -15,17 +18,31 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
+from srft.data.messages import (
+    MISSING,
+    assistant_text,
+    check_demonstrations,
+    check_messages,
+    check_prompt,
+    check_text,
+    from_text,
+    is_null,
+    plain,
+)
 from srft.data.row_errors import RowError
 from srft.errors import DataError, did_you_mean
 from srft.types import Example, Message
 
-ROLES = ("system", "user", "assistant")
-_ROLE_ALIASES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 _ANSWER_MARK = re.compile(r"####[ \t]*(.+?)\s*\Z", re.DOTALL)
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+\s*")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_CHAT = ("messages", "conversations")
+_OWN = ("demonstration", "demonstrations")
+_LONGEST_PLAIN = 40  # digits of a number written without an exponent
 
 # Names that other datasets give to the three roles, the most telling first.
 _SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -38,18 +55,11 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "missing"
-
-
-MISSING = _Missing()
-
-
 @dataclass(frozen=True)
 class Format:
     """Which column (a dotted path) holds what. ``chat``: the last assistant turn of ``prompt`` is
-    the demonstration. ``marked``: the answer stands behind `####` at the end of its column."""
+    a demonstration. ``marked``: the answer stands behind `####` at the end of its column.
+    ``context`` is put behind the prompt."""
 
     name: str
     prompt: str
@@ -57,14 +67,41 @@ class Format:
     answer: str | None = None
     chat: bool = False
     marked: bool = False
+    system: str | None = None
+    context: str | None = None
 
-    def consumed(self, columns: Iterable[str]) -> set[str]:
-        """The columns of the row that are in the Example's own fields, so not in ``columns``.
+    def roles(self) -> dict[str, str]:
+        """Path of a column -> what it is used for, in words."""
+        used: dict[str, str] = {}
+        parts = (
+            (self.prompt, "prompt and demonstration" if self.chat else "prompt"),
+            (self.context, "rest of the prompt"),
+            (self.system, "system message"),
+            *((path, "demonstration") for path in self.demonstrations),
+            (self.answer, "answer"),
+        )
+        for path, role in parts:
+            if path is not None:
+                used[path] = f"{used[path]} and {role}" if path in used else role
+        return used
 
-        A column of which only a part is used (``reward_model.ground_truth``) is not among them.
-        """
-        used = {self.prompt, *self.demonstrations, self.answer}
-        return {column for column in columns if column in used}
+    def describe(self, columns: Mapping[str, Any]) -> str:
+        """Which of these columns (name -> a value that is not null, if any) is used for what, and
+        which is not."""
+        used = self.roles()
+        said = [f"`{path}`: {role}" for path, role in used.items()]
+        heads = {*used, *(path.split(".")[0] for path in used)}
+        rest = [name for name, value in columns.items() if name not in heads and not is_null(value)]
+        if rest:
+            said.append(f"for rewards only: {_quoted(rest)}")
+        line = f"columns used ({self.name}): {'; '.join(said)}"
+        likely = next((name for name in _SYNONYMS["demonstration"] if name in rest), None)
+        if likely and not self.demonstrations and not self.chat and _is_worked(columns[likely]):
+            line += (
+                f". No demonstrations are read; if `{likely}` holds them, set data.columns: "
+                f"{{demonstration: {likely}}}"
+            )
+        return line
 
 
 def lookup(row: Mapping[str, Any], path: str) -> Any:
@@ -89,27 +126,53 @@ def _first(columns: Mapping[str, Any], *names: str) -> str | None:
     return next((name for name in names if name in columns), None)
 
 
+def _is_worked(value: Any) -> bool:
+    """Whether a column with this value may hold demonstrations: texts that are more than a number."""
+    if isinstance(value, str):
+        return not _NUMBER.fullmatch(value)
+    return isinstance(plain(value), (list, Mapping))
+
+
 def _detect(columns: Mapping[str, Any]) -> Format | None:
     """The format of rows with these columns (name -> first value that is not null), or None."""
     answer = _first(columns, "answer")
     graded = isinstance(columns.get("reward_model"), Mapping)
     truth = "reward_model.ground_truth" if graded else answer
+    own = tuple(name for name in _OWN if name in columns)
     if "prompt" in columns:
-        own = tuple(name for name in ("demonstration", "demonstrations") if name in columns)
         if own:
             return Format("srft", "prompt", own, answer or truth)
-        if graded or "target" in columns:
-            target = ("target",) if "target" in columns else ()
+        if graded or _is_worked(columns.get("target")):
+            target = ("target",) if _is_worked(columns.get("target")) else ()
             return Format("RL Parquet", "prompt", target, truth)
         if "completion" in columns:
             return Format("TRL", "prompt", ("completion",), answer)
         return Format("srft", "prompt", (), answer)
-    chat = _first(columns, "messages", "conversations")
+    chat = _first(columns, *_CHAT)
     if chat:
-        return Format("chat", chat, (), truth, chat=True)
+        return Format("chat", chat, own, truth, chat=True)
+    if "instruction" in columns:
+        worked = _first(columns, "output", "response")
+        if worked or own:
+            context = _first(columns, "input", "context")
+            return Format("Alpaca", "instruction", own or (worked,), truth, context=context)
     if "question" in columns and isinstance(columns.get("answer"), str):
         return Format("GSM8K", "question", ("answer",), "answer", marked=True)
     return None
+
+
+def _system(columns: Mapping[str, Any]) -> str | None:
+    return next((n for n in ("system", "system_prompt") if isinstance(columns.get(n), str)), None)
+
+
+def seen_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every column of the rows with its first value that is not null."""
+    columns: dict[str, Any] = {}
+    for row in rows:
+        for name, value in row.items():
+            if is_null(columns.get(name)):
+                columns[name] = value
+    return columns
 
 
 def choose_format(
@@ -120,11 +183,7 @@ def choose_format(
     Raises DataError where the format is unknown (the message proposes the ``data.columns`` line) or
     where a named column is in no row.
     """
-    columns: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.items():
-            if columns.get(name) is None:
-                columns[name] = value
+    columns = seen_columns(rows)
     mapping = dict(mapping or {})
     found = _detect(columns)
     if found is not None and found.marked and "answer" not in mapping:
@@ -134,8 +193,9 @@ def choose_format(
     if found is None:
         if "prompt" not in mapping:
             raise DataError(_unknown_format(columns, rows, source))
-        own = tuple(name for name in ("demonstration", "demonstrations") if name in columns)
-        found = Format("columns", mapping["prompt"], own, _first(columns, "answer"))
+        own = tuple(name for name in _OWN if name in columns)
+        found = Format("data.columns", mapping["prompt"], own, _first(columns, "answer"))
+    found = replace(found, system=_system(columns))
     return _override(found, mapping, rows, columns, source)
 
 
@@ -146,10 +206,11 @@ def _override(
     columns: Mapping[str, Any],
     source: str,
 ) -> Format:
-    unknown = sorted(set(mapping) - {"prompt", "demonstration", "answer"})
+    unknown = sorted(set(mapping) - {"prompt", "demonstration", "answer", "system"})
     if unknown:
         raise DataError(
-            f"data.columns names {_quoted(unknown)}; it maps `prompt`, `demonstration` and `answer`"
+            f"data.columns names {_quoted(unknown)}; it maps `prompt`, `demonstration`, `answer` and "
+            "`system`"
         )
     for role, path in mapping.items():
         if all(lookup(row, path) is MISSING for row in rows):
@@ -159,15 +220,18 @@ def _override(
                 f"{_quoted(columns)}"
             )
     if "prompt" in mapping and mapping["prompt"] != found.prompt:
-        found = replace(found, prompt=mapping["prompt"], chat=False)
+        found = replace(found, prompt=mapping["prompt"], chat=False, context=None)
+    if "system" in mapping:
+        found = replace(found, system=mapping["system"])
     if "demonstration" in mapping:
         found = replace(found, demonstrations=(mapping["demonstration"],), chat=False)
     if "answer" in mapping:
         path = mapping["answer"]
-        demonstrations = found.demonstrations if found.marked else ()
-        if demonstrations == (path,) and "demonstration" not in mapping:
-            # The user says that `answer` is the answer: then it is no worked text.
-            found = replace(found, demonstrations=())
+        demonstrations = found.demonstrations
+        if path in demonstrations and "demonstration" not in mapping:
+            # The user says that it is the answer: then it is no worked text.
+            rest = tuple(name for name in demonstrations if name != path)
+            found = replace(found, demonstrations=rest)
         found = replace(found, answer=path, marked=False)
     return found
 
@@ -228,159 +292,62 @@ def _nearest(role: str, names: Sequence[str]) -> str | None:
 
 def to_example(row: Mapping[str, Any], form: Format, source: str) -> Example:
     """One row as an Example. Raises RowError saying what is wrong and how to mend it."""
-    value = lookup(row, form.prompt)
+    name = f"`{form.prompt}`"
+    value = from_text(lookup(row, form.prompt))
     demonstrations: list[str] = []
     if form.chat:
-        turns = check_messages(value, f"`{form.prompt}`")
-        if turns and turns[-1]["role"] == "assistant":
-            demonstrations.append(turns[-1]["content"])
-            turns = turns[:-1]
-        prompt = check_prompt(turns, f"`{form.prompt}`")
-    else:
-        prompt = check_prompt(value, f"`{form.prompt}`")
+        value = check_messages(value, name)
+        if value and value[-1]["role"] == "assistant":
+            demonstrations.append(assistant_text(value[-1]))
+            value = value[:-1]
+    prompt = check_prompt(value, name, prefill=form.prompt not in _CHAT)
+    if form.context is not None and isinstance(prompt, str):
+        context = lookup(row, form.context)
+        if isinstance(context, str) and context.strip():
+            prompt = f"{prompt}\n\n{check_text(context, f'`{form.context}`')}"
+    if form.system is not None:
+        prompt = _with_system(prompt, lookup(row, form.system), f"`{form.system}`")
     for path in form.demonstrations:
         demonstrations += check_demonstrations(lookup(row, path), f"`{path}`")
     answer = None
     if form.answer is not None:
-        answer = _answer(lookup(row, form.answer), f"`{form.answer}`", form.marked)
-    consumed = form.consumed(row)
+        answer = answer_text(lookup(row, form.answer), f"`{form.answer}`", form.marked)
+    consumed = form.roles()
     columns = {str(name): item for name, item in row.items() if name not in consumed}
     return Example(prompt, tuple(demonstrations), answer, columns, source)
 
 
-def check_text(value: Any, name: str) -> str:
-    """``value`` if it is text a tokenizer can take; RowError otherwise."""
-    if value is MISSING:
-        raise RowError(f"has no {name}; add it or remove the row")
-    if value is None:
-        raise RowError(f"{name} is null; write a text or remove the row")
-    if not isinstance(value, str):
-        raise RowError(f"{name} is of type {type(value).__name__}, not text; write it in quotes")
-    if not value.strip():
-        raise RowError(f"{name} is empty; write a text or remove the row")
-    if "\0" in value:
-        raise RowError(
-            f"{name} has a NUL character at position {value.index(chr(0)) + 1}: a damaged "
-            "conversion leaves these; remove it"
-        )
-    lone = _SURROGATE.search(value)
-    if lone:
-        raise RowError(
-            f"{name} has half a surrogate pair (\\u{ord(lone[0]):04x}) at position "
-            f"{lone.start() + 1}, which no UTF-8 text can hold; remove it"
-        )
-    return value
+def _with_system(
+    prompt: str | tuple[Message, ...], value: Any, name: str
+) -> str | tuple[Message, ...]:
+    """The prompt with the system message that stands in a column of its own."""
+    if is_null(value) or value == "":
+        return prompt
+    system: Message = {"role": "system", "content": check_text(value, name)}
+    if isinstance(prompt, str):
+        return (system, {"role": "user", "content": prompt})
+    if prompt[0]["role"] != "system":
+        return (system, *prompt)
+    if prompt[0]["content"] != system["content"]:
+        raise RowError(f"has a system message in the conversation and another in {name}; keep one")
+    return prompt
 
 
-def _plain(value: Any) -> Any:
-    """Lists for tuples and arrays, so that data frames and arrays can be read as they are."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if hasattr(value, "tolist") and not isinstance(value, (str, bytes, Mapping)):
-        return value.tolist()
-    return value
-
-
-def _content(value: Any, name: str) -> str:
-    """The text of a message; a list of text parts ({"type": "text"}) is joined."""
-    if isinstance(value, list):
-        kinds = {part.get("type") if isinstance(part, Mapping) else None for part in value}
-        if value and kinds == {"text"}:
-            return "".join(check_text(part.get("text"), name) for part in value)
-        raise RowError(f"{name} has parts that are not text; only text is trained on")
-    return check_text(value, name)
-
-
-def check_messages(value: Any, name: str) -> list[dict[str, str]]:
-    """Chat messages as ``{"role", "content"}``, also from ShareGPT's ``from`` and ``value``."""
-    if value is MISSING or value is None:
-        check_text(value, name)
-    value = _plain(value)
-    if not isinstance(value, list):
-        raise RowError(
-            f"{name} is of type {type(value).__name__}, not a list of messages "
-            '{"role": "user", "content": ...}'
-        )
-    messages: list[dict[str, str]] = []
-    for number, message in enumerate(value, start=1):
-        here = f"{name}: message {number}"
-        if not isinstance(message, Mapping):
-            raise RowError(
-                f"{here} is of type {type(message).__name__}; a message is "
-                '{"role": "user", "content": ...}'
-            )
-        role = message.get("role", message.get("from"))
-        role = _ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
-        if role not in ROLES:
-            raise RowError(f"{here} has the role {role!r}; roles are {', '.join(ROLES)}")
-        text = _content(_plain(message.get("content", message.get("value"))), f"{here} (content)")
-        messages.append({"role": role, "content": text})
-    return messages
-
-
-def check_prompt(value: Any, name: str) -> str | tuple[Message, ...]:
-    """A prompt: text, or messages of which the last is the user's."""
-    if isinstance(value, str) or value is None or value is MISSING:
-        return check_text(value, name)
-    if not isinstance(_plain(value), list):
-        raise RowError(f"{name} is of type {type(value).__name__}, neither text nor chat messages")
-    messages = check_messages(value, name)
-    if not messages:
-        raise RowError(f"{name} has no messages; write at least the user's")
-    if not any(message["role"] == "user" for message in messages):
-        raise RowError(f"{name} has no message of the user; write the question as one")
-    if messages[-1]["role"] != "user":
-        raise RowError(
-            f"{name} ends with a message of the {messages[-1]['role']}; it must end with the "
-            "user's. Move the assistant's last message to `demonstration`, or name the column "
-            "`messages`"
-        )
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise RowError(f"{name} has a system message after the first place; put it first")
-    return tuple(messages)
-
-
-def _assistant_text(value: Any, name: str) -> str:
-    """One demonstration: text, or a list with the one message of the assistant."""
-    if not isinstance(value, list):
-        return check_text(value, name)
-    messages = check_messages(value, name)
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages)
-        raise RowError(
-            f"{name} has the messages ({roles}); a demonstration is one message of the assistant, "
-            "several demonstrations are a list of texts or of such lists"
-        )
-    return messages[0]["content"]
-
-
-def check_demonstrations(value: Any, name: str) -> list[str]:
-    """No, one or several demonstrations: null, text, messages, or a list of several of these."""
-    value = _plain(value)
-    if value is None or value is MISSING:
-        return []
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list):
-        return [check_text(value, name)]
-    if value and all(isinstance(item, Mapping) for item in value):
-        return [_assistant_text(value, name)]
-    return [
-        _assistant_text(_plain(item), f"{name} number {number}")
-        for number, item in enumerate(value, start=1)
-    ]
-
-
-def _answer(value: Any, name: str, marked: bool) -> str | None:
-    value = _plain(value)
+def answer_text(value: Any, name: str, marked: bool = False) -> str | None:
+    """A ground truth as text, None where there is none. Numbers are written out: 1e-05 as 0.00001,
+    and 3.0, to which data frames turn a 3 beside a null, as 3. ``marked``: it stands behind `####`.
+    """
+    value = plain(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if value is None or value is MISSING or (isinstance(value, float) and math.isnan(value)):
+    if is_null(value):
         if marked:
             check_text(None, name)
         return None
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int)):
         return str(value)
+    if isinstance(value, (float, Decimal)):
+        return _written_out(value)
     if not isinstance(value, str):
         raise RowError(
             f"{name} is of type {type(value).__name__}; an answer is one text or number. Name the "
@@ -395,4 +362,13 @@ def _answer(value: Any, name: str, marked: bool) -> str | None:
             f"{name} has no `#### N` at its end; add the final answer behind `####`, or say what "
             "the column is: data.columns: {prompt: question, answer: answer}"
         )
-    return after[1].strip().replace(",", "")
+    return _THOUSANDS.sub("", after[1].strip())
+
+
+def _written_out(value: float | Decimal) -> str:
+    if math.isinf(value):
+        return str(value)
+    text = format(Decimal(repr(value)) if isinstance(value, float) else value, "f")
+    if isinstance(value, float):
+        text = text.removesuffix(".0")
+    return text if len(text) <= _LONGEST_PLAIN else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import random
 import re
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from srft.data import reasoning_gym
 from srft.data.files import READERS, Row, missing_file, read_file
-from srft.data.formats import (
+from srft.data.formats import choose_format, seen_columns, to_example
+from srft.data.messages import (
+    begins_response,
     check_demonstrations,
     check_prompt,
     check_text,
-    choose_format,
-    to_example,
+    is_json,
 )
 from srft.data.row_errors import InvalidRows, Problems
 from srft.errors import DataError
@@ -28,7 +28,6 @@ from srft.types import Example
 if TYPE_CHECKING:
     from srft.data.data_config import DataConfig
 
-logger = logging.getLogger("srft.data")
 
 LAB_SOURCES = ("lab", "lab-hard")
 LAB_TRAIN_ROWS = 4096
@@ -41,10 +40,12 @@ _EVAL_FIRST = ("test", "validation", "valid", "val", "dev", "eval")
 
 @dataclass(frozen=True)
 class Splits:
-    """What ``load_splits`` returns: ``eval`` maps a name to examples (empty: no evaluation)."""
+    """What ``load_splits`` returns: ``eval`` maps a name to examples (empty: no evaluation).
+    ``notes`` say of each source which of its columns were used for what."""
 
     train: list[Example]
     eval: dict[str, list[Example]]
+    notes: tuple[str, ...] = ()
 
 
 def load_examples(
@@ -56,20 +57,31 @@ def load_examples(
     limit: int | None = None,
     invalid_rows: InvalidRows = "error",
     seed: int = 0,
+    notes: list[str] | None = None,
 ) -> list[Example]:
     """Read ``source`` and check every row.
 
     source: a hub dataset id, a local folder, a .jsonl, .json, .parquet or .csv file, or
         ``lab`` or ``lab-hard`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
     split: of a hub dataset or folder; None takes ``train`` where there is one.
-    columns: ``data.columns``: {"prompt" | "demonstration" | "answer": column or dotted path}.
+    columns: ``data.columns``: {"prompt" | "demonstration" | "answer" | "system": column or dotted
+        path}.
     limit: read the first ``limit`` rows.
     invalid_rows: "error", or "drop" to leave bad rows out and log them.
+    notes: receives a line on which columns were used for what, and which were not.
 
     Raises DataError naming ``file:row``, what is wrong and how to mend it.
     """
     return _load(
-        source, split, subset, columns, limit, invalid_rows, seed=seed, prefer=_TRAIN_FIRST
+        source,
+        split,
+        subset,
+        columns,
+        limit,
+        invalid_rows,
+        seed=seed,
+        prefer=_TRAIN_FIRST,
+        notes=notes,
     )
 
 
@@ -79,12 +91,15 @@ def as_examples(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     invalid_rows: InvalidRows = "error",
+    notes: list[str] | None = None,
 ) -> list[Example]:
     """Examples from Python: a ``datasets.Dataset``, a list of dicts or of Examples, or a source
     name as for ``load_examples``. The same formats and checks as for files; row numbers in errors
     count from 1. Raises DataError."""
     if isinstance(data, (str, Path)):
-        return load_examples(str(data), columns=columns, limit=limit, invalid_rows=invalid_rows)
+        return load_examples(
+            str(data), columns=columns, limit=limit, invalid_rows=invalid_rows, notes=notes
+        )
     if isinstance(data, Mapping):
         raise DataError(
             f"the data is one mapping with the keys {', '.join(map(str, data))}; give a list of "
@@ -109,7 +124,7 @@ def as_examples(
             problems.add(
                 f"row {number}", f"is of type {type(item).__name__}; a row is a dict of columns"
             )
-    return _convert(rows, columns, problems, invalid_rows)
+    return _convert(rows, columns, problems, invalid_rows, notes)
 
 
 def load_splits(config: DataConfig, seed: int = 0) -> Splits:
@@ -119,6 +134,7 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
     """
     columns = _roles(config.columns)
     eval_columns = columns if config.eval_columns is None else _roles(config.eval_columns)
+    notes: list[str] = []
     train: list[Example] = []
     for source in [config.train] if isinstance(config.train, str) else config.train:
         train += load_examples(
@@ -129,9 +145,10 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
             limit=config.limit,
             invalid_rows=config.invalid_rows,
             seed=seed,
+            notes=notes,
         )
     if config.eval_fraction > 0:
-        return _hold_out(train, config.eval_fraction, seed)
+        return replace(_hold_out(train, config.eval_fraction, seed), notes=tuple(notes))
     evaluation = {
         name: _load(
             source,
@@ -142,10 +159,11 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
             config.invalid_rows,
             seed=seed,
             prefer=_EVAL_FIRST,
+            notes=notes,
         )
         for name, source in _named(config.eval).items()
     }
-    return Splits(train, evaluation)
+    return Splits(train, evaluation, tuple(notes))
 
 
 def _roles(columns: Mapping[Any, str]) -> dict[str, str]:
@@ -190,11 +208,12 @@ def _load(
     *,
     seed: int,
     prefer: Sequence[str],
+    notes: list[str] | None,
 ) -> list[Example]:
     if source in LAB_SOURCES:
-        return _lab(source, split, limit, seed, prefer)
+        return _lab(source, split, limit, seed, prefer, notes)
     if source.startswith(reasoning_gym.PREFIX):
-        return _gym(source, limit, seed)
+        return _gym(source, limit, seed, notes)
     problems = Problems(source)
     path = Path(source).expanduser()
     if path.is_dir():
@@ -205,7 +224,7 @@ def _load(
         raise missing_file(path)
     else:
         rows = _hub(source, subset, split, limit, prefer)
-    return _convert(rows, columns, problems, invalid_rows)
+    return _convert(rows, columns, problems, invalid_rows, notes)
 
 
 def _convert(
@@ -213,6 +232,7 @@ def _convert(
     columns: Mapping[str, str] | None,
     problems: Problems,
     invalid_rows: InvalidRows,
+    notes: list[str] | None,
 ) -> list[Example]:
     if not rows:
         problems.settle(0, invalid_rows)
@@ -223,8 +243,29 @@ def _convert(
         with problems.collect(row.where):
             examples.append(to_example(row.values, form, row.where))
     problems.settle(len(examples), invalid_rows)
-    logger.info("%s: %d examples, format %s", problems.source, len(examples), form.name)
+    if notes is not None:
+        notes.append(f"{problems.source}: {form.describe(seen_columns(r.values for r in rows))}")
+        notes += [f"{problems.source}: {text}" for text in _doubts(examples)]
     return examples
+
+
+def _doubts(examples: Sequence[Example]) -> list[str]:
+    """What was read as it stands but may have been meant otherwise."""
+    doubts = []
+    coded = [e for e in examples if isinstance(e.prompt, str) and is_json(e.prompt)]
+    if len(coded) > len(examples) / 2:
+        doubts.append(
+            f"{len(coded):,} of {len(examples):,} prompts are JSON and are asked as they stand, such as "
+            f"{str(coded[0].prompt)[:80]!r} ({coded[0].source}); if the question is a part of it, "
+            "write that part into a column of its own"
+        )
+    filled = [e for e in examples if not isinstance(e.prompt, str) and begins_response(e.prompt)]
+    if filled:
+        doubts.append(
+            f"{len(filled):,} prompts end with a message of the assistant ({filled[0].source}): "
+            "responses go on with it"
+        )
+    return doubts
 
 
 def _check_examples(items: Sequence[Example], invalid_rows: InvalidRows) -> list[Example]:
@@ -352,14 +393,19 @@ def _hub(
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
 
 
-def _gym(source: str, limit: int | None, seed: int) -> list[Example]:
+def _gym(source: str, limit: int | None, seed: int, notes: list[str] | None) -> list[Example]:
     rows = reasoning_gym.rows_of(source, limit, seed)
     labelled = [Row(f"{source}:{number}", row) for number, row in enumerate(rows, start=1)]
-    return _convert(labelled, None, Problems(source), "error")
+    return _convert(labelled, None, Problems(source), "error", notes)
 
 
 def _lab(
-    source: str, split: str | None, limit: int | None, seed: int, prefer: Sequence[str]
+    source: str,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    prefer: Sequence[str],
+    notes: list[str] | None,
 ) -> list[Example]:
     from srft.lab.data import lab_eval, lab_train
 
@@ -376,4 +422,4 @@ def _lab(
     labelled = [
         Row(f"{source}[{chosen}]:{number}", row) for number, row in enumerate(rows, start=1)
     ]
-    return _convert(labelled, None, problems, "error")
+    return _convert(labelled, None, problems, "error", notes)

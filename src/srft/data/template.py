@@ -1,104 +1,88 @@
-"""The one place where a prompt becomes text and text becomes tokens.
+"""The one place where a prompt becomes text, and where what follows it comes from.
 
-Sampling and training both take a prompt's tokens from here, so the boundary between prompt and
-response is exact: prompt and demonstration are tokenized apart and joined as tokens, as a sampled
-response is joined to its prompt.
-
-Text that users wrote never becomes a control token. A chat template mixes their text with control
-tokens in one string, so the template is rendered a second time with placeholders for the messages:
-what is left of it is the *scaffold*, and only control tokens of the scaffold count. A row whose
-text spells a control token (``<|im_end|>``) is tokenized section by section between the scaffold's
-control tokens; every other row goes through the tokenizer in one piece, exactly as the model's
-makers do it.
+Sampling and training both take a prompt from here. What follows it is taken from the rendering of
+the *whole conversation*, as the model's makers write it when they train: what stands there behind
+the prompt is the response, with the empty ``<think>`` block, the channels or the white space that the
+template puts around a demonstration. Where the whole conversation does not begin with the prompt
+(some templates open ``<think>`` in it, or leave thinking out), the demonstration follows the prompt
+as it was given, and how the two differ is reported (``Difference``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from srft.data.control_tokens import ControlTokens, Rendered, map_texts
 from srft.data.data_config import DataConfig
 from srft.data.end_tokens import end_token_ids
+from srft.data.message_forms import MessageForms, sentinel, tools_of
+from srft.data.messages import SPOKEN, begins_response
 from srft.data.row_errors import RowError
 from srft.errors import ConfigError, DataError, ModelError
 from srft.types import Example, Message
 
-_SENTINEL = re.compile(r"SRFTmessage(\d+)placeholder")
 _THINK_OPEN = re.compile(r"<think>\s*\Z")
 _THINK_START = re.compile(r"\A\s*<think>\s*")
 _PLAIN_LABELS = {"user": "User: ", "assistant": "Assistant: "}
 
-
-class _Interned(dict[int, int]):
-    """One Python int per token id: a tuple of shared ids takes 8 bytes a token instead of 36, which
-    is 1.5 GB instead of 6.6 GB for 46,000 demonstrations of 4,000 tokens."""
-
-    def __missing__(self, id_: int) -> int:
-        self[id_] = id_
-        return id_
-
-
-_INTERNED = _Interned()
+Difference = Literal["written", "inside", "dropped", "twice", "other", "refused", "no_end"]
+"""How a response differs from its demonstration (``written``) or from the whole conversation."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a rendered prompt: ``content`` is what the user wrote, the rest is scaffold."""
+class Response:
+    """What follows a prompt. ``text`` is what a verifier reads of it, as it reads a rollout's;
+    ``official``: the whole conversation, where it differs; ``cut``: ends in the data were cut."""
 
+    rendered: Rendered
     text: str
-    content: bool
+    differences: tuple[Difference, ...]
+    official: str
+    cut: bool
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A text and its pieces; ``pieces`` is None where the template rewrote the messages, so that
-    they cannot be told from the scaffold. ``risky``: the user's text spells a control token."""
+class Conversation:
+    """A prompt's messages as the template reads them, with private characters for control tokens
+    that users spelled (``marks``). ``messages`` is None for a prompt that is rendered already."""
 
-    text: str
-    pieces: tuple[Piece, ...] | None
-    risky: bool
-
-
-def _sentinel(number: int) -> str:
-    return f"SRFTmessage{number}placeholder"
+    messages: tuple[Message, ...] | None
+    tools: Any
+    marks: Mapping[str, str]
 
 
 class Template:
-    """How one tokenizer, under one DataConfig, turns examples into tokens."""
+    """How one tokenizer, under one DataConfig, turns examples into text and text into tokens."""
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
         """Raises ConfigError if ``data.chat_template`` or ``data.eos_token`` cannot be used."""
         self.tokenizer = tokenizer
         self.config = config
         self.jinja = self._load_jinja()
-        self._scaffolds: dict[tuple[str, ...], tuple[str, ...] | None] = {}
-        added = tokenizer.added_tokens_decoder
-        words = {id_: token.content for id_, token in added.items() if token.special}
-        words |= zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-        unknown = tokenizer.unk_token_id
-        if unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-            words.pop(unknown, None)  # text may hold unknown words; they control nothing
-        end = self.end_token_id
-        words[end] = tokenizer.convert_ids_to_tokens(end)
-        self.control_ids = frozenset(words)
-        # The longest first, so that one token's text cannot hide a longer one.
-        ordered = sorted(map(re.escape, words.values()), key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(ordered)})")
-        self._control_id = {word: id_ for id_, word in words.items()}
+        self.controls = ControlTokens(tokenizer, self.end_token_id)
+        self.forms = MessageForms(self._apply)
 
     def _load_jinja(self) -> str | None:
         """The chat template's source, or None for plain text."""
         choice = self.config.chat_template
-        if choice == "none":
+        own = self.tokenizer.chat_template
+        if choice == "none" or (choice == "auto" and not own):
             return None
+        if choice == "auto" and isinstance(own, dict):
+            chosen = own.get("default") or (next(iter(own.values())) if len(own) == 1 else None)
+            if chosen is None:
+                raise ConfigError(
+                    f"data.chat_template: the tokenizer has several chat templates ({', '.join(own)}) "
+                    "and none called default; write the one you mean into a file and name the file"
+                )
+            return str(chosen)
         if choice == "auto":
-            if not self.tokenizer.chat_template:
-                return None
-            return self.tokenizer.get_chat_template()
+            return str(own)
         try:
             return Path(choice).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -116,55 +100,74 @@ class Template:
             return "the tokenizer's chat template"
         return f"the chat template {self.config.chat_template}"
 
-    # ---- rendering -------------------------------------------------------------------------
+    # ---- prompts ---------------------------------------------------------------------------
 
-    def render(self, example: Example) -> Rendered:
-        """The prompt as text, up to where the response begins. Raises RowError."""
-        messages = self._messages(example)
-        contents = [str(message["content"]) for message in messages]
-        if self.jinja is None:
-            pieces: tuple[Piece, ...] | None = self._plain_pieces(messages)
-            text = "".join(piece.text for piece in pieces or ())
-        else:
-            text = self._apply(messages)
-            pieces = _match(text, self._scaffold(messages), contents)
-        return Rendered(text, pieces, any(self._control.search(content) for content in contents))
-
-    def _messages(self, example: Example) -> list[Message]:
-        """The prompt as messages, with ``data.system_prompt`` where it has no system message."""
+    def converse(self, example: Example) -> Conversation:
+        """The example's messages as the template reads them. Raises RowError."""
         prompt = example.prompt
+        complete = self.config.prompt_is_rendered and isinstance(prompt, str)
+        if complete and self.controls.looks_rendered(str(prompt)):
+            return Conversation(None, None, self.controls.marks(example.demonstrations))
         messages: list[Message]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
         system = self.config.system_prompt
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        if messages[0]["role"] == "system" and self.jinja is not None and not self._takes_system:
-            first, second, *rest = messages
-            text = f"{first['content']}\n\n{second['content']}"
-            messages = [{"role": second["role"], "content": text}, *rest]
-        return messages
+        tools = tools_of(example.columns.get("tools"))
+        texts: list[str] = list(example.demonstrations)
+        demos = [getattr(text, "message", None) for text in example.demonstrations]
+        map_texts([messages, tools, demos], lambda text: texts.append(text) or text)
+        marks = self.controls.marks(texts)
+        messages = [_marked(message, self.controls, marks) for message in messages]
+        if self.jinja is not None:
+            messages = self.forms.read(messages, tools, example.source)
+        elif tools or any(not m.keys().isdisjoint(SPOKEN) or m["role"] == "tool" for m in messages):
+            raise RowError(
+                "has tools or thinking in messages, and plain text has no place for them"
+            )
+        return Conversation(tuple(messages), _marked(tools, self.controls, marks), marks)
 
-    def _plain_pieces(self, messages: Sequence[Message]) -> tuple[Piece, ...]:
+    def render(self, example: Example, conversation: Conversation | None = None) -> Rendered:
+        """The prompt, up to where the response begins. Raises RowError."""
+        conversation = conversation or self.converse(example)
+        if conversation.messages is None:
+            return Rendered(str(example.prompt))
+        if self.jinja is None:
+            text = self._plain(conversation.messages)
+        else:
+            text = self._apply(conversation.messages, conversation.tools)
+        return Rendered(text, {m: w for m, w in conversation.marks.items() if m in text})
+
+    def _plain(self, messages: Sequence[Message]) -> str:
         """``prompt_template`` around the text; several turns are labelled User: and Assistant:."""
         before, after = self.config.prompt_template.split("{prompt}")
-        labelled = sum(message["role"] != "system" for message in messages) > 1
-        pieces = [Piece(before, False)]
-        for number, message in enumerate(messages):
-            label = _PLAIN_LABELS.get(message["role"], "") if labelled else ""
-            pieces.append(Piece(("\n\n" if number else "") + label, False))
-            pieces.append(Piece(str(message["content"]), True))
-        pieces.append(Piece(("\n\nAssistant:" if labelled else "") + after, False))
-        return tuple(piece for piece in pieces if piece.text)
+        spoken = [m for m in messages if m["role"] not in ("system", "developer")]
+        labels = _PLAIN_LABELS if len(spoken) > 1 else {}
+        texts = [f"{labels.get(m['role'], '')}{m['content']}" for m in messages]
+        if begins_response(messages):
+            texts.pop()
+            after = f"\n\nAssistant:{after}{messages[-1]['content']}"
+        elif labels:
+            after = f"\n\nAssistant:{after}"
+        return before + "\n\n".join(texts) + after
 
-    def _apply(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+    def _apply(self, messages: Sequence[Message], tools: Any, whole: bool = False) -> str:
+        """The messages as text: a prompt with its beginning of a response, or the whole of them."""
         import jinja2
 
+        jinja = self.jinja
+        own = self.tokenizer.chat_template
+        if tools and isinstance(own, dict) and self.config.chat_template == "auto":
+            jinja = own.get("tool_use", jinja)
+        begun = begins_response(messages) and not whole
         try:
             return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
-                chat_template=self.jinja,
+                tools=tools or None,
+                chat_template=jinja,
                 tokenize=False,
-                add_generation_prompt=generation_prompt,
+                add_generation_prompt=not begun and not whole,
+                continue_final_message=begun,
                 **self.config.chat_template_kwargs,
             )
         # Templates are programs of others: besides Jinja's own errors they fail as Python does.
@@ -175,57 +178,121 @@ class Template:
                 " set data.chat_template: none or to a template of your own"
             ) from None
 
-    @cached_property
-    def _takes_system(self) -> bool:
-        """Whether the template shows a system message (Gemma's refuses it, others drop it)."""
-        user = {"role": "user", "content": _sentinel(1)}
-        try:
-            text = self._apply([{"role": "system", "content": _sentinel(0)}, user])
-        except RowError:
-            return False
-        return _sentinel(0) in text
+    # ---- responses -------------------------------------------------------------------------
 
-    def _scaffold(self, messages: Sequence[Message]) -> tuple[str, ...] | None:
-        """The rendering with placeholders, cut at them: text, number, text, number, ..., text.
+    def responses(
+        self, example: Example, conversation: Conversation, prompt: Rendered
+    ) -> list[Response]:
+        """What follows the prompt, for each demonstration. Raises RowError."""
+        return [
+            self._response(demo, conversation, prompt, example.source)
+            for demo in example.demonstrations
+        ]
 
-        None where the template changed the letters of a placeholder; RowError where it left out
-        one.
-        """
-        roles = tuple(message["role"] for message in messages)
-        if roles not in self._scaffolds:
-            text = self._apply([{"role": r, "content": _sentinel(i)} for i, r in enumerate(roles)])
-            parts = tuple(_SENTINEL.split(text))
-            shown = {int(number) for number in parts[1::2]}
-            for number in sorted(set(range(len(roles))) - shown):
-                if _sentinel(number).lower() not in text.lower():
-                    raise RowError(
-                        f"the chat template leaves out the {roles[number]}'s message (number "
-                        f"{number + 1} of {len(roles)}); name another one in data.chat_template"
-                    )
-                parts = ()
-            self._scaffolds[roles] = parts or None
-        return self._scaffolds[roles]
+    def _response(
+        self, demo: str, conversation: Conversation, prompt: Rendered, source: str
+    ) -> Response:
+        kept = self._without_ends(demo)
+        cut = kept != demo
+        message = {"role": "assistant", **getattr(demo, "message", {})}
+        message["content"] = message["content"] if message.get("content", "") is None else kept
+        message = _marked(message, self.controls, conversation.marks)
+        given = message["content"] or ""
+        says_more = not message.keys().isdisjoint(SPOKEN)
+        official, differences = "", ()
+        if self.jinja is not None and conversation.messages is not None:
+            try:
+                official = self._whole(message, conversation, source)
+            except RowError:
+                if says_more:
+                    raise
+                differences = ("refused",)
+            body = self._behind(prompt, official)
+            if body is not None:
+                return self._taken(body, given, conversation.marks, cut)
+        if says_more:
+            raise RowError(
+                "has thinking or tool calls in a message, and with this chat template the whole "
+                "conversation does not begin with the prompt, so that no response can be cut out of "
+                "it; write them into the content, or name another template in data.chat_template"
+            )
+        if _THINK_OPEN.search(prompt.marked):
+            bare = _THINK_START.sub("", given)
+            given, cut = bare, cut or bare != given
+        if official:
+            differences = (_kind(prompt.marked, official, given),)
+        return self._made(given, self.end_word, conversation.marks, differences, official, cut)
+
+    def _whole(self, message: Message, conversation: Conversation, source: str) -> str:
+        """The whole conversation, this demonstration at its end."""
+        messages = list(conversation.messages or ())
+        if begins_response(messages):
+            begun = messages.pop()
+            message = {
+                **begun,
+                **message,
+                "content": f"{begun['content']}{message['content'] or ''}",
+            }
+        else:
+            message = self.forms.read([*messages, message], conversation.tools, source, True)[-1]
+        return self._apply([*messages, message], conversation.tools, whole=True)
+
+    def _behind(self, prompt: Rendered, official: str) -> str | None:
+        """What stands behind the prompt in the whole conversation, however much white space is between
+        them; None where that does not begin with the prompt, or shows no assistant's message."""
+        if self._tail is None:
+            return None
+        if official.startswith(prompt.marked):
+            return official[len(prompt.marked) :]
+        bare = prompt.marked.rstrip()
+        return official[len(bare) :].lstrip() if official.startswith(bare) else None
+
+    def _taken(self, body: str, given: str, marks: Mapping[str, str], cut: bool) -> Response:
+        """A response from what the template writes behind the prompt, up to its end token."""
+        differences: list[Difference] = []
+        end = self.end_word
+        before, found, _ = body.partition(end) if self._spelled_end else (body, "", "")
+        closed = body.rstrip()
+        last = [m for m in self.controls.pattern.finditer(closed) if m.end() == len(closed)]
+        if found:
+            body = before
+        elif last:
+            body = closed[: last[0].start()]
+            if last[0][0] != self._turn_end_word:
+                end = last[0][0]  # another end of the template's own, such as that of a tool call
+        else:
+            body = body.removesuffix(self._tail or "")
+            differences.append("no_end")
+        if body.strip() != given.strip():
+            differences.append("written")
+        return self._made(body, end, marks, tuple(differences), "", cut)
+
+    def _made(
+        self,
+        body: str,
+        end: str,
+        marks: Mapping[str, str],
+        differences: tuple[Difference, ...],
+        official: str,
+        cut: bool,
+    ) -> Response:
+        if not body.strip():
+            raise RowError(
+                "a demonstration gives no tokens at all; write a text the tokenizer knows"
+            )
+        words = {mark: word for mark, word in marks.items() if mark in body}
+        text = Rendered(self.controls.pattern.sub("", body), words).text
+        whole = Rendered(body + (end if self._spelled_end else ""), words)
+        return Response(whole, text, differences, Rendered(official, words).text, cut)
 
     # ---- tokens ----------------------------------------------------------------------------
 
-    def encode(self, rendered: Sequence[Rendered]) -> list[tuple[int, ...] | RowError]:
-        """Token ids of each text, without an end token; a RowError stands in for a bad one."""
-        plain = [item.text for item in rendered if not item.risky]
-        quick = iter(self._tokenize(plain))
-        results: list[tuple[int, ...] | RowError] = []
-        for item in rendered:
-            try:
-                ids = self._encode_apart(item) if item.risky else next(quick)
-                if not ids:
-                    raise RowError("gives no tokens at all; write a text the tokenizer knows")
-                results.append(tuple(map(_INTERNED.__getitem__, ids)))
-            except RowError as error:
-                results.append(error)
-        return results
-
     def encode_prompt(self, rendered: Rendered) -> tuple[int, ...]:
         """Token ids of one prompt, as the model sees it before it responds. Raises RowError."""
-        return self.with_bos(_one(self.encode([rendered])))
+        (result,) = self.controls.encode([rendered])
+        if isinstance(result, RowError):
+            raise result
+        return self.with_bos(result)
 
     def with_bos(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """``ids`` with the tokenizer's BOS in front, for plain text only: a chat template writes
@@ -240,125 +307,28 @@ class Template:
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("a").input_ids[:1] == [bos]
 
-    def _tokenize(self, texts: Sequence[str], as_text: bool = False) -> list[list[int]]:
-        """``as_text``: special tokens spelled in the text are cut up like any other text."""
-        if not texts:
-            return []
-        options = {"split_special_tokens": True} if as_text else {}
-        return self.tokenizer(
-            list(texts), add_special_tokens=False, verbose=False, **options
-        ).input_ids
+    def ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """A response's ids with its end token, where a text cannot spell it."""
+        return ids if self._spelled_end else (*ids, self.end_token_id)
 
-    def _encode_apart(self, rendered: Rendered) -> list[int]:
-        """Control tokens from the scaffold, all else as text.
-
-        Whether this tokenizer gives the same tokens for sections as for the whole (some mark the
-        beginning of a text) is tried on the same row with the offending words replaced.
-        """
-        word = next(iter(self._words_in(rendered)), "")
-        if rendered.pieces is None:
-            raise RowError(
-                f"spells the control token `{word}`, and the chat template rewrites messages so "
-                "that it cannot be kept as text; remove it"
-            )
-        defused = [
-            Piece(self._control.sub("x", piece.text), True) if piece.content else piece
-            for piece in rendered.pieces
-        ]
-        whole = self._tokenize(["".join(piece.text for piece in defused)])[0]
-        if self._sections(defused) != whole:
-            raise RowError(
-                f"spells the control token `{word}`, which this tokenizer cannot write as text "
-                "without changing the text around it; remove it"
-            )
-        return self._sections(rendered.pieces)
-
-    def _words_in(self, rendered: Rendered) -> list[str]:
-        pieces = rendered.pieces or (Piece(rendered.text, True),)
-        return [
-            word for piece in pieces if piece.content for word in self._control.findall(piece.text)
-        ]
-
-    def _sections(self, pieces: Sequence[Piece]) -> list[int]:
-        parts: list[str] = [""]  # text, control token, text, ..., text
-        for piece in pieces:
-            if piece.content:
-                parts[-1] += piece.text
-            else:
-                first, *others = self._control.split(piece.text)
-                parts[-1] += first
-                parts += others
-        ids: list[int] = []
-        for number, part in enumerate(parts):
-            if number % 2:
-                ids.append(self._control_id[part])
-                continue
-            # A token may swallow the white space beside it (rstrip of Phi's <|end|>).
-            if number and self._swallows(parts[number - 1], "rstrip"):
-                part = part.lstrip()
-            if number + 1 < len(parts) and self._swallows(parts[number + 1], "lstrip"):
-                part = part.rstrip()
-            ids += self._as_text(part)
-        return ids
-
-    def _swallows(self, word: str, side: str) -> bool:
-        token = self.tokenizer.added_tokens_decoder.get(self._control_id[word])
-        return token is not None and getattr(token, side)
-
-    def _as_text(self, text: str) -> list[int]:
-        if not text:
-            return []
-        ids = self._tokenize([text], as_text=True)[0]
-        if self.control_ids.isdisjoint(ids):
-            return ids
-        # The vocabulary itself maps the word to the control token (a word-level tokenizer): cut
-        # the word after its first character.
-        ids = []
-        for part in re.split(self._control, text):
-            halves = (part[:1], part[1:]) if self._control.fullmatch(part) else (part,)
-            for half in filter(None, halves):
-                ids += self._tokenize([half], as_text=True)[0]
-        if not self.control_ids.isdisjoint(ids):
-            raise RowError(
-                f"spells the control token `{self._control.findall(text)[0]}`, which this tokenizer"
-                " cannot write as text; remove it"
-            )
-        return ids
-
-    # ---- demonstrations and their end --------------------------------------------------------
-
-    def demonstration(self, text: str, prompt: str) -> tuple[Rendered, bool]:
-        """A demonstration ready for ``encode``, and whether its ends were cut.
-
-        Cut are the text of the end token at the end, which many datasets carry (the token itself is
-        appended), and an opening ``<think>`` that the prompt already ends with.
-        """
-        kept = self._without_ends(text)
-        if _THINK_OPEN.search(prompt):
-            kept = _THINK_START.sub("", kept)
-        rendered = Rendered(kept, (Piece(kept, True),), bool(self._control.search(kept)))
-        return rendered, kept != text
+    # ---- ends ------------------------------------------------------------------------------
 
     def _without_ends(self, text: str) -> str:
-        """``text`` without the end tokens spelled at its end, and the space before them. By places and
-        not by copies: a row may hold megabytes of them."""
+        """``text`` without the end tokens spelled at its end, which many datasets carry, and the space
+        before them. By places and not by copies: a row may hold megabytes of them."""
         end = len(text)
         while True:
             stop = end
             while stop and text[stop - 1].isspace():
                 stop -= 1
-            word = next((w for w in self._end_words if text.endswith(w, 0, stop)), None)
+            words = (self.end_word, self.tokenizer.eos_token)
+            word = next((w for w in words if w and text.endswith(w, 0, stop)), None)
             if word is None:
                 break
             end = stop - len(word)
         if end == len(text):
-            return text
+            return str(text)
         return text[:end].rstrip()
-
-    @cached_property
-    def _end_words(self) -> tuple[str, ...]:
-        end = self.tokenizer.convert_ids_to_tokens(self.end_token_id)
-        return tuple(word for word in (end, self.tokenizer.eos_token) if word)
 
     @cached_property
     def end_token_id(self) -> int:
@@ -376,9 +346,8 @@ class Template:
                     f"`{self.tokenizer.eos_token}`"
                 )
             return vocabulary[named]
-        turn_end = None if self.jinja is None else self._turn_end()
-        if turn_end is not None:
-            return turn_end
+        if self._turn_end_word is not None:
+            return self.tokenizer.convert_tokens_to_ids(self._turn_end_word)
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 "the tokenizer has no EOS token, so a response could never end; set data.eos_token "
@@ -386,21 +355,38 @@ class Template:
             )
         return self.tokenizer.eos_token_id
 
-    def _turn_end(self) -> int | None:
-        """The added token that directly follows an assistant's message in the chat template."""
+    @cached_property
+    def end_word(self) -> str:
+        """The end token as text."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_token_id))
+
+    @cached_property
+    def _spelled_end(self) -> bool:
+        """Whether the end token, spelled in a text, becomes that token."""
+        return self.end_token_id in self.tokenizer.added_tokens_decoder
+
+    @cached_property
+    def _tail(self) -> str | None:
+        """What the chat template writes behind an assistant's message; None if it shows none."""
+        if self.jinja is None:
+            return None
         messages = [
-            {"role": "user", "content": _sentinel(0)},
-            {"role": "assistant", "content": _sentinel(1)},
+            {"role": "user", "content": sentinel(0)},
+            {"role": "assistant", "content": sentinel(1)},
         ]
         try:
-            text = self._apply(messages, generation_prompt=False)
+            text = self._apply(messages, None, whole=True)
         except RowError:
             return None
-        _, found, tail = text.rpartition(_sentinel(1))
-        tail = tail.lstrip()
-        words = {token.content: id_ for id_, token in self.tokenizer.added_tokens_decoder.items()}
-        starts = [word for word in words if word and tail.startswith(word)]
-        return words[max(starts, key=len)] if found and starts else None
+        _, found, tail = text.rpartition(sentinel(1))
+        return tail if found else None
+
+    @cached_property
+    def _turn_end_word(self) -> str | None:
+        """The added token that directly follows an assistant's message in the chat template."""
+        tail = (self._tail or "").lstrip()
+        words = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return max((w for w in words if w and tail.startswith(w)), key=len, default=None)
 
     def stop_token_ids(self, generation_config: Any = None) -> tuple[int, ...]:
         """Tokens at which sampling must stop: the end token first, then the tokenizer's EOS and
@@ -409,32 +395,17 @@ class Template:
         return tuple(dict.fromkeys(ids))
 
 
-def _one(results: Sequence[tuple[int, ...] | RowError]) -> tuple[int, ...]:
-    (result,) = results
-    if isinstance(result, RowError):
-        raise result
-    return result
+def _marked(value: Any, controls: ControlTokens, marks: Mapping[str, str]) -> Any:
+    return map_texts(value, lambda text: controls.mark(text, marks)) if marks else value
 
 
-def _match(
-    text: str, scaffold: Sequence[str] | None, contents: Sequence[str]
-) -> tuple[Piece, ...] | None:
-    """``text`` cut into scaffold and messages, or None if the template changed a message by more
-    than trimming it or wrote another scaffold for these."""
-    if scaffold is None or not text.startswith(scaffold[0]):
-        return None
-    pieces = [Piece(scaffold[0], False)]
-    position = len(scaffold[0])
-    for number, after in zip(scaffold[1::2], scaffold[2::2], strict=True):
-        content = contents[int(number)]
-        for form in (content, content.strip(), content.lstrip(), content.rstrip()):
-            if text.startswith(form + after, position):
-                break
-        else:
-            return None
-        position += len(form) + len(after)
-        pieces += [Piece(form, True), Piece(after, False)]
-    return tuple(pieces) if position == len(text) else None
+def _kind(prompt: str, official: str, given: str) -> Difference:
+    """Why the whole conversation does not begin with the prompt."""
+    if _THINK_OPEN.search(prompt):
+        return "dropped" if "</think>" in given else "inside"
+    if prompt.rstrip().endswith("</think>") and "</think>" in given:
+        return "twice"
+    return "other"
 
 
 def render_prompt(example: Example, tokenizer: Any, config: DataConfig) -> str:

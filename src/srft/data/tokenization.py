@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from srft.data.control_tokens import Rendered
 from srft.data.data_config import DataConfig
+from srft.data.differences import Differences
 from srft.data.row_errors import SHOWN, Problems, RowError
-from srft.data.template import Rendered, Template
+from srft.data.template import Response, Template
 from srft.errors import DataError
 from srft.types import Example, TokenizedExample
 
@@ -28,6 +30,8 @@ class TokenizationReport:
     spelled_controls: texts that spelled a control token and were kept as text.
     cut_ends: demonstrations whose own end token or doubled ``<think>`` was cut.
     unknown_tokens: share of tokens the tokenizer does not know (0 for byte-level vocabularies).
+    differences: how prompts with their demonstrations differ from what the chat template makes of
+        the whole conversation, and what is learned instead.
     """
 
     total: int
@@ -46,6 +50,7 @@ class TokenizationReport:
     template: str
     end_token: str
     notes: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """A few lines for the log."""
@@ -75,7 +80,7 @@ class TokenizationReport:
                 f"tokens the tokenizer does not know: {self.unknown_tokens:.1%}; is this the "
                 "tokenizer for this data?"
             )
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*lines, *self.differences, *self.notes])
 
 
 @dataclass
@@ -86,6 +91,10 @@ class _Tally:
     prompt_lengths: list[int] = field(default_factory=list)
     demonstration_lengths: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    differences: Differences = field(default_factory=Differences)
+    rendered: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # row, control token in its prompt
     tokens: int = 0
     unknown: int = 0
 
@@ -102,6 +111,8 @@ def tokenize_example(
 
     Raises DataError if it cannot be used, or its prompt is dropped for its length.
     """
+    if config.prompt_is_rendered is None:  # one row says nothing of most
+        config = config.model_copy(update={"prompt_is_rendered": False})
     kept, report = _tokenize([example], Template(tokenizer, config), config, None)
     if not kept:
         raise DataError("\n".join(report.notes))
@@ -153,57 +164,107 @@ def _tokenize(
                     kept.append(fitted)
         if progress is not None:
             progress(min(start + _CHUNK, len(examples)), len(examples))
+    _check_rendered(len(examples), config, tally)
     overlong.settle(len(kept), "error", mend="Raise the limit or choose another policy.")
     bad.settle(len(examples) - bad.count, config.invalid_rows)
     tally.counts["dropped_rows"] = bad.count
     return kept, _report(len(examples), kept, template, tally)
 
 
+def _check_rendered(total: int, config: DataConfig, tally: _Tally) -> None:
+    """DataError where most prompts look rendered already and nothing was said about it."""
+    found = tally.rendered
+    if config.prompt_is_rendered is not None or len(found) <= total / 2:
+        return
+    source, word = found[0]
+    raise DataError(
+        f"{len(found):,} of {total:,} prompts hold control tokens of a chat template, such as `{word}` "
+        f"({source}): they seem to be rendered already. Set data.prompt_is_rendered: true to use such "
+        "prompts as they stand, or false to put them into the template as text like any other"
+    )
+
+
 # The ids of a prompt, and of its demonstrations with their text as it was tokenized.
 _Ids = tuple[tuple[int, ...], list[tuple[str, tuple[int, ...]]]]
+
+
+@dataclass
+class _Written:
+    """An example as text: its prompt, what follows it, and what of it is in which tokens."""
+
+    example: Example
+    prompt: Rendered
+    responses: list[Response]
 
 
 def _encode_chunk(
     examples: Sequence[Example], template: Template, tally: _Tally
 ) -> list[_Ids | RowError]:
-    """Prompt ids and demonstration ids (without end token) of each example, or what is wrong."""
+    """Prompt ids and demonstration ids (end token included) of each example, or what is wrong."""
+    written: list[_Written | RowError] = []
     texts: list[Rendered] = []
-    plans: list[RowError | tuple[int, int]] = []  # or: place of the prompt, demonstrations after it
     for example in examples:
         try:
-            prompt = template.render(example)
+            one = _write(example, template, tally)
         except RowError as error:
-            plans.append(error)
+            written.append(error)
             continue
-        plans.append((len(texts), len(example.demonstrations)))
-        texts.append(prompt)
-        for text in example.demonstrations:
-            rendered, cut = template.demonstration(text, prompt.text)
-            tally.counts["cut_ends"] += cut
-            texts.append(rendered)
-    tally.counts["spelled_controls"] += sum(text.risky for text in texts)
-    encoded = template.encode(texts)
-    results: list[_Ids | RowError] = []
-    for plan in plans:
-        if isinstance(plan, RowError):
-            results.append(plan)
-            continue
-        place, count = plan
-        span = slice(place, place + count + 1)
-        results.append(_join(encoded[span], texts[span], template))
-    return results
+        written.append(one)
+        texts.append(one.prompt)
+        # Together with its prompt: what a tokenizer does at the beginning of a text (SentencePiece
+        # marks it) has no place in the middle of a conversation.
+        texts += [_joined(one.prompt, response.rendered) for response in one.responses]
+    encoded = iter(template.controls.encode(texts))
+    return [
+        one if isinstance(one, RowError) else _ids(one, encoded, template, tally) for one in written
+    ]
 
 
-def _join(
-    encoded: Sequence[tuple[int, ...] | RowError], texts: Sequence[Rendered], template: Template
+def _write(example: Example, template: Template, tally: _Tally) -> _Written:
+    conversation = template.converse(example)
+    prompt = template.render(example, conversation)
+    responses = template.responses(example, conversation, prompt)
+    tally.counts["spelled_controls"] += sum(
+        bool(text.words) for text in (prompt, *(response.rendered for response in responses))
+    )
+    tally.counts["cut_ends"] += sum(response.cut for response in responses)
+    if conversation.messages is not None:
+        asked = str(conversation.messages[-1]["content"])
+        word = template.controls.looks_rendered(prompt.restore(asked))
+        if word:
+            tally.rendered.append((example.source, word))
+    return _Written(example, prompt, responses)
+
+
+def _joined(prompt: Rendered, response: Rendered) -> Rendered:
+    return Rendered(prompt.marked + response.marked, {**prompt.words, **response.words})
+
+
+def _ids(
+    written: _Written,
+    encoded: Iterator[tuple[int, ...] | RowError],
+    template: Template,
+    tally: _Tally,
 ) -> _Ids | RowError:
-    good: list[tuple[int, ...]] = []
-    for number, ids in enumerate(encoded):
-        if isinstance(ids, RowError):
-            return RowError(f"{'demonstration' if number else 'prompt'} {ids}")
-        good.append(ids)
-    demonstrations = [(text.text, ids) for text, ids in zip(texts[1:], good[1:], strict=True)]
-    return template.with_bos(good[0]), demonstrations
+    prompt = next(encoded)
+    wholes = [next(encoded) for _ in written.responses]
+    if isinstance(prompt, RowError):
+        return RowError(f"prompt {prompt}")
+    demonstrations = []
+    for response, whole in zip(written.responses, wholes, strict=True):
+        if not isinstance(whole, RowError) and whole[: len(prompt)] == prompt:
+            ids = whole[len(prompt) :]
+            apart = False
+        else:
+            # A token would span the boundary, which no sampled response can have.
+            (alone,) = template.controls.encode([response.rendered])
+            if isinstance(alone, RowError):
+                return RowError(f"demonstration {alone}")
+            ids, apart = alone, True
+        if template.jinja is not None:
+            tally.differences.add(written.example, written.prompt, response, apart)
+        demonstrations.append((response.text, template.ended(ids)))
+    return template.with_bos(prompt), demonstrations
 
 
 def _fit(
@@ -218,14 +279,14 @@ def _fit(
         return None
     demonstrations, texts = [], []
     for text, text_ids in ids[1]:
-        fitted = _fit_demonstration(example, (*text_ids, template.end_token_id), template, tally)
+        fitted = _fit_demonstration(example, text_ids, template, tally)
         if fitted is not None:
             demonstrations.append(fitted)
             texts.append(text)
     if tuple(texts) != example.demonstrations:
         example = replace(example, demonstrations=tuple(texts))
     unknown = template.tokenizer.unk_token_id
-    if unknown is not None and unknown not in template.control_ids:
+    if unknown is not None and unknown not in template.controls.ids:
         tally.unknown += sum(part.count(unknown) for part in (prompt, *demonstrations))
     tally.tokens += len(prompt) + sum(map(len, demonstrations))
     tally.prompt_lengths.append(len(prompt))
@@ -291,6 +352,7 @@ def _report(
         template=template.description,
         end_token=str(template.tokenizer.convert_ids_to_tokens(template.end_token_id)),
         notes=tuple(tally.notes),
+        differences=tally.differences.lines(template),
     )
 
 

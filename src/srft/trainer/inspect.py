@@ -40,6 +40,8 @@ def check_data(
     tokenizer = load_tokenizer(config.model)
     tokenized, report = tokenize_dataset(splits.train, tokenizer, config.data)
     say.head("Rows and tokens")
+    for note in splits.notes:
+        say(note)
     say(report.summary())
     _truncation(config, tokenized, say)
     examples = [item.example for item in tokenized]

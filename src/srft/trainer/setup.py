@@ -234,13 +234,16 @@ def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
 
 def _read(config: SRFTConfig, given: Given) -> Splits:
     columns = {str(role): name for role, name in config.data.columns.items()}
+    notes: list[str] = []
     if given.train is None:
         splits = load_splits(config.data, seed=config.data.seed)
     else:
-        splits = Splits(as_examples(given.train, columns=columns, limit=config.data.limit), {})
+        limit = config.data.limit
+        splits = Splits(as_examples(given.train, columns=columns, limit=limit, notes=notes), {})
     if given.evaluation is not None:
-        splits = Splits(splits.train, {"eval": as_examples(given.evaluation, columns=columns)})
-    return splits
+        evaluation = as_examples(given.evaluation, columns=columns, notes=notes)
+        splits = replace(splits, eval={"eval": evaluation})
+    return replace(splits, notes=(*splits.notes, *notes))
 
 
 def _tokenize(
@@ -254,7 +257,7 @@ def _tokenize(
         train, report = tokenize_dataset(
             splits.train, tokenizer, config.data, _ticker(bar, "tokenizing", len(splits.train))
         )
-    notes.append(f"training data: {report.summary()}")
+    notes += [*splits.notes, f"training data: {report.summary()}"]
     evaluation = {}
     for name, examples in splits.eval.items():
         evaluation[name], report = tokenize_dataset(examples, tokenizer, config.data)

@@ -1,0 +1,175 @@
+"""Puts messages into the form in which a chat template shows all of them.
+
+Templates read thinking under one name or another, know no developer, refuse a system message, or
+drop what they do not know without a word. So each *shape* of messages is rendered once with a
+placeholder in every text: what does not come out again is put in another form, or refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from srft.data.messages import REASONING, from_text, plain
+from srft.data.row_errors import RowError
+from srft.types import Message
+
+
+def sentinel(number: int) -> str:
+    """A text that no user writes and every template passes through."""
+    return f"SRFTmessage{number}placeholder"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How messages are put for a template: thinking under another name (None: as given), whose
+    message a developer's becomes, a missing content as ""."""
+
+    thinking: str | None
+    instructions: Literal["as given", "system", "user"]
+    empty: bool
+
+    def applied_to(self, messages: Sequence[Message]) -> list[Message]:
+        changed: list[Message] = []
+        for message in messages:
+            new = dict(message)
+            if self.thinking:
+                new = {self.thinking if k in REASONING else k: v for k, v in new.items()}
+            if self.instructions != "as given" and new["role"] == "developer":
+                new["role"] = "system"
+            if self.empty and new["content"] is None:
+                new["content"] = ""
+            changed.append(new)
+        if self.instructions == "user":
+            while len(changed) > 1 and changed[0]["role"] == "system":
+                text = f"{changed[0]['content']}\n\n{changed[1]['content']}"
+                changed[:2] = [{**changed[1], "content": text}]
+        return changed
+
+
+def all_forms() -> Iterator[Form]:
+    """The form as given, then those that change it, the least first."""
+    names = (None, *REASONING)
+    for empty, name in itertools.product((False, True), names):
+        for instructions in ("as given", "system", "user"):
+            yield Form(name, instructions, empty)
+
+
+class MessageForms:
+    """The forms that a template reads, found by trying. ``apply(messages, tools, whole)`` renders.
+
+    left_out: what the template does not show, though it need not -> the first row with it.
+    """
+
+    def __init__(self, apply: Callable[[Sequence[Message], Any, bool], str]) -> None:
+        self._apply = apply
+        self.left_out: dict[str, str] = {}
+        self._found: dict[Any, Form | RowError] = {}
+
+    def read(
+        self, messages: Sequence[Message], tools: Any, source: str, whole: bool = False
+    ) -> list[Message]:
+        """The messages in the form in which this template shows all of them: thinking under the name
+        that it reads, a developer's message as the system's, a system message before the user's
+        text. Decided once for messages of the same shape. Raises RowError where no form will do."""
+        shape = (
+            tuple((m["role"], *sorted(m), m["content"] is None) for m in messages),
+            bool(tools),
+        )
+        if (shape, whole) not in self._found:
+            self._found[shape, whole] = self._find_form(messages, tools, source, whole)
+        form = self._found[shape, whole]
+        if isinstance(form, RowError):
+            raise form
+        return form.applied_to(messages)
+
+    def _find_form(
+        self, messages: Sequence[Message], tools: Any, source: str, whole: bool
+    ) -> Form | RowError:
+        refused: list[RowError] = []
+        good: list[tuple[list[str], Form]] = []
+        tried: list[list[Message]] = []
+        for form in all_forms():
+            variant = form.applied_to(messages)
+            if variant in tried:
+                continue
+            tried.append(variant)
+            try:
+                good.append((self._left_out(variant, tools, whole), form))
+            except RowError as error:
+                refused.append(error)
+        if not good:
+            return refused[0]
+        left_out, form = min(good, key=lambda found: len(found[0]))  # the first of equals
+        if not whole:
+            self.left_out |= {what: self.left_out.get(what, source) for what in left_out}
+        return form
+
+    def _left_out(self, messages: Sequence[Message], tools: Any, whole: bool) -> list[str]:
+        """What the template does not show though it need not: thinking of earlier turns, names and
+        the like. RowError where it leaves out what says something."""
+        parts: list[str] = []  # what each placeholder stands for
+
+        def stand_in(name: str) -> str:
+            parts.append(name)
+            return sentinel(len(parts) - 1)
+
+        count = len(messages)
+        probe: list[Message] = []
+        optional: dict[int, str] = {}
+        for number, message in enumerate(messages, start=1):
+            changed = dict(message)
+            where = f"(number {number} of {count})"
+            for key, value in message.items():
+                if key == "content" and value:
+                    changed[key] = stand_in(f"the {message['role']}'s message {where}")
+                elif key in ("tool_calls", "function_call"):
+                    name = f"`{key}` of the {message['role']}'s message {where}"
+                    changed[key] = _renamed(value, lambda _, n=name: stand_in(n))
+                elif key not in ("role", "content", "tool_call_id") and isinstance(value, str):
+                    changed[key] = stand_in(f"`{key}` of the {message['role']}'s message {where}")
+                    if not (whole and number == count and key in REASONING):
+                        optional[len(parts) - 1] = f"`{key}` of the {message['role']}'s messages"
+            probe.append(changed)
+        shown_tools = _renamed(tools, lambda _: stand_in("`tools`")) if tools else tools
+        text = self._apply(probe, shown_tools, whole).lower()
+        left_out: list[str] = []
+        for number, name in enumerate(parts):
+            if sentinel(number).lower() in text:
+                continue
+            if number not in optional:
+                raise RowError(f"the chat template leaves out {name}; {_instead(name)}")
+            left_out.append(optional[number])
+        return left_out
+
+
+def tools_of(value: Any) -> list[Any] | None:
+    """A row's ``tools`` column, where it declares functions as chat templates read them."""
+    value = plain(from_text(value, _is_tool))
+    return value if isinstance(value, list) and value and all(map(_is_tool, value)) else None
+
+
+def _is_tool(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"function", "name"}.isdisjoint(value)
+
+
+def _renamed(value: Any, change: Any) -> Any:
+    """Tools or tool calls with their functions' names changed."""
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item, change) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(value.get("function"), Mapping):
+        return {**value, "function": _renamed(value["function"], change)}
+    return {**value, "name": change(value.get("name"))}
+
+
+def _instead(name: str) -> str:
+    other = "name another one in data.chat_template"
+    if any(name.startswith(f"`{key}`") for key in REASONING):
+        return (
+            f"write it into the content as the model is to say it (<think>...</think>), or {other}"
+        )
+    return other
