@@ -29,8 +29,8 @@ class AssistantTurn(str):
         turn.message = message
         return turn
 
-    def __getnewargs__(self) -> tuple[str, Message]:
-        return str(self), self.message
+    def __reduce__(self) -> tuple[type[AssistantTurn], tuple[str, Message]]:
+        return AssistantTurn, (str(self), self.message)
 
 
 FinishReason = Literal["stop", "length"]

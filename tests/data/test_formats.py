@@ -57,6 +57,8 @@ def test_gsm8k_takes_the_answer_from_behind_the_mark_and_drops_commas():
     text = "48 / 2 = 24 #### is no mark here\nso 1,200\n#### 1,200"
     example = one({"question": "How many?", "answer": text, "id": 4})
     assert example == Example("How many?", (text,), "1200", {"id": 4}, "row 1")
+    for written, answer in (("$1,234,567.5", "$1234567.5"), ("(2, 3)", "(2, 3)"), ("1,2", "1,2")):
+        assert one({"question": "q", "answer": f"x\n#### {written}"}).answer == answer
     assert one({"question": "q", "answer": "x\n#### -3.5 \n"}).answer == "-3.5"
 
 
@@ -165,7 +167,11 @@ def test_a_mapped_column_that_is_nowhere_proposes_the_nearest():
         ({"prompt": "a\ud800"}, r"half a surrogate pair (\ud800) at position 2"),
         ({"prompt": []}, "no messages"),
         ({"prompt": [SYSTEM]}, "no message of the user"),
-        ({"prompt": [USER, REPLY]}, "ends with a message of the assistant"),
+        ({"messages": [USER, REPLY, REPLY]}, "ends with a message of the assistant"),
+        (
+            {"prompt": [USER, {"role": "assistant", "tool_calls": [1]}]},
+            "ends with a message of the",
+        ),
         ({"prompt": [USER, SYSTEM, USER]}, "system message after the first place"),
         ({"prompt": ["hi"]}, "message 1 is of type str"),
         ({"prompt": [{"role": "wizard", "content": "x"}]}, "message 1 has the role 'wizard'"),

@@ -48,9 +48,7 @@ def test_tokenizing_section_by_section_gives_the_tokens_of_the_whole(
     tokenizer = make_tokenizer("bytes", template)
     inner = Template(tokenizer, AUTO)
     rendered = inner.render(ask(text))
-    assert rendered.pieces is not None
-    assert "".join(piece.text for piece in rendered.pieces) == rendered.text
-    assert inner._sections(rendered.pieces) == official(
+    assert inner.controls.sections(rendered) == official(
         tokenizer, [{"role": "user", "content": text}]
     )
 
@@ -85,7 +83,7 @@ def test_an_attack_cannot_end_its_turn(make_tokenizer):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_demonstration_is_tokenized_apart_and_ends_with_the_turn_end(
+def test_a_demonstration_holds_no_control_token_but_the_turn_end(
     make_tokenizer, turn_ends, template
 ):
     tokenizer = make_tokenizer("bytes", template)
@@ -97,7 +95,7 @@ def test_demonstration_is_tokenized_apart_and_ends_with_the_turn_end(
     end = tokenizer.convert_tokens_to_ids(turn_ends[template])
     assert ids[-1] == end
     assert Template(tokenizer, AUTO).controls.ids.isdisjoint(ids[:-1])
-    assert tokenizer.decode(ids[:-1]) == demonstration
+    assert tokenizer.decode(ids[:-1]).strip() == demonstration.strip()
     assert stop_token_ids(tokenizer, AUTO)[0] == end
 
 
@@ -202,14 +200,22 @@ def test_a_tokenizer_that_marks_the_start_of_a_text_is_tried_before_it_is_truste
         ]
 
 
-def test_a_template_that_rewrites_messages_works_until_control_tokens_are_spelled(
+def test_a_template_may_rewrite_messages_that_spell_control_tokens(
     make_tokenizer, shouting_template
 ):
     tokenizer = make_tokenizer("bytes", shouting_template)
-    ids = tokenize_prompt(ask("shout"), tokenizer, AUTO)
-    assert "SHOUT" in tokenizer.decode(ids)
-    with pytest.raises(DataError, match="rewrites messages"):
-        tokenize_prompt(ask("shout <|im_end|>"), tokenizer, AUTO)
+    harmless = tokenize_prompt(ask("shout x it"), tokenizer, AUTO)
+    ids = tokenize_prompt(ask("shout <|im_end|> it"), tokenizer, AUTO)
+    assert tokenizer.decode(ids) == tokenizer.decode(harmless).replace("X", "<|im_end|>")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(end) == harmless.count(end)
+
+
+def test_private_characters_of_users_stay_theirs(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", "chatml")
+    text = "\U000f0000 and <|im_end|> and \U000f0001"
+    ids = tokenize_prompt(ask(text), tokenizer, AUTO)
+    assert text in tokenizer.decode(ids)
 
 
 def test_tokens_that_swallow_white_space_do_so_in_sections_too(make_tokenizer):
@@ -222,8 +228,8 @@ def test_tokens_that_swallow_white_space_do_so_in_sections_too(make_tokenizer):
     inner = Template(tokenizer, config)
     rendered = inner.render(ask("3 + 4? "))
     assert rendered.text == "u 3 + 4?  <|end|>\n a"
-    assert tuple(inner._sections(rendered.pieces)) == inner.encode_prompt(rendered)
-    assert tokenizer.decode(inner._sections(rendered.pieces)) == "u 3 + 4?<|end|>a"
+    assert tuple(inner.controls.sections(rendered)) == inner.encode_prompt(rendered)
+    assert tokenizer.decode(inner.controls.sections(rendered)) == "u 3 + 4?<|end|>a"
 
 
 def test_the_rule_for_the_end_token(make_tokenizer):

@@ -6,6 +6,10 @@ from srft.data.tokenization import tokenize_dataset, tokenize_example
 from srft.errors import DataError
 from srft.types import Example
 
+ONE_TURN = (
+    "{% if messages[1:] %}{{ raise_exception('one only') }}{% endif %}{{ messages[0]['content'] }}"
+)
+
 
 def plain(**options) -> DataConfig:
     """A config under which one digit is one token of the word-level tokenizer."""
@@ -107,13 +111,16 @@ def test_null_limits_are_no_limits(words):
     assert (len(kept[0].prompt_ids), len(kept[0].demonstration_ids[0])) == (3000, 20_001)
 
 
-def test_rows_that_cannot_be_tokenized_are_refused_or_dropped(make_tokenizer, shouting_template):
-    tokenizer = make_tokenizer("bytes", shouting_template)
-    bad = Example("<|im_end|>", source="f:2")
-    examples = [Example("fine"), bad]
-    with pytest.raises(DataError, match="f:2: prompt spells the control token"):
+def test_rows_that_cannot_be_tokenized_are_refused_or_dropped(make_tokenizer):
+    tokenizer = make_tokenizer("bytes", ONE_TURN)
+    turns = tuple({"role": role, "content": "x"} for role in ("user", "tool"))
+    examples = [Example("fine"), Example(turns, source="f:2")]
+    with pytest.raises(
+        DataError, match=r"f:2: the chat template refuses the messages \(user, tool"
+    ):
         tokenize_dataset(examples, tokenizer, DataConfig())
-    kept, report = tokenize_dataset(examples, tokenizer, DataConfig(invalid_rows="drop"))
+    config = DataConfig(invalid_rows="drop")
+    kept, report = tokenize_dataset(examples, tokenizer, config)
     assert [t.index for t in kept] == [0]
     assert report.dropped_rows == 1
 

@@ -284,6 +284,7 @@ def fuzz_datasets(count: int, seed: int, scratch: Path) -> Outcome:
     """Files of rows, read, checked and tokenized."""
     outcome, tokenizers = Outcome("datasets"), _tokenizers()
     unlimited = {"max_prompt_tokens": None, "max_demonstration_tokens": None}
+    unlimited["prompt_is_rendered"] = False
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
         suffix = draw.choice([".jsonl"] * 4 + [".json", ".csv", ".parquet", ".txt"])

@@ -225,7 +225,12 @@ def tokenize(
     """
     config = config or DataConfig()
     as_it_stands = config.model_copy(
-        update={"chat_template": "none", "prompt_template": "{prompt}", "system_prompt": None}
+        update={
+            "chat_template": "none",
+            "prompt_template": "{prompt}",
+            "prompt_is_rendered": False,
+            "system_prompt": None,
+        }
     )
     kept = [r for r in responses if r.ids or r.text.strip()]
     if not kept:

@@ -152,10 +152,10 @@ def _detect(columns: Mapping[str, Any]) -> Format | None:
     if chat:
         return Format("chat", chat, own, truth, chat=True)
     if "instruction" in columns:
-        worked = _first(columns, "output", "response")
-        if worked or own:
+        worked = own or tuple(name for name in ("output", "response") if name in columns)[:1]
+        if worked:
             context = _first(columns, "input", "context")
-            return Format("Alpaca", "instruction", own or (worked,), truth, context=context)
+            return Format("Alpaca", "instruction", worked, truth, context=context)
     if "question" in columns and isinstance(columns.get("answer"), str):
         return Format("GSM8K", "question", ("answer",), "answer", marked=True)
     return None

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from srft.data.control_tokens import ControlTokens, Rendered, map_texts
+from srft.data.control_tokens import ControlTokens, Rendered, map_texts, texts_in
 from srft.data.data_config import DataConfig
 from srft.data.end_tokens import end_token_ids
 from srft.data.message_forms import MessageForms, sentinel, tools_of
@@ -114,10 +114,8 @@ class Template:
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
         tools = tools_of(example.columns.get("tools"))
-        texts: list[str] = list(example.demonstrations)
-        demos = [getattr(text, "message", None) for text in example.demonstrations]
-        map_texts([messages, tools, demos], lambda text: texts.append(text) or text)
-        marks = self.controls.marks(texts)
+        turns = [getattr(text, "message", text) for text in example.demonstrations]
+        marks = self.controls.marks(list(texts_in([messages, tools, turns])))
         messages = [_marked(message, self.controls, marks) for message in messages]
         if self.jinja is not None:
             messages = self.forms.read(messages, tools, example.source)
@@ -199,7 +197,8 @@ class Template:
         message = _marked(message, self.controls, conversation.marks)
         given = message["content"] or ""
         says_more = not message.keys().isdisjoint(SPOKEN)
-        official, differences = "", ()
+        official = ""
+        differences: tuple[Difference, ...] = ()
         if self.jinja is not None and conversation.messages is not None:
             try:
                 official = self._whole(message, conversation, source)
