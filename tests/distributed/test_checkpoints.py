@@ -95,8 +95,8 @@ SAVING = ("srft.trainer.checkpoint", "fsync")
 FAULTS = {
     "one-while-sampling": ("srft.trainer.collector", "collect", {1: 4}),
     "one-while-saving": (*SAVING, {1: 4}),
-    "all-while-saving": (*SAVING, {0: 10, 1: 4}),
-    "main-before-naming": (*SAVING, {0: 15}),
+    "all-while-saving": (*SAVING, {0: 9, 1: 4}),
+    "main-before-naming": (*SAVING, {0: 14}),
 }
 
 

@@ -58,7 +58,7 @@ def save_model(
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
         _flush(temporary)
-        _put_in_place(temporary, folder)
+        put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the model could not be written ({error}). Free space or make the folder "
@@ -131,29 +131,25 @@ def _without_weights(model: Any) -> Any:
 
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def put_in_place(temporary: Path, folder: Path) -> None:
     """Rename over ``folder``. A full folder cannot be renamed over, so the old one steps aside
     first; should the machine stop between the two renames, it is still there under ``.old``."""
     old = folder.with_name(f".{folder.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
-    _flush_entry(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush_entry(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Flushes one file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(handle)
     finally:
-        os.close(descriptor)
+        os.close(handle)

@@ -4,20 +4,19 @@ A checkpoint is a folder ``checkpoints/step_000123`` with
 
     weights/*.safetensors     every parameter and persistent buffer, in the precision it is trained in;
                               of a model with adapters these alone
-    optimizer/*.safetensors   AdamW's moments, and torch's random state of each process
+    optimizer/*.safetensors   AdamW's moments, and torch's random states (host, GPU) of each process
     state.json                step, sampler position, byte offsets of the logs, and what else resumes a run
     manifest.json             SHA-256 of every file, so that a damaged checkpoint is noticed
 
 Each process writes its own parts (``parallel/tensors.py``), and any number of processes can go on from
 them. The folder is written under a temporary name, flushed to the disk, and renamed by the main process
-once all have finished: killed at any moment, the previous checkpoint is the newest one.
+once all have finished, and only then does an older one go: killed at any moment, a whole one is there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,13 +32,15 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from srft.errors import CheckpointError
 from srft.model.loading import first_not_finite
+from srft.model.saving import fsync, put_in_place
 from srft.parallel.sharding import own_tensors
 from srft.parallel.tensors import layout, read_tensors, write_tensors
 from srft.parallel.world import ALONE, World
 
-_FORMAT = 2
+_FORMAT = 3
 _PREFIX = "step_"
 _PARTS = ("weights", "optimizer")
+_RANDOM = ("random", "random_cuda")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Checkpointer:
             "weights": own_tensors(model),
             "optimizer": {
                 **_moments(model, optimizer),
-                f"random.{self.world.rank}": torch.get_rng_state(),
+                **_random_states(model, self.world.rank),
             },
         }
         self.wait()
@@ -141,9 +142,12 @@ def save_checkpoint(
             "Free space or make the folder writable, then resume."
         ) from error
     if world.main:
-        # Older ones, and what a process killed while writing has left.
-        for old in [*list_checkpoints(folder)[:-keep], *folder.glob(".writing-*")]:
-            shutil.rmtree(old, ignore_errors=True)
+        # Older ones, and what a process killed while writing has left. Newer ones do not count: they
+        # are damaged, or this run would have gone on from them.
+        found = list_checkpoints(folder)
+        old = found[: found.index(target) + 1][:-keep]
+        for path in [*old, *folder.glob(".writing-*"), *folder.glob(f".{_PREFIX}*.old")]:
+            shutil.rmtree(path, ignore_errors=True)
     return target
 
 
@@ -175,10 +179,7 @@ def _finish(temporary: Path, target: Path, state: Mapping[str, Any], world: Worl
         (temporary / "manifest.json").write_text(json.dumps(dict(sorted(every.items())), indent=1))
         for path in [temporary / "manifest.json", *(temporary / p for p in _PARTS), temporary]:
             fsync(path)
-        if target.exists():  # a damaged one that a resume passed over
-            shutil.rmtree(target)
-        temporary.rename(target)
-        fsync(target.parent)
+        put_in_place(temporary, target)
     except OSError as error:
         return str(error)
     return None
@@ -203,7 +204,7 @@ def restore(
     state: dict[str, dict[str, Tensor]] = {}
     for key, (size, dtype) in stored.items():
         kind, _, name = key.partition(".")
-        if kind == "random":
+        if kind in _RANDOM:
             into[key] = torch.zeros(size, dtype=dtype)
             continue
         if name not in parameters:
@@ -214,8 +215,20 @@ def restore(
         state.setdefault(name, {})[kind] = into[key]
     read_tensors(folder, into, world)
     _set_moments(model, optimizer, state)
-    states = sum(key.startswith("random.") for key in stored)
-    torch.set_rng_state(into[f"random.{world.rank % states}"])
+    rank = world.rank % sum(key.startswith("random.") for key in stored)
+    torch.set_rng_state(into[f"random.{rank}"])
+    device = next(model.parameters()).device
+    if device.type == "cuda" and f"random_cuda.{rank}" in into:
+        torch.cuda.set_rng_state(into[f"random_cuda.{rank}"], device)
+
+
+def _random_states(model: nn.Module, rank: int) -> dict[str, Tensor]:
+    """Torch's, which dropout draws from."""
+    device = next(model.parameters()).device
+    cuda = (
+        {f"random_cuda.{rank}": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    )
+    return {f"random.{rank}": torch.get_rng_state(), **cuda}
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -241,8 +254,11 @@ def _set_moments(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Folders of finished checkpoints, oldest first (not yet checked for damage)."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    """Folders of finished checkpoints, oldest first (not yet checked for damage). One that stepped
+    aside for another of the same step counts where that one did not take its place."""
+    aside = {p.name[1:].removesuffix(".old"): p for p in folder.glob(f".{_PREFIX}*.old")}
+    found = {**aside, **{path.name: path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}}
+    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
 
 def load_newest(folder: Path, world: World = ALONE) -> tuple[Checkpoint, list[str]]:
@@ -301,12 +317,3 @@ def _seal(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Flushes one file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

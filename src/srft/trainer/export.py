@@ -20,6 +20,7 @@ from srft.runs.files import read_jsonl
 from srft.runs.run_dir import RunDir
 from srft.secrets import redact_values
 
+_CARD = "README.md"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,6 +29,7 @@ def export_model(
     folder: Path,
     config: SRFTConfig,
     run: RunDir,
+    step: int,
     world: World = ALONE,
 ) -> Path:
     """Writes weights (or the adapters alone, where the recipe says so), config, tokenizer and
@@ -43,7 +45,7 @@ def export_model(
         policy.tokenizer,
         folder,
         dtype=_export_dtype(policy, config),
-        files={"README.md": model_card(config, run)},
+        files={_CARD: model_card(config, run, step)},
         adapters_only=adapters_only,
         tensors=tensors,
     )
@@ -68,7 +70,13 @@ def _export_dtype(policy: Policy, config: SRFTConfig) -> torch.dtype:
     return (policy.source_dtype or policy.model.dtype) if name == "auto" else _DTYPES[name]
 
 
-def model_card(config: SRFTConfig, run: RunDir) -> str:
+def is_exported(folder: Path, config: SRFTConfig, run: RunDir, step: int) -> bool:
+    """Whether ``folder`` holds the model after ``step`` steps of this very recipe: its card says so."""
+    path = folder / _CARD
+    return path.is_file() and path.read_text(encoding="utf-8") == model_card(config, run, step)
+
+
+def model_card(config: SRFTConfig, run: RunDir, step: int) -> str:
     """README.md of an exported model."""
     stages = ", then ".join(f"{s.method} ({s.steps} steps)" for s in config.resolved_stages)
     base = config.model.path or "a model passed from Python"
@@ -81,8 +89,8 @@ def model_card(config: SRFTConfig, run: RunDir) -> str:
         "---",
         f"# {run.path.name}",
         "",
-        f"Trained from {Path(base).name} by {stages} with srft {__version__}, an implementation of "
-        "[SRFT](https://arxiv.org/abs/2506.19767).",
+        f"Trained from {Path(base).name} by {stages}, {step} steps in all, with srft {__version__}, an "
+        "implementation of [SRFT](https://arxiv.org/abs/2506.19767).",
         "",
     ]
     if evaluations:

@@ -18,8 +18,9 @@ from srft.trainer.setup import Setup
 class TrainState:
     """What a resumed run needs beside weights, optimizer and random state; plain JSON.
 
-    step counts finished steps; stage is the index of the stage in hand and stage_start the step it
-    began with; watched are its figures for the plateau; entropy is the last step's, in nats; alarms
+    step counts finished steps; stage is the index of the stage in hand, which remains the last one, and
+    stage_start the step it began with; watched are its figures for the plateau; evaluated is the step at
+    which the policy was last evaluated; entropy is the last step's, in nats; alarms
     are the steps in a row that each alarm's metric has been out of bounds.
     """
 
@@ -33,6 +34,7 @@ class TrainState:
     rollout_tokens: float = 0.0
     trained_tokens: float = 0.0
     seconds: float = 0.0
+    evaluated: int | None = None
     best: float | None = None
     alarms: dict[str, int] = field(default_factory=dict)
 

@@ -25,7 +25,9 @@ class TrainConfig(BaseModel):
         "weight in place of 8, for rounding in the moments. One process only.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after warm-up."
+        "constant",
+        description="Learning rate after warm-up. Linear and cosine are spread over the steps of the "
+        "recipe (of each stage): a run resumed with more steps goes on at the rate of the longer schedule.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     min_learning_rate_ratio: float = Field(

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
-from srft.errors import AlarmError, NumericalError
+from srft.errors import AlarmError, ConfigError, NumericalError
 from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
@@ -47,7 +47,7 @@ from srft.trainer.clean_stop import StopRequest
 from srft.trainer.collect import Collected, group_metrics
 from srft.trainer.collector import Collector
 from srft.trainer.evaluating import Evaluator
-from srft.trainer.export import export_model
+from srft.trainer.export import export_model, is_exported
 from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
@@ -56,7 +56,6 @@ from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
 from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.trackers import open_tracker
-from srft.trainer.train_config import Stage
 from srft.trainer.update import UpdateResult, update
 
 
@@ -129,12 +128,13 @@ class SRFTTrainer:
             self.args.run.background_checkpoints,
         )
         self.state = TrainState()
-        self.total_steps = self.args.total_steps
+        self.saved: Mapping[str, Any] = {}
 
     # -- the loop ------------------------------------------------------------------------------
 
     def train(self, resume: bool = False) -> TrainResult:
-        """Runs all stages; with ``resume`` from the newest whole checkpoint of the run directory.
+        """Runs all stages; with ``resume`` from the newest whole checkpoint of the run directory. A
+        finished run whose recipe has more steps by then trains on.
 
         Ctrl-C and SIGTERM end the step in hand, write a checkpoint and return, with ``stopped_by``
         set; a second one acts at once. Of several processes, the main one writes to the run directory.
@@ -153,33 +153,35 @@ class SRFTTrainer:
             stack.enter_context(self.world.together("training"))
             stack.callback(self.close)
             self._open_logs(self._resume() if resume else self._begin(), stack)
+            first = self.state.step
             stop = stack.enter_context(StopRequest())
             self.view = stack.enter_context(
                 LiveView(
                     self.run.path, self.total_steps, self.state.step, self.args.run, self.console
                 )
             )
-            resumed_finished = self.state.stage == len(self.setup.methods)
             if self.state.step == 0 and self.args.evaluation.at_start:
                 self._evaluate()
-            while self.state.stage < len(self.setup.methods):
+            while not self.finished:
                 if stopped_by := self.world.first(stop.requested, "the next step"):
                     break
                 metrics = self._train_step()
                 self._log(metrics)
                 self._watch(metrics)
-                if self.state.stage == len(self.setup.methods):
+                if self.finished:
                     break
                 if _due(self.state.step, self.args.evaluation.every_steps):
                     self._evaluate()
                 if _due(self.state.step, self.args.run.checkpoint_every):
                     self._checkpoint()
-            finished = self.state.stage == len(self.setup.methods)
-            if finished and not resumed_finished:
+            finished = self.finished
+            if finished and self.state.evaluated != self.state.step:
                 self._evaluate()
             self._checkpoint()
             self.checkpoints.wait()
-            model_dir = self._export(self.run.model) if finished and self.args.run.export else None
+            model_dir = self.run.model if finished and self.args.run.export else None
+            if model_dir and (self.state.step > first or not self._exported()):
+                self._export(model_dir)
         return TrainResult(
             self.run.path,
             model_dir,
@@ -188,6 +190,19 @@ class SRFTTrainer:
             self.evaluator.records(),
             None if finished else stopped_by,
         )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage is over."""
+        return self.state.stage + 1 == len(self.setup.methods) and self._stage_over()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, as far as is known: a stage may end early, at its plateau."""
+        if self.finished:
+            return self.state.step
+        to_come = self.args.resolved_stages[self.state.stage :]
+        return self.state.stage_start + sum(stage.steps for stage in to_come)
 
     def _train_step(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -252,7 +267,7 @@ class SRFTTrainer:
             "total/seconds": self.state.seconds,
         }
         self._judge(result)
-        self._advance(stage, metrics)
+        self._advance(metrics)
         return metrics
 
     # -- the two halves of a step --------------------------------------------------------------
@@ -323,21 +338,29 @@ class SRFTTrainer:
             if alarm.action == "stop":
                 raise AlarmError(f"step {self.state.step}: {message}. The last checkpoint stays")
 
-    def _advance(self, stage: Stage, metrics: Mapping[str, Any]) -> None:
-        """Goes on to the next stage when this one has had its steps or has reached its plateau."""
+    def _stage_over(self) -> bool:
+        """Whether the stage in hand has had its steps or has reached its plateau."""
+        stage = self.args.resolved_stages[self.state.stage]
+        flat = stage.plateau is not None and reached_plateau(self.state.watched, stage.plateau)
+        return flat or self.state.step - self.state.stage_start >= stage.steps
+
+    def _advance(self, metrics: Mapping[str, Any]) -> None:
+        """Goes on to the next stage, where there is one, when this one is over."""
         if (value := watched_value(metrics)) is not None:
             self.state.watched.append(value)
-        done = self.state.step - self.state.stage_start
-        flat = stage.plateau is not None and reached_plateau(self.state.watched, stage.plateau)
-        if done < stage.steps and not flat:
+        if not self._stage_over():
             return
-        if done < stage.steps:
+        stage = self.args.resolved_stages[self.state.stage]
+        if self.state.step - self.state.stage_start < stage.steps:
             self._event("note", f"step {self.state.step}: plateau, stage {stage.method} ends")
-            self.total_steps -= stage.steps - done
         self.collector.drop()
-        self.state.stage += 1
-        self.state.stage_start = self.state.step
-        self.state.watched = []
+        self._next_stage()
+
+    def _next_stage(self) -> None:
+        if self.state.stage + 1 < len(self.setup.methods):
+            self.state.stage += 1
+            self.state.stage_start = self.state.step
+            self.state.watched = []
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         self.metrics_log.write(metrics)
@@ -366,6 +389,7 @@ class SRFTTrainer:
         if not self.setup.evaluation:
             return
         self.view.phase("evaluating")
+        self.state.evaluated = self.state.step
         with self.setup.policy.compute():
             metrics = self.evaluator.evaluate(self.state.step, self.view.evaluating)
         for tracker in self.trackers:
@@ -402,14 +426,23 @@ class SRFTTrainer:
             self.console.print(f"resume: {sentence}", highlight=False, markup=False)
         self._restore(checkpoint)
         where = f"resumed after step {self.state.step} from {checkpoint.path}"
+        if self.finished:
+            where += ": the run is finished, and trains on where the recipe has more steps"
         self.console.print(where, highlight=False, markup=False)
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        self.state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
+        if self.state.stage >= len(self.setup.methods):
+            raise ConfigError(
+                f"stages: the run is in stage {self.state.stage + 1} after step {self.state.step}, and "
+                f"the recipe has {len(self.setup.methods)}; resume with the stages that it was started "
+                "with, or with more after them"
+            )
+        if self._stage_over():  # of a recipe with fewer steps, or with a further stage
+            self._next_stage()
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
-        self.state = TrainState(**checkpoint.state["train"])
-        self.total_steps = checkpoint.state["total_steps"]
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
@@ -432,20 +465,29 @@ class SRFTTrainer:
             stack.callback(tracker.close)
 
     def _checkpoint(self) -> None:
-        self.view.phase("saving")
-        self._check_weights()
+        """Saves, unless the last checkpoint holds this very state."""
         logs = (self.metrics_log, self.samples_log, self.events_log, self.evaluator.log)
         state = {
             "train": asdict(self.state),
-            "total_steps": self.total_steps,
             "sampler": self.collector.position(),
             "logs": {log.path.name: log.offset for log in logs},
         }
+        if self.world.from_main(lambda: state == self.saved, "a checkpoint"):
+            return
+        self.view.phase("saving")
+        self._check_weights()
         self.checkpoints.save(self.state.step, self.model, self.optimizer, state)
+        self.saved = state
 
-    def _export(self, folder: Path) -> Path:
+    def _export(self, folder: Path) -> None:
         self.view.phase("exporting")
-        return export_model(self.setup.policy, folder, self.args, self.run, self.world)
+        export_model(self.setup.policy, folder, self.args, self.run, self.state.step, self.world)
+
+    def _exported(self) -> bool:
+        """Whether the final model was written, after this very step and by this very recipe."""
+        return self.world.from_main(
+            lambda: is_exported(self.run.model, self.args, self.run, self.state.step), "the model"
+        )
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)
