@@ -70,7 +70,7 @@ def test_too_little_memory_is_said_with_what_to_lower(srft, monkeypatch, error):
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("srft.trainer.main.run_training", fails)
+    monkeypatch.setattr("srft.cli_train.run_training", fails)
     code, _, err = srft()
     assert code == 1 and "tokens_per_micro_batch" in err
 

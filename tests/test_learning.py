@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import fmean
 
 from srft.config import load_config
+from srft.lab import QUICKSTART
 from srft.runs.files import read_jsonl
-from srft.trainer.main import QUICKSTART
 from srft.trainer.trainer import SRFTTrainer
 
 

@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from srft.config import SRFTConfig
     from srft.trainer.trainer import SRFTTrainer
 
-__version__ = "0.1.0"
+from srft.version import __version__
+
 __all__ = ["SRFTConfig", "SRFTTrainer", "__version__"]
 
 

@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from srft import __version__, cli_measure
+from srft import cli_measure
 from srft.cli_options import Overrides, console, load_recipe
 from srft.errors import PeerError, SRFTError
 from srft.failure import fail, leave_quietly, out_of_memory
+from srft.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +74,7 @@ def train(
         build_methods(config)
         sys.stdout.write(config.to_yaml(redacted=True))
         return
-    from srft.trainer.main import run_training
+    from srft.cli_train import run_training
 
     result = run_training(config, resume=resume, console=console)
     if result.stopped_by:
@@ -120,7 +121,7 @@ def quickstart(
     overrides: Overrides = None,
 ) -> None:
     """Train the built-in base model on the built-in tasks, and show what it learned."""
-    from srft.trainer.main import run_quickstart
+    from srft.cli_train import run_quickstart
 
     result = run_quickstart(list(overrides or []), console)
     if result.stopped_by:

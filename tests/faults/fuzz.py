@@ -33,6 +33,7 @@ from srft.data.reading import load_examples
 from srft.data.template import Template
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import SRFTError
+from srft.lab import QUICKSTART
 from srft.model.loading import (
     check_finite_weights,
     check_vocabulary,
@@ -42,7 +43,6 @@ from srft.model.loading import (
 from srft.model.model_config import ModelConfig
 from srft.model.policy import Policy
 from srft.model.scoring_check import check_scoring
-from srft.trainer.main import QUICKSTART
 from srft.trainer.setup import build_methods
 from srft.types import Example
 

@@ -29,9 +29,9 @@ from typing import Any
 
 def main() -> None:
     import srft.cli
+    import srft.cli_train
     import srft.report.plots
     import srft.report.report_page
-    import srft.trainer.main
     import srft.trainer.trainer  # noqa: F401
 
     gc.freeze()
@@ -109,9 +109,9 @@ def _on_phase(act: Callable[[str, int], None]) -> None:
 
 def _no_pictures() -> None:
     """Without plots at the end: they take longer than the run itself and belong to none of it."""
-    import srft.trainer.main
+    import srft.cli_train
 
-    srft.trainer.main.plot_run = lambda run_dir: []
+    srft.cli_train.plot_run = lambda run_dir: []
 
 
 def _trace(path: str) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from srft import __version__
 from srft.analysis.analysis_result import AnalysisResult
 from srft.report.packed_samples import pack_streams
 from srft.report.page import gzip_json, page
 from srft.report.report_page import MAX_BYTES
+from srft.version import __version__
 
 _SCRIPTS = ("page.js", "chart.js", "samples.js", "space.js", "analysis.js")
 

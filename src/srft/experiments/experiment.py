@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from srft.config import SRFTConfig, load_config, parse_config
 from srft.errors import ConfigError
-from srft.trainer.main import QUICKSTART
+from srft.lab import QUICKSTART
 
 SMALL = (
     "data.train=lab-hard",

@@ -21,6 +21,7 @@ __all__ = [
     "FAMILIES",
     "IN_DISTRIBUTION",
     "OUT_OF_DISTRIBUTION",
+    "QUICKSTART",
     "TASK_SETS",
     "Problem",
     "Row",
@@ -30,6 +31,9 @@ __all__ = [
     "make_problem",
     "write_jsonl",
 ]
+
+
+QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 
 
 def base_model_path() -> Path:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
-from srft import __version__
 from srft.report.figures import figure, group_title
 from srft.report.plots import term_colors
 from srft.report.style import CYCLE
 from srft.runs.files import Record, flatten, is_number
 from srft.runs.reading import Run, group_by_method
+from srft.version import __version__
 
 _MAX_FIGURES = 400_000
 """Numbers in all curves together; longer runs are thinned to means over windows of steps."""

@@ -11,8 +11,8 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from srft import __version__
 from srft.secrets import redact
+from srft.version import __version__
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "math-verify", "numpy", "pydantic")
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from srft import __version__
 from srft.config import SRFTConfig
 from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.policy import Policy
@@ -19,6 +18,7 @@ from srft.parallel.world import ALONE, World
 from srft.runs.files import read_jsonl
 from srft.runs.run_dir import RunDir
 from srft.secrets import redact_values
+from srft.version import __version__
 
 _CARD = "README.md"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

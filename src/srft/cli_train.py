@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,13 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from srft.config import SRFTConfig, load_config
-from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, QUICKSTART
 from srft.report.plots import plot_run
 from srft.report.report_page import write_report
 from srft.trainer.state import TrainResult
 from srft.trainer.trainer import SRFTTrainer
-
-QUICKSTART = Path(__file__).parent.parent / "lab" / "quickstart.yaml"
 
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
