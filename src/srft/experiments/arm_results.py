@@ -35,9 +35,10 @@ Scores = Mapping[str, Mapping[str, Sequence[float]]]
 @dataclass(frozen=True)
 class RunFigures:
     """One finished run. ``scores``: share of right samples of each problem at the last step;
-    ``greedy``: the same where each token is the likeliest. FLOPs: 6 N a trained token and 2 N a
-    sampled one, N ``parameters`` (all but the input embedding); attention over the context, passes
-    without gradient and evaluation are left out. ``last``: means over the last tenth of the steps.
+    ``greedy``: the same where each token is the likeliest. FLOPs: 6 N a trained token, 2 N a sampled
+    one and one that a teacher scored, N ``parameters`` (all but the input embedding); attention over the
+    context, other passes without gradient and evaluation are left out. ``last``: means over the last
+    tenth of the steps.
     ``refused``: steps whose loss or gradient was not finite."""
 
     arm: str
@@ -202,6 +203,7 @@ def read_figures(job: Job, untrained: bool = False) -> RunFigures:
     end = {} if untrained else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
+    taught = 0.0 if untrained else sum(row.get("train/teacher_tokens", 0.0) for row in metrics)
     tail = metrics[-max(1, len(metrics) // 10) :]
     return RunFigures(
         arm=job.arm,
@@ -214,7 +216,7 @@ def read_figures(job: Job, untrained: bool = False) -> RunFigures:
         parameters=marks["parameters"],
         sampled_tokens=sampled,
         trained_tokens=trained,
-        flops=marks["parameters"] * (6 * trained + 2 * sampled),
+        flops=marks["parameters"] * (6 * trained + 2 * (sampled + taught)),
         seconds=float(end.get("total/seconds", 0.0)),
         last={key: None if untrained else _mean(tail, name) for key, name in _LAST.items()},
     )

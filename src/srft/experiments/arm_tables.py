@@ -20,10 +20,11 @@ READING = (
     "the arm is ahead. ▲ ahead, ▼ behind: both intervals leave out zero."
 )
 COSTS = (
-    "Tokens, FLOPs and seconds are per run. FLOPs = 6 N trained + 2 N sampled tokens, N = parameters "
-    "but the input embedding; trained tokens count prompts. Seconds are those of training, one "
-    "thread each. Refused: steps of all seeds whose loss or gradient was not finite. Reward, entropy "
-    "(nats) and length (tokens): rollouts of the last tenth of the steps."
+    "Tokens, FLOPs and seconds are per run. FLOPs = 6 N trained + 2 N sampled tokens (and 2 N of those "
+    "that a teacher scored), N = parameters but the input embedding; trained tokens count prompts. "
+    "Seconds are those of training, one thread each. Refused: steps of all seeds whose loss or "
+    "gradient was not finite. Reward, entropy (nats) and length (tokens): rollouts of the last tenth "
+    "of the steps."
 )
 
 

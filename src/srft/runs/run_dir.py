@@ -48,6 +48,10 @@ class RunDir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    def reference(self, stage: int) -> Path:
+        """The policy as it was when a stage with a reference of its own began."""
+        return self.path / "reference" / f"stage_{stage}"
+
     @property
     def refused(self) -> Path:
         return self.path / "refused"

@@ -81,6 +81,15 @@ BUILT_IN: dict[str, Alarm] = {
         "samples at another temperature or computes in a lower precision; objective.importance_cap "
         "corrects small gaps",
     ),
+    "teacher-apart": Alarm(
+        metric="teacher/kl",
+        at_least=2.0,
+        steps=5,
+        cause="policy and teacher are nats apart on the policy's own tokens: a self-teacher that sees the "
+        "solution pulls where the policy cannot follow (leakage, drift of style); lower "
+        "objective.weight_distill or train.learning_rate, set objective.distill_clip, or leave the "
+        "direction to the reward (rlsd)",
+    ),
     "gradient-exploded": Alarm(
         metric="train/gradient_norm",
         at_least=1000.0,

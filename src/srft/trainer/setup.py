@@ -133,7 +133,9 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
             examples = _check_answers(config, examples, scorer, notes, world)
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
-        needs_reference = any(_reads_reference(method, config) for method in methods)
+        reads = [method if _reads_reference(method, config) else None for method in methods]
+        _check_references(config.resolved_stages, reads, lora=config.model.lora is not None)
+        needs_reference = any(reads)
         device = choose_device(config)
         policy, sampled = build_policy(config, model, tokenizer, device, world, needs_reference)
         undo.callback(policy.close)
@@ -172,6 +174,29 @@ def _reads_reference(method: Method, config: SRFTConfig) -> bool:
     itself = method.teacher in ("demonstration", "rollout")
     taught = method.teacher == "reference" or (itself and config.teacher.frozen)
     return method.needs_reference or taught
+
+
+def _check_references(stages: Sequence[Stage], reads: Sequence[Method | None], lora: bool) -> None:
+    """Raises ConfigError where a stage cannot have the reference it asks for. ``reads``: the methods
+    that read a reference, None at stages that do not."""
+    own = [number for number, stage in enumerate(stages) if stage.reference == "stage"]
+    for number in own:
+        if reads[number] is None:
+            raise ConfigError(
+                f"stages[{number}].reference: {stages[number].method} reads no reference here: set "
+                "objective.kl_coefficient, or leave it out"
+            )
+        if lora:
+            raise ConfigError(
+                f"stages[{number}].reference: with model.lora the reference is the model under the adapters; "
+                "leave it out, or train without adapters"
+            )
+    later = [n for n, m in enumerate(reads) if m and own and n > own[0] and n not in own]
+    if later:
+        raise ConfigError(
+            f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by a "
+            f"reference of its own: set stages[{later[0]}].reference to stage"
+        )
 
 
 def _tokenizer(

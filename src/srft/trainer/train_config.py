@@ -118,6 +118,11 @@ class Stage(BaseModel):
     learning_rate: float | None = Field(
         None, gt=0, description="Peak rate; none: train.learning_rate."
     )
+    reference: Literal["base", "stage"] = Field(
+        "base",
+        description="What a KL term or a frozen teacher compares with: base, the policy before the first "
+        "stage; stage, the policy as it was when this stage began.",
+    )
     plateau: int | None = Field(
         None,
         ge=2,

@@ -54,6 +54,7 @@ from srft.trainer.optimization import build_optimizer, learning_rate, set_learni
 from srft.trainer.plateau import reached_plateau, watched_value
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
+from srft.trainer.stage_reference import begin_stage, restore_stage
 from srft.trainer.state import TrainResult, TrainState
 from srft.trainer.trackers import open_tracker
 from srft.trainer.update import UpdateResult, update
@@ -233,7 +234,6 @@ class SRFTTrainer:
         sync_start = time.perf_counter()
         self.setup.engine.update_weights()
         end = time.perf_counter()
-
         figures = group_metrics(collected)
         sampled = figures.get("rollout/tokens", 0.0)
         trained = result.metrics.get("train/tokens", 0.0)
@@ -339,7 +339,7 @@ class SRFTTrainer:
                 raise AlarmError(f"step {self.state.step}: {message}. The last checkpoint stays")
 
     def _stage_over(self) -> bool:
-        """Whether the stage in hand has had its steps or has reached its plateau."""
+        """Whether the current stage has had its steps or has reached its plateau."""
         stage = self.args.resolved_stages[self.state.stage]
         flat = stage.plateau is not None and reached_plateau(self.state.watched, stage.plateau)
         return flat or self.state.step - self.state.stage_start >= stage.steps
@@ -361,6 +361,7 @@ class SRFTTrainer:
             self.state.stage += 1
             self.state.stage_start = self.state.step
             self.state.watched = []
+            begin_stage(self.setup, self.state.stage, self.run)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         self.metrics_log.write(metrics)
@@ -439,10 +440,12 @@ class SRFTTrainer:
                 f"the recipe has {len(self.setup.methods)}; resume with the stages that it was started "
                 "with, or with more after them"
             )
-        if self._stage_over():  # of a recipe with fewer steps, or with a further stage
-            self._next_stage()
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
+        if self._stage_over():  # of a recipe with fewer steps, or with a further stage
+            self._next_stage()
+        else:
+            restore_stage(self.setup, self.state.stage, self.run)
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
@@ -457,10 +460,9 @@ class SRFTTrainer:
         self.samples_log = log(self.run.samples)
         self.events_log = log(self.run.events)
         self.evaluator.log = log(self.run.evaluation)
-        self.trackers = [
-            open_tracker(name, self.run.path, redact_values(self.args.model_dump(mode="json")))
-            for name in (self.args.run.trackers if self.world.main else ())
-        ]
+        recipe, names = self.args.model_dump(mode="json"), self.args.run.trackers
+        chosen = names if self.world.main else []
+        self.trackers = [open_tracker(n, self.run.path, redact_values(recipe)) for n in chosen]
         for tracker in self.trackers:
             stack.callback(tracker.close)
 
@@ -485,9 +487,8 @@ class SRFTTrainer:
 
     def _exported(self) -> bool:
         """Whether the final model was written, after this very step and by this very recipe."""
-        return self.world.from_main(
-            lambda: is_exported(self.run.model, self.args, self.run, self.state.step), "the model"
-        )
+        where = (self.run.model, self.args, self.run, self.state.step)
+        return self.world.from_main(lambda: is_exported(*where), "the model")
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)
