@@ -6,6 +6,8 @@ import torch
 from scipy import stats
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from srft.config import parse_config, section
+from srft.errors import ConfigError
 from srft.rollout.sampling import draw, sampling_logprobs, uniforms
 from srft.types import SamplingParams
 
@@ -130,3 +132,17 @@ def test_a_row_of_nan_says_so_and_leaves_its_neighbours_alone():
     assert logprob[1].isnan() and 0 <= token[1] < 700
     assert token[[0, 2]].tolist() == alone[0].tolist()
     assert logprob[[0, 2]].tolist() == alone[1].tolist()
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.8}, {"top_k": 20}, {"min_p": 0.1}])
+def test_rollouts_of_a_truncated_distribution_are_refused_with_the_reason(cut):
+    with pytest.raises(ConfigError, match=rf"{next(iter(cut))}.*importance weights are biased"):
+        parse_config({"rollout": cut})
+    with pytest.raises(ConfigError, match=r"evaluation\.top_p"):
+        section("rollout", cut)
+
+
+def test_truncation_that_is_off_is_read_and_evaluation_may_truncate():
+    config = parse_config({"rollout": {"top_p": 1.0, "top_k": 0}, "evaluation": {"top_p": 0.8}})
+    params = config.rollout.sampling_params()
+    assert (params.top_p, params.top_k, config.evaluation.top_p) == (1.0, 0, 0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import chain, pairwise
 
 import pytest
@@ -69,6 +70,33 @@ def test_the_fallback_engine_samples_the_same_rollouts(model, tokenizer):
     for a, b in zip(chain.from_iterable(ours), chain.from_iterable(theirs), strict=True):
         assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
         assert torch.allclose(torch.tensor(a.logprobs), torch.tensor(b.logprobs), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"repetition_penalty": 3.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(9))},
+        {"bad_words_ids": [[7]]},
+        {"do_sample": True, "top_k": 2, "temperature": 0.1},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_generation_settings_of_a_model_do_not_change_what_is_sampled(model, tokenizer, setting):
+    requests = [RolloutRequest((5, 6, 7), 3, 0)]
+    params = SamplingParams(max_tokens=12)
+    engine = GenerateEngine(model, tokenizer, RolloutConfig())
+    expected = engine.generate(requests, params)
+    own = model.generation_config
+    model.generation_config = copy.deepcopy(own)
+    model.generation_config.update(**setting)
+    changed = model.generation_config
+    try:
+        assert engine.generate(requests, params) == expected
+        assert model.generation_config is changed
+    finally:
+        model.generation_config = own
 
 
 def test_only_tokens_that_can_complete_a_stop_string_are_looked_at(tokenizer):

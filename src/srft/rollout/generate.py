@@ -7,13 +7,15 @@ a rollout is the same as the embedded engine's, up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
@@ -96,18 +98,19 @@ class GenerateEngine:
         seeds = [request.seed + i for request, (_, i) in zip(requests, pairs, strict=True)]
         sampler = _Sampler(params, seeds, width, device)
         criterion = _Criterion(stop, width)
-        self.model.generate(
-            torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=params.max_tokens,
-            # Never met: the stop rule ends rows, so every row keeps producing real tokens.
-            eos_token_id=None,
-            pad_token_id=0,
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([criterion]),
-        )
+        with _unchanged_scores(self.model):
+            self.model.generate(
+                torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=params.max_tokens,
+                # Never met: the stop rule ends rows, so every row keeps producing real tokens.
+                eos_token_id=None,
+                pad_token_id=0,
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([criterion]),
+            )
         return [
             self._completion(stop, params, tokens, logprobs)
             for tokens, logprobs in zip(*sampler.drawn(), strict=True)
@@ -125,6 +128,18 @@ class GenerateEngine:
             text=stop.text(kept, by_token),
             finish_reason="stop" if stopped else "length",
         )
+
+
+@contextmanager
+def _unchanged_scores(model: Any) -> Iterator[None]:
+    """Without the model's own generation settings (a repetition penalty, suppressed tokens): rollouts
+    are drawn from the distribution that the trainer scores them under."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(cache_implementation=own.cache_implementation)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Sampler(LogitsProcessor):

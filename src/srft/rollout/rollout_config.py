@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from srft.types import SamplingParams
 
 
+# Refused but for these, which mean off (and stand in recipes of older runs).
+_TRUNCATIONS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
 class VLLMConfig(BaseModel):
     """vLLM's own settings: of the engine in this process, and of a server that ``srft serve``
     starts. Where nothing is set, what the recipe and the device ask for."""
@@ -143,16 +147,6 @@ class RolloutConfig(BaseModel):
     temperature: float = Field(
         1.0, ge=0.0, description="Logits are divided by this before sampling; 0 means greedy."
     )
-    top_p: float = Field(
-        1.0,
-        gt=0.0,
-        le=1.0,
-        description="Sample among the smallest set of tokens whose probability reaches this; "
-        "1 means all tokens.",
-    )
-    top_k: int = Field(
-        0, ge=0, description="Sample among this many most probable tokens; 0 means all tokens."
-    )
     max_tokens: int = Field(
         256, ge=1, description="Longest response, in tokens, stop token included."
     )
@@ -193,6 +187,21 @@ class RolloutConfig(BaseModel):
         "of the trainer's own forward pass, and refuse to train where they differ.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_the_whole_distribution(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        cut = [name for name, off in _TRUNCATIONS.items() if values.get(name, off) != off]
+        if cut:
+            raise ValueError(
+                f"{' and '.join(cut)}: rollouts are sampled from the whole distribution, because that "
+                "is what the trainer scores them under: from a truncated one the engine's "
+                "log-probabilities are renormalised, the trainer's are not, and importance weights "
+                "are biased. Leave it out; evaluation has evaluation.top_p and evaluation.top_k"
+            )
+        return {key: value for key, value in values.items() if key not in _TRUNCATIONS}
+
     @field_validator("servers")
     @classmethod
     def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,8 +237,6 @@ class RolloutConfig(BaseModel):
 
         return SamplingParams(
             temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
             max_tokens=self.max_tokens,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
