@@ -136,6 +136,20 @@ class ControlTokens:
                 results.append(error)
         return results
 
+    def encode_alone(self, rendered: Rendered) -> tuple[int, ...]:
+        """Token ids of a text as in the middle of another one. Raises RowError."""
+        # Behind a control token no tokenizer takes it for the beginning of a text.
+        before = next((w for w in self.id_of if self._stands_alone(w)), "")
+        (ids,) = self.encode([rendered.with_text(before + rendered.marked)])
+        if isinstance(ids, RowError):
+            raise ids
+        return ids[1:] if before else ids
+
+    def _stands_alone(self, word: str) -> bool:
+        return self.id_of[word] in self.tokenizer.added_tokens_decoder and not self._swallows(
+            word, "rstrip"
+        )
+
     def _tokenize(self, texts: Sequence[str], as_text: bool = False) -> list[list[int]]:
         """``as_text``: special tokens spelled in the text are cut up like any other text."""
         if not texts:

@@ -19,6 +19,8 @@ _WRITTEN = (
 _EXPLAINED = {
     "apart": "the last token of the prompt and the first of the response would be one token in the "
     "whole conversation; learned is the response after the prompt's own tokens, as it is sampled",
+    "space": "have other white space before them in the whole conversation: learned is what the "
+    "template writes behind the prompt, after the prompt's own white space",
     "inside": "have no thinking, but the prompt has opened `<think>`, which the whole conversation "
     "has not: they are learned as thinking. Give demonstrations with `<think>...</think>`, or a "
     "template that does not open it (data.chat_template_kwargs: {enable_thinking: false}, where it "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ _THINK_OPEN = re.compile(r"<think>\s*\Z")
 _THINK_START = re.compile(r"\A\s*<think>\s*")
 _PLAIN_LABELS = {"user": "User: ", "assistant": "Assistant: "}
 
-Difference = Literal["written", "inside", "dropped", "twice", "other", "refused", "no_end"]
+Difference = Literal["written", "space", "inside", "dropped", "twice", "other", "refused", "no_end"]
 """How a response differs from its demonstration (``written``) or from the whole conversation."""
 
 
@@ -206,9 +206,14 @@ class Template:
                 if says_more:
                     raise
                 differences = ("refused",)
-            body = self._behind(prompt, official)
-            if body is not None:
-                return self._taken(body, given, conversation.marks, cut)
+            # However much white space the two have between them.
+            for begun in (prompt.marked, prompt.marked.rstrip()):
+                if self._tail is not None and official.startswith(begun):
+                    body = official[len(begun) :]
+                    spaced = begun != prompt.marked
+                    body = body.lstrip() if spaced else body
+                    taken = self._taken(body, given, conversation.marks, cut)
+                    return replace(taken, differences=("space",)) if spaced else taken
         if says_more:
             raise RowError(
                 "has thinking or tool calls in a message, and with this chat template the whole "
@@ -235,16 +240,6 @@ class Template:
         else:
             message = self.forms.read([*messages, message], conversation.tools, source, True)[-1]
         return self._apply([*messages, message], conversation.tools, whole=True)
-
-    def _behind(self, prompt: Rendered, official: str) -> str | None:
-        """What stands behind the prompt in the whole conversation, however much white space is between
-        them; None where that does not begin with the prompt, or shows no assistant's message."""
-        if self._tail is None:
-            return None
-        if official.startswith(prompt.marked):
-            return official[len(prompt.marked) :]
-        bare = prompt.marked.rstrip()
-        return official[len(bare) :].lstrip() if official.startswith(bare) else None
 
     def _taken(self, body: str, given: str, marks: Mapping[str, str], cut: bool) -> Response:
         """A response from what the template writes behind the prompt, up to its end token."""

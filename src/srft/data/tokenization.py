@@ -257,10 +257,10 @@ def _ids(
             apart = False
         else:
             # A token would span the boundary, which no sampled response can have.
-            (alone,) = template.controls.encode([response.rendered])
-            if isinstance(alone, RowError):
-                return RowError(f"demonstration {alone}")
-            ids, apart = alone, True
+            try:
+                ids, apart = template.controls.encode_alone(response.rendered), True
+            except RowError as error:
+                return RowError(f"demonstration {error}")
         if template.jinja is not None:
             tally.differences.add(written.example, written.prompt, response, apart)
         demonstrations.append((response.text, template.ended(ids)))
