@@ -42,6 +42,7 @@ _NUMBER = re.compile(r"\s*[-+]?[\d,]*\.?\d+\s*")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _CHAT = ("messages", "conversations")
 _OWN = ("demonstration", "demonstrations")
+_TURNS = "prompt, and the assistant's last turn as demonstration"
 _LONGEST_PLAIN = 40  # digits of a number written without an exponent
 
 # Names that other datasets give to the three roles, the most telling first.
@@ -74,7 +75,7 @@ class Format:
         """Path of a column -> what it is used for, in words."""
         used: dict[str, str] = {}
         parts = (
-            (self.prompt, "prompt and demonstration" if self.chat else "prompt"),
+            (self.prompt, _TURNS if self.chat else "prompt"),
             (self.context, "rest of the prompt"),
             (self.system, "system message"),
             *((path, "demonstration") for path in self.demonstrations),
