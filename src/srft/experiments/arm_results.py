@@ -143,19 +143,13 @@ def _without_scores(run: RunFigures) -> dict[str, Any]:
 
 def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> ExperimentResult:
     """Reads the finished runs and computes every figure."""
-    runs = [
-        read_figures(job, untrained=_arm(experiment, job.arm).untrained)
-        for job in plan
-        if ledger.outcomes[job.name].status == "finished"
-    ]
-    by_arm: dict[str, list[RunFigures]] = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, []).append(run)
-    reference = by_arm.get(experiment.reference, [])
+    runs = [read_figures(job) for job in plan if ledger.outcomes[job.name].status == "finished"]
+    by_arm = {arm.name: [run for run in runs if run.arm == arm.name] for arm in experiment.arms}
+    reference = by_arm[experiment.reference]
     arms = [
-        summarize(by_arm[arm.name], reference, arm.name == experiment.reference)
-        for arm in experiment.arms
-        if arm.name in by_arm
+        summarize(found, [] if name == experiment.reference else reference)
+        for name, found in by_arm.items()
+        if found
     ]
     outcomes = ledger.outcomes
     return ExperimentResult(
@@ -167,10 +161,6 @@ def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> Exper
         _setting(plan, experiment.reference),
         ledger.stopped_by,
     )
-
-
-def _arm(experiment: Experiment, name: str) -> Any:
-    return next(arm for arm in experiment.arms if arm.name == name)
 
 
 def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
@@ -190,7 +180,7 @@ def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
     }
 
 
-def read_figures(job: Job, untrained: bool = False) -> RunFigures:
+def read_figures(job: Job) -> RunFigures:
     """The figures of a finished run; those of the base model have no costs."""
     marks = json.loads((job.folder / FINISHED).read_text())
     metrics = read_jsonl(job.folder / "metrics.jsonl")
@@ -200,7 +190,7 @@ def read_figures(job: Job, untrained: bool = False) -> RunFigures:
     at_step = {record["name"]: record for record in evaluations if record["step"] == step}
     outside = _outside(job)
     greedy = read_jsonl(job.folder / GREEDY)
-    end = {} if untrained else metrics[-1]
+    end = {} if job.untrained else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
     taught = 0.0 if untrained else sum(row.get("train/teacher_tokens", 0.0) for row in metrics)
@@ -211,14 +201,14 @@ def read_figures(job: Job, untrained: bool = False) -> RunFigures:
         folder=str(job.folder),
         scores=_by_part(at_step.values(), outside),
         greedy=_by_part(greedy, outside),
-        steps=0 if untrained else len(metrics),
-        refused=0 if untrained else marks["refused"],
+        steps=0 if job.untrained else len(metrics),
+        refused=0 if job.untrained else marks["refused"],
         parameters=marks["parameters"],
         sampled_tokens=sampled,
         trained_tokens=trained,
         flops=marks["parameters"] * (6 * trained + 2 * (sampled + taught)),
         seconds=float(end.get("total/seconds", 0.0)),
-        last={key: None if untrained else _mean(tail, name) for key, name in _LAST.items()},
+        last={key: None if job.untrained else _mean(tail, name) for key, name in _LAST.items()},
     )
 
 
@@ -250,21 +240,15 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def summarize(
-    runs: Sequence[RunFigures], reference: Sequence[RunFigures], is_reference: bool
-) -> ArmFigures:
-    """Means, intervals and the paired difference to the reference's runs."""
-    others = [] if is_reference else reference
-    accuracy, difference = _judge(runs, others, "scores")
-    greedy, greedy_difference = _judge(runs, others, "greedy")
+def summarize(runs: Sequence[RunFigures], reference: Sequence[RunFigures]) -> ArmFigures:
+    """Means, intervals and the paired difference to the reference's runs, where there are any."""
+    accuracy, difference = _judge(runs, reference, "scores")
+    greedy, greedy_difference = _judge(runs, reference, "greedy")
     families = {
         part: {f: float(np.mean([run.scores[part][f] for run in runs])) for f in found}
         for part, found in runs[0].scores.items()
     }
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(run, name) for run in runs]))
-
+    costs = ("sampled_tokens", "trained_tokens", "flops", "seconds")
     return ArmFigures(
         name=runs[0].arm,
         seeds=len(runs),
@@ -273,10 +257,7 @@ def summarize(
         families=families,
         greedy=greedy,
         greedy_difference=greedy_difference,
-        sampled_tokens=mean("sampled_tokens"),
-        trained_tokens=mean("trained_tokens"),
-        flops=mean("flops"),
-        seconds=mean("seconds"),
+        **{cost: float(np.mean([getattr(run, cost) for run in runs])) for cost in costs},
         refused=sum(run.refused for run in runs),
         last={key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
     )

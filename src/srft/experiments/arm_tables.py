@@ -44,15 +44,11 @@ def markdown(result: ExperimentResult) -> str:
             READING.format(reference=result.experiment.reference),
         ]
         if any(arm.greedy for arm in result.arms):
-            blocks += [
-                "Decoded greedily:",
-                markdown_grid(*accuracy_rows(result, greedy=True), texts=1),
-            ]
-        blocks += [
-            markdown_grid(*family_rows(result.arms), texts=1),
-            markdown_grid(*cost_rows(result.arms), texts=1),
-            COSTS,
-        ]
+            greedy = markdown_grid(*accuracy_rows(result, greedy=True), texts=1)
+            blocks += ["Decoded greedily:", greedy]
+        for rows in (family_rows(result.arms), cost_rows(result.arms)):
+            blocks.append(markdown_grid(*rows, texts=1))
+        blocks.append(COSTS)
     if result.failed:
         blocks.append(
             "Failed:\n" + "\n".join(f"- {n}: {e.splitlines()[0]}" for n, e in result.failed.items())
@@ -126,26 +122,14 @@ def cost_rows(arms: Sequence[ArmFigures]) -> Rows:
     """What each arm cost and how its training ended."""
     head = ["arm", "sampled tokens", "trained tokens", "TFLOP", "seconds", "refused steps"]
     head += ["reward", "entropy", "length"]
+    forms = {"reward": ".3f", "entropy": ".3f", "length": ".1f"}
     rows = []
     for arm in arms:
-        rows.append(
-            [
-                arm.name,
-                f"{arm.sampled_tokens:,.0f}",
-                f"{arm.trained_tokens:,.0f}",
-                f"{arm.flops / 1e12:.2f}",
-                f"{arm.seconds:.0f}",
-                str(arm.refused),
-                _figure(arm.last["reward"], "{:.3f}"),
-                _figure(arm.last["entropy"], "{:.3f}"),
-                _figure(arm.last["length"], "{:.1f}"),
-            ]
-        )
+        tokens = [f"{arm.sampled_tokens:,.0f}", f"{arm.trained_tokens:,.0f}"]
+        costs = [f"{arm.flops / 1e12:.2f}", f"{arm.seconds:.0f}", str(arm.refused)]
+        last = ["" if (v := arm.last[k]) is None else f"{v:{form}}" for k, form in forms.items()]
+        rows.append([arm.name, *tokens, *costs, *last])
     return head, rows
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
 
 
 def render(result: ExperimentResult) -> Table:

@@ -20,6 +20,11 @@ GRPO = Arm("grpo", "grpo")
 SFT_RL = Arm("sft->rl", stages=(Leg("sft", 0.5), Leg("grpo", 0.5)))
 
 
+def _each(names: str) -> tuple[Arm, ...]:
+    """Methods by their own names."""
+    return tuple(Arm(name, name) for name in names.split())
+
+
 def _srft(name: str, **switches: Any) -> Arm:
     return Arm(name, "srft", switches)
 
@@ -32,6 +37,17 @@ def _in_turn(name: str, *legs: tuple[str, float], **switches: Any) -> Arm:
     )
 
 
+COEFFICIENTS = (
+    *(_srft(f"c_SFT {c:g}", sft_coefficient=c) for c in (0.05, 5.0)),
+    *(_srft(f"c_RL {c:g}", rl_coefficient=c) for c in (0.01, 1.0)),
+)
+LEFT_OUT = (
+    Arm("without SFT", "srft-no-sft"),
+    Arm("without demo RL", "srft-no-demo-rl"),
+    Arm("without rollouts", "srft-no-rollout"),
+)
+POSITIVE_ENTROPY = _srft("w_SFT with +H", sft_entropy_sign=1)
+
 TABLE1 = Experiment(
     "table1",
     "Table 1: the order of stages",
@@ -43,12 +59,8 @@ TABLE1 = Experiment(
         _in_turn("rl->sft", ("grpo", 0.5), ("sft", 0.5)),
         # The KL is taken on rollouts, which a stage of SFT alone does not have: its SFT + RL stand-in
         # with the RL term at weight 0 samples them for the KL only.
-        Arm(
-            "rl->sft+kl",
-            stages=(
-                Leg("grpo", 0.5),
-                Leg("sft+rl", 0.5, {"weight_rollout": 0.0, "kl_coefficient": 0.1}),
-            ),
+        _in_turn(
+            "rl->sft+kl", ("grpo", 0.5), ("sft+rl", 0.5), weight_rollout=0.0, kl_coefficient=0.1
         ),
         SRFT,
     ),
@@ -59,28 +71,12 @@ TABLE2 = Experiment(
     "Table 2: SRFT among its peers",
     (
         BASE,
-        SFT,
-        Arm("dft", "dft"),
-        GRPO,
+        *_each("sft dft grpo"),
         # Zero-RL did better at a lower rate in the sweep that chose the common one.
         Arm("grpo, 2e-4", "grpo", recipe={"train": {"learning_rate": 2e-4}}),
-        *(Arm(name, name) for name in ("dr-grpo", "dapo")),
+        *_each("dr-grpo dapo"),
         SFT_RL,
-        *(
-            Arm(name, name)
-            for name in (
-                "sft+rl",
-                "luffy",
-                "relift",
-                "hpt",
-                "chord",
-                "chord-phi",
-                "uft",
-                "prefix-rft",
-                "srft-official",
-                "srft-hpt",
-            )
-        ),
+        *_each("sft+rl luffy relift hpt chord chord-phi uft prefix-rft srft-official srft-hpt"),
         SRFT,
     ),
 )
@@ -89,10 +85,9 @@ LONGER = Experiment(
     "longer",
     "Table 2's main arms, with three times the steps",
     (
-        *(Arm(name, name) for name in ("sft", "dft", "grpo", "dr-grpo", "dapo")),
+        *_each("sft dft grpo dr-grpo dapo"),
         SFT_RL,
-        *(Arm(name, name) for name in ("sft+rl", "luffy", "srft-official", "srft-hpt")),
-        SRFT,
+        *_each("sft+rl luffy srft-official srft-hpt srft"),
     ),
     recipe={"train": {"steps": 120}},
 )
@@ -104,18 +99,13 @@ TABLE3 = Experiment(
         SRFT,
         Arm("w_SFT = 1", "srft-wsft1"),
         Arm("w_RL = 1", "srft-wrl1"),
-        Arm("without SFT", "srft-no-sft"),
-        Arm("without demo RL", "srft-no-demo-rl"),
-        Arm("without rollouts", "srft-no-rollout"),
-        Arm("sft+rl", "sft+rl"),
-        _srft("w_SFT with +H", sft_entropy_sign=1),
+        *LEFT_OUT,
+        *_each("sft+rl"),
+        POSITIVE_ENTROPY,
         _srft("w_RL with constant c", rl_entropy_sign=0),
         _srft("H per sequence", entropy_level="sequence"),
         _srft("H per batch", entropy_level="batch"),
-        _srft("c_SFT 0.05", sft_coefficient=0.05),
-        _srft("c_SFT 5", sft_coefficient=5.0),
-        _srft("c_RL 0.01", rl_coefficient=0.01),
-        _srft("c_RL 1", rl_coefficient=1.0),
+        *COEFFICIENTS,
     ),
 )
 
@@ -146,13 +136,13 @@ DEFAULTS = Experiment(
 EVERY_METHOD = Experiment(
     "methods",
     "Every method trains",
-    tuple(Arm(name, name) for name in METHODS),
+    _each(" ".join(METHODS)),
 )
 
 FIGURES = Experiment(
     "figures",
     "Figures 4 to 6: training curves",
-    (SFT, GRPO, SFT_RL, Arm("sft+rl", "sft+rl"), SRFT),
+    (SFT, GRPO, SFT_RL, *_each("sft+rl"), SRFT),
     recipe={
         "evaluation": {"every_steps": 10, "at_start": "true"},
         "data": {"eval_limit": 80},
@@ -164,13 +154,12 @@ QUESTION1 = Experiment(
     "Question 1: coefficients over orders of magnitude, and weights of the three losses",
     (
         SRFT,
-        *(_srft(f"c_SFT {c:g}", sft_coefficient=c) for c in (0.05, 5.0)),
-        *(_srft(f"c_RL {c:g}", rl_coefficient=c) for c in (0.01, 1.0)),
+        *COEFFICIENTS,
         # A weight of 10 on the SFT term is a coefficient 10 times as large, and stands above.
         *(_srft(f"demo RL x {w:g}", weight_demo_rl=w) for w in (0.1, 10.0)),
         *(_srft(f"rollouts x {w:g}", weight_rollout=w) for w in (0.1, 10.0)),
         _srft("constant weights", sft_entropy_sign=0, rl_entropy_sign=0),
-        _srft("w_SFT with +H", sft_entropy_sign=1),
+        POSITIVE_ENTROPY,
     ),
 )
 
@@ -179,9 +168,7 @@ QUESTION2 = Experiment(
     "Question 2: one loss left out, and one alone",
     (
         SRFT,
-        Arm("without SFT", "srft-no-sft"),
-        Arm("without demo RL", "srft-no-demo-rl"),
-        Arm("without rollouts", "srft-no-rollout"),
+        *LEFT_OUT,
         _srft("SFT alone", weight_demo_rl=0.0, weight_rollout=0.0),
         _srft("demo RL alone", weight_sft=0.0, weight_rollout=0.0),
         _srft("rollouts alone", weight_sft=0.0, weight_demo_rl=0.0),
@@ -238,7 +225,7 @@ QUESTION5 = Experiment(
 QUESTION6 = Experiment(
     "question6",
     "Question 6: models for Figures 2 and 3",
-    (SFT, Arm("dft", "dft"), GRPO, SFT_RL, SRFT),
+    (*_each("sft dft grpo"), SFT_RL, SRFT),
     recipe={
         "run": {
             "samples_every": 10,

@@ -34,13 +34,15 @@ HEAVY = ("checkpoints", "model", "best", "refused")
 
 @dataclass(frozen=True)
 class Job:
-    """One arm under one seed. ``digest`` stands for all that its outcome depends on."""
+    """One arm under one seed. ``digest`` stands for all that its outcome depends on. untrained: the run
+    is there for its evaluation alone."""
 
     arm: str
     seed: int
     config: SRFTConfig
     folder: Path
     digest: str
+    untrained: bool = False
 
     @property
     def name(self) -> str:
@@ -216,3 +218,4 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

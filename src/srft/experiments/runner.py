@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import queue
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
 from srft.experiments.arm_results import ExperimentResult, gather
 from srft.experiments.arm_tables import write_tables
+from srft.experiments.demonstrations import make_demonstrations
 from srft.experiments.experiment import Experiment, arm_recipe, base_recipe
 from srft.experiments.process import (
     HEAVY,
@@ -39,6 +32,7 @@ from srft.experiments.process import (
     recipe_digest,
 )
 from srft.runs.files import read_jsonl
+from srft.runs.run_dir import RunDir, recipe_changes
 from srft.trainer.clean_stop import StopRequest
 from srft.trainer.setup import build_methods
 
@@ -67,7 +61,9 @@ def run_experiment(
     console = console or Console()
     base = base_recipe(experiment, overrides)
     check_arms(experiment, base, out)
-    data = _demonstrations(experiment, base, out, console)
+    data: Mapping[str, str] = {}
+    if any(arm.demonstrations != "expert" for arm in experiment.arms):
+        data = make_demonstrations(base, out / "demonstrations", console)
     plan = plan_jobs(experiment, base, out, seeds, data)
     check_unmixed(plan)
     with _alone(out / experiment.name):
@@ -85,17 +81,6 @@ def check_arms(experiment: Experiment, base: SRFTConfig, out: Path) -> None:
     """
     for arm in experiment.arms:
         build_methods(arm_recipe(arm, base, seed=0, folder=out))
-
-
-def _demonstrations(
-    experiment: Experiment, base: SRFTConfig, out: Path, console: Console
-) -> Mapping[str, str]:
-    """Training files of the arms that do not learn from the expert, made where they are missing."""
-    if all(arm.demonstrations == "expert" for arm in experiment.arms):
-        return {}
-    from srft.experiments.demonstrations import make_demonstrations
-
-    return make_demonstrations(base, out / "demonstrations", console)
 
 
 def plan_jobs(
@@ -116,7 +101,8 @@ def plan_jobs(
                 keep_model=experiment.keep_models,
                 data=data.get(arm.demonstrations),
             )
-            planned.append(Job(arm.name, seed, config, folder, recipe_digest(config)))
+            job = Job(arm.name, seed, config, folder, recipe_digest(config), arm.untrained)
+            planned.append(job)
     return planned
 
 
@@ -128,8 +114,6 @@ def check_unmixed(plan: Sequence[Job]) -> None:
         path = job.folder / "config.yaml"
         if not path.is_file():
             continue
-        from srft.runs.run_dir import RunDir, recipe_changes
-
         other = finished_digest(job.folder)
         recipe = job.config.to_yaml(redacted=True)
         changed = [c for c in recipe_changes(RunDir(job.folder), recipe) if c[:4] != "run."]
@@ -151,68 +135,45 @@ def make_runs(
     make_runner: Callable[[], Runner],
     title: str,
 ) -> Ledger:
-    """Works the plan off with ``jobs`` runners side by side."""
-    outcomes: dict[str, Outcome] = {}
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    shared = threading.Lock()
-    for job in plan:
-        if finished_digest(job.folder) == job.digest:
-            outcomes[job.name] = Outcome("finished")
-        else:
-            waiting.put(job)
-    with _environment(), StopRequest() as stop, _progress(console) as bar:
+    """Works the plan off with ``jobs`` runners side by side, each waited for by a thread."""
+    outcomes = {j.name: Outcome("finished") for j in plan if finished_digest(j.folder) == j.digest}
+    waiting = [job for job in plan if job.name not in outcomes]
+    told = set(outcomes)
+    runners = [make_runner() for _ in range(max(1, min(jobs, len(waiting))))]
+    idle: queue.SimpleQueue[Runner] = queue.SimpleQueue()
+    for runner in runners:
+        idle.put(runner)
+    copying = threading.Lock()
+    bar = Progress(console=console, disable=not console.is_terminal)
+    with StopRequest() as stop, bar, ThreadPoolExecutor(len(runners)) as threads:
+
+        def make(job: Job) -> None:
+            if stop.requested:
+                return
+            with copying:
+                copied = copy_same_run(job, out)
+            runner = idle.get()
+            outcome = Outcome("finished") if copied else runner.run(job)
+            idle.put(runner)
+            if outcome.status == "failed" and stop.requested:
+                outcome = Outcome("stopped")  # the signal reached it before it could listen
+            outcomes[job.name] = outcome
+
         task = bar.add_task(title, total=sum(job.config.total_steps for job in plan))
-        lanes = [
-            _Lane(make_runner(), waiting, outcomes, stop, out, shared)
-            for _ in range(max(1, min(jobs, waiting.qsize())))
-        ]
-        for lane in lanes:
-            lane.start()
-        told: set[str] = set(outcomes)
-        unasked = list(lanes)
-        while any(lane.is_alive() for lane in lanes):
-            time.sleep(_POLL_SECONDS)
+        unasked = list(runners)
+        left = {threads.submit(make, job) for job in waiting}
+        while left:
+            ended, left = wait(left, _POLL_SECONDS)
+            for future in ended:
+                future.result()
             if stop.requested == "SIGTERM":  # a Ctrl-C reaches the children by itself
-                unasked = [lane for lane in unasked if not lane.runner.interrupt()]
+                unasked = [runner for runner in unasked if not runner.interrupt()]
             done, steps = _advance(plan, outcomes)
             bar.update(task, completed=steps, description=f"{title}, {done}/{len(plan)} runs")
             _tell(plan, outcomes, told, console)
-        for lane in lanes:
-            lane.runner.close()
-        _tell(plan, outcomes, told, console)
-        bar.update(task, completed=_advance(plan, outcomes)[1])
+        for runner in runners:
+            runner.close()
     return Ledger({j.name: outcomes.get(j.name, Outcome("stopped")) for j in plan}, stop.requested)
-
-
-class _Lane(threading.Thread):
-    """Takes jobs until there are none or somebody wants to stop."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        waiting: queue.SimpleQueue[Job],
-        outcomes: dict[str, Outcome],
-        stop: StopRequest,
-        out: Path,
-        shared: threading.Lock,
-    ) -> None:
-        super().__init__(name="srft-lane", daemon=True)
-        self.runner = runner
-        self._waiting, self._outcomes, self._stop_request = waiting, outcomes, stop
-        self._out, self._shared = out, shared
-
-    def run(self) -> None:
-        while not self._stop_request.requested:
-            try:
-                job = self._waiting.get_nowait()
-            except queue.Empty:
-                return
-            with self._shared:
-                copied = copy_same_run(job, self._out)
-            outcome = Outcome("finished") if copied else self.runner.run(job)
-            if outcome.status == "failed" and self._stop_request.requested:
-                outcome = Outcome("stopped")  # the signal reached it before it could listen
-            self._outcomes[job.name] = outcome
 
 
 def copy_same_run(job: Job, out: Path) -> bool:
@@ -250,17 +211,12 @@ def _tell(
             continue
         told.add(job.name)
         colour = {"finished": "green", "failed": "red", "stopped": "yellow"}[outcome.status]
-        accuracy = _last_accuracy(job.folder) if outcome.status == "finished" else None
-        rest = f" {accuracy:.1%}" if accuracy is not None else f" {escape(outcome.error or '')}"
+        rest = f" {escape(outcome.error or '')}"
+        if outcome.status == "finished":
+            rest = f" {read_jsonl(job.folder / 'evaluation.jsonl')[-1]['accuracy']:.1%}"
         console.print(
             f"[{colour}]{outcome.status}[/] {job.name}{rest}", highlight=False, soft_wrap=True
         )
-
-
-def _last_accuracy(folder: Path) -> float | None:
-    path = folder / "evaluation.jsonl"
-    records = read_jsonl(path)
-    return records[-1]["accuracy"] if records else None
 
 
 @contextmanager
@@ -279,33 +235,3 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"{folder}: another process makes these runs; wait for it, or choose another --out"
             ) from error
         yield
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """Child processes are to use one thread each from their first import on."""
-    wanted = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
