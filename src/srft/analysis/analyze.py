@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,14 +33,6 @@ logger = logging.getLogger(__name__)
 
 BROWSED = 300
 """Responses whose tokens go into the page."""
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """One model against the base: token figures, in the order of the responses."""
-
-    name: str
-    shift: TokenShift
 
 
 def analyze(
@@ -80,6 +72,7 @@ def analyze(
     """
     if not models:
         raise ConfigError("analyze: give at least one model, the base first")
+    from srft.analysis.distributions import compare
     from srft.model.loading import load_tokenizer
 
     say = progress or logger.info
@@ -94,9 +87,13 @@ def analyze(
     tokenized, notes = tokenize(responses, tokenizer, data_config, max_tokens)
 
     base = open_weights(sources[0], device)
-    scored = _score_all(base, sources, tokenized, device, say)
+    scored: dict[str, TokenShift] = {}
+    for source in sources[1:]:  # two models are in memory at a time
+        say(f"scoring {source.name}")
+        scored[source.name] = compare(base, open_weights(source, device), tokenized)
     texts, classes = _describe(tokenized, tokenizer)
-    shifts = _shifts(scored, tokenized, texts, classes, sources[0].name, threshold, seed)
+    settled = {"base": sources[0].name, "threshold": threshold, "seed": seed}
+    shifts = tuple(_shifts(scored, tokenized, texts, classes, **settled))
     dynamics = _dynamics(base, sources[0].name, scored, read, references, tokenized, device, say)
     say("gradients")
     view = _gradient(base, sources[0].name, method, read, tokenized, notes)
@@ -108,7 +105,7 @@ def analyze(
         threshold=threshold,
         seed=seed,
         notes=tuple(notes),
-        shifts=tuple(shifts),
+        shifts=shifts,
         dynamics=dynamics,
         gradient=view,
         out=target,
@@ -133,23 +130,6 @@ def _named(sources: list[Source]) -> list[Source]:
     return named
 
 
-def _score_all(
-    base: Any,
-    sources: Sequence[Source],
-    tokenized: list[TokenizedResponse],
-    device: str,
-    say: Callable,
-) -> list[_Scored]:
-    """Each further model against the base; two models are in memory at a time."""
-    from srft.analysis.distributions import compare
-
-    scored = []
-    for source in sources[1:]:
-        say(f"scoring {source.name}")
-        scored.append(_Scored(source.name, compare(base, open_weights(source, device), tokenized)))
-    return scored
-
-
 def _describe(
     tokenized: Sequence[TokenizedResponse], tokenizer: Any
 ) -> tuple[list[str], list[str]]:
@@ -168,37 +148,26 @@ def _kinds(tokenized: Sequence[TokenizedResponse]) -> list[str]:
 
 
 def _shifts(
-    scored: Sequence[_Scored],
+    scored: Mapping[str, TokenShift],
     tokenized: Sequence[TokenizedResponse],
     texts: list[str],
     classes: list[str],
-    base: str,
-    threshold: float,
-    seed: int,
-) -> list[Shift]:
+    **settings: Any,
+) -> Iterator[Shift]:
+    """Every model on every kind of response. settings: of ``summarize``."""
     kind_S = np.asarray([t.response.kind for t in tokenized])
     text_T, class_T = np.asarray(texts, dtype=object), np.asarray(classes)
-    return [
-        summarize(
-            item.shift.rows(keep_T),
-            class_T[keep_T].tolist(),
-            text_T[keep_T].tolist(),
-            model=item.name,
-            base=base,
-            kind=kind,
-            threshold=threshold,
-            seed=seed,
-        )
-        for kind in _kinds(tokenized)
-        for item in scored
-        for keep_T in [(kind_S == kind)[item.shift.sequence_T]]
-    ]
+    for kind in _kinds(tokenized):
+        for name, shift in scored.items():
+            keep_T = (kind_S == kind)[shift.sequence_T]
+            of_kind = (shift.rows(keep_T), class_T[keep_T].tolist(), text_T[keep_T].tolist())
+            yield summarize(*of_kind, model=name, kind=kind, **settings)
 
 
 def _dynamics(
     base: Any,
     base_name: str,
-    scored: Sequence[_Scored],
+    scored: Mapping[str, TokenShift],
     runs: Sequence[Run],
     references: Sequence[str],
     tokenized: list[TokenizedResponse],
@@ -216,7 +185,7 @@ def _dynamics(
         name = source.name if source.name != base_name else f"{source.name} (reference)"
         vectors[name] = np.exp(token_logprobs(open_weights(source, device), tokenized))
     if not references:
-        vectors |= {item.name: np.exp(item.shift.logprob_after_T) for item in scored[:1]}
+        vectors |= {n: np.exp(s.logprob_after_T) for n, s in list(scored.items())[:1]}
     return learning_dynamics((base_name, base_T), vectors, runs, tokenized, device=device)
 
 
@@ -255,7 +224,7 @@ def _method(name: str | None, runs: Sequence[Run]) -> Method:
 
 
 def _records(
-    scored: Sequence[_Scored], tokenized: Sequence[TokenizedResponse], texts: Sequence[str]
+    scored: Mapping[str, TokenShift], tokenized: Sequence[TokenizedResponse], texts: Sequence[str]
 ) -> Iterator[Record]:
     """The first responses in the form of samples.jsonl, for the page's browser: a response a record,
     under each model in turn."""
@@ -264,19 +233,19 @@ def _records(
         r, at = t.response, slice(int(start[i]), int(start[i + 1]))
         seen = [
             {
-                "label": item.name,
+                "label": name,
                 "kind": r.kind,
                 "text": r.text,
                 "reward": r.reward,
                 "correct": r.correct,
                 "truncated": r.truncated,
                 "tokens": list(texts[at]),
-                "logprob": item.shift.logprob_after_T[at].tolist(),
-                "base_logprob": item.shift.logprob_before_T[at].tolist(),
-                "entropy": item.shift.entropy_before_T[at].tolist(),
-                "jsd": item.shift.jsd_T[at].tolist(),
+                "logprob": shift.logprob_after_T[at].tolist(),
+                "base_logprob": shift.logprob_before_T[at].tolist(),
+                "entropy": shift.entropy_before_T[at].tolist(),
+                "jsd": shift.jsd_T[at].tolist(),
             }
-            for item in scored
+            for name, shift in scored.items()
         ]
         prompt = list(r.prompt) if isinstance(r.prompt, tuple) else r.prompt
         yield {

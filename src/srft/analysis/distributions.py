@@ -155,16 +155,26 @@ def _rank(logits_TV: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def token_logprobs(model: PreTrainedModel, responses: Sequence[TokenizedResponse]) -> np.ndarray:
-    """log p of every response token under one model, all responses end to end (float64, nats)."""
+def token_figures(
+    model: PreTrainedModel, responses: Sequence[TokenizedResponse]
+) -> tuple[np.ndarray, np.ndarray]:
+    """log p and H of every response token under one model, all responses end to end (float64, nats)."""
     head = output_head(model)
     found: list[list[np.ndarray]] = [[] for _ in responses]
     for row, hidden in hidden_states(model, responses):
         target_T = torch.tensor(responses[row].ids, device=hidden.device)
         for part in tiles(len(target_T), head.weight.shape[0]):
             logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
-            found[row].append(logp.gather(1, target_T[part][:, None])[:, 0].cpu().numpy())
-    return np.concatenate([array for one in found for array in one]).astype(np.float64)
+            taken_T = logp.gather(1, target_T[part][:, None])[:, 0]
+            both = torch.stack([taken_T, _weighted(logp.exp(), -logp).sum(1)])
+            found[row].append(both.double().cpu().numpy())
+    logprob_T, entropy_T = np.concatenate([array for one in found for array in one], axis=1)
+    return logprob_T, entropy_T
+
+
+def token_logprobs(model: PreTrainedModel, responses: Sequence[TokenizedResponse]) -> np.ndarray:
+    """log p of every response token."""
+    return token_figures(model, responses)[0]
 
 
 def hidden_states(

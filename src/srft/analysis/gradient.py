@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srft.analysis.distributions import hidden_states, logits, tiles
+from srft.analysis.distributions import hidden_states, logits, tiles, token_figures
 from srft.analysis.responses import TokenizedResponse
 from srft.model.output_head import output_head
 from srft.objective.method import Method, Progress, Term
@@ -139,23 +139,10 @@ def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
     )
 
 
-@torch.no_grad()
 def _batch(
     model: PreTrainedModel, responses: Sequence[TokenizedResponse], table: SequenceTable
 ) -> TokenBatch:
-    head = output_head(model)
-    logprobs: list[list[Tensor]] = [[] for _ in responses]
-    entropies: list[list[Tensor]] = [[] for _ in responses]
-    for row, hidden in hidden_states(model, responses):
-        target_T = torch.tensor(responses[row].ids, device=hidden.device)
-        for part in tiles(len(target_T), head.weight.shape[0]):
-            logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
-            logprobs[row].append(logp.gather(1, target_T[part][:, None])[:, 0].cpu())
-            entropies[row].append(
-                torch.where(logp > -torch.inf, -logp.exp() * logp, 0.0).sum(1).cpu()
-            )
-    logprob_T = torch.cat([part for one in logprobs for part in one])
-    entropy_T = torch.cat([part for one in entropies for part in one])
+    logprob_T, entropy_T = map(torch.from_numpy, token_figures(model, responses))
     index = token_index(table)
     demo_T = table.is_demo_S[index.sequence_T]
     means = [float(entropy_T[mask].mean()) if mask.any() else 0.0 for mask in (demo_T, ~demo_T)]

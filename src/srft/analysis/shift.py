@@ -18,20 +18,16 @@ THRESHOLD = 0.1
 """The one among them that single figures refer to."""
 
 BINS = 10
-_EDGES = np.array([0, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0])
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens whose ``low`` <= x < ``high``, with means of what the names say."""
+    """Tokens whose ``low`` <= x < ``high``: mean |change|, and the share that changed."""
 
     low: float
     high: float
     tokens: int
-    entropy: float
     change: float
-    jsd: float
-    kl_forward: float
     changed: float
 
 
@@ -42,10 +38,7 @@ class ClassShift:
     name: str
     tokens: int
     share: float
-    share_of_change: float
-    entropy: float
-    change: float
-    jsd: float
+    share_of_change: Estimate
     changed: Estimate
 
 
@@ -67,8 +60,7 @@ class Shift:
     above each threshold. entropy_correlation: Spearman's between the base's entropy and |change|;
     entropy_jsd_correlation: the same with the JSD. top_fifth: share of the sum of |change| that
     falls on the fifth of the tokens with the base's highest entropy. by_entropy: bins of equal
-    numbers of tokens. by_position: tenths of the response. histogram: share of tokens per range of
-    |change|.
+    numbers of tokens. by_position: tenths of the response.
     """
 
     model: str
@@ -84,7 +76,6 @@ class Shift:
     by_entropy: tuple[Bin, ...]
     by_position: tuple[Bin, ...]
     by_class: tuple[ClassShift, ...]
-    histogram: tuple[tuple[float, float, float], ...]
     raised: tuple[TokenChange, ...]
     lowered: tuple[TokenChange, ...]
 
@@ -126,14 +117,21 @@ def summarize(
         entropy_correlation=draw.rank_correlation(entropy_T, size_T),
         entropy_jsd_correlation=draw.rank_correlation(entropy_T, shift.jsd_T),
         top_fifth=draw.ratio(size_T * high_T, size_T),
-        by_entropy=_bins(shift, entropy_T, _quantile_edges(entropy_T), changed_T),
-        by_position=_bins(shift, _relative_position(shift), np.linspace(0, 1, BINS + 1), changed_T),
-        by_class=tuple(
-            _class_shift(shift, name, class_T == name, changed_T, draw)
-            for name in CLASSES
-            if name in class_T
+        by_entropy=_bins(size_T, entropy_T, _quantile_edges(entropy_T), changed_T),
+        by_position=_bins(
+            size_T, _relative_position(shift), np.linspace(0, 1, BINS + 1), changed_T
         ),
-        histogram=_histogram(size_T),
+        by_class=tuple(
+            ClassShift(
+                name,
+                int(here_T.sum()),
+                float(here_T.mean()),
+                draw.ratio(size_T * here_T, size_T),
+                draw.ratio(changed_T & here_T, here_T),
+            )
+            for name in CLASSES
+            if (here_T := class_T == name).any()
+        ),
         **_most_changed(shift, texts),
     )
 
@@ -179,43 +177,18 @@ def _relative_position(shift: TokenShift) -> np.ndarray:
 
 
 def _bins(
-    shift: TokenShift, x_T: np.ndarray, edges: np.ndarray, changed_T: np.ndarray
+    size_T: np.ndarray, x_T: np.ndarray, edges: np.ndarray, changed_T: np.ndarray
 ) -> tuple[Bin, ...]:
     if len(edges) < 2:
         edges = np.array([edges[0], edges[0]])
     place_T = np.clip(np.searchsorted(edges, x_T, side="right") - 1, 0, len(edges) - 2)
-    size_T = np.abs(shift.change_T)
     bins = []
     for i in range(len(edges) - 1):
         here = place_T == i
         if here.any():
-            columns = (shift.entropy_before_T, size_T, shift.jsd_T, shift.kl_forward_T, changed_T)
-            figures = [float(column[here].mean()) for column in columns]
-            bins.append(Bin(float(edges[i]), float(edges[i + 1]), int(here.sum()), *figures))
+            means = float(size_T[here].mean()), float(changed_T[here].mean())
+            bins.append(Bin(float(edges[i]), float(edges[i + 1]), int(here.sum()), *means))
     return tuple(bins)
-
-
-def _class_shift(
-    shift: TokenShift, name: str, here_T: np.ndarray, changed_T: np.ndarray, draw: Resampler
-) -> ClassShift:
-    size_T = np.abs(shift.change_T)
-    total = size_T.sum()
-    return ClassShift(
-        name=name,
-        tokens=int(here_T.sum()),
-        share=float(here_T.mean()),
-        share_of_change=float(size_T[here_T].sum() / total) if total else 0.0,
-        entropy=float(shift.entropy_before_T[here_T].mean()),
-        change=float(size_T[here_T].mean()),
-        jsd=float(shift.jsd_T[here_T].mean()),
-        changed=draw.ratio(changed_T & here_T, here_T),
-    )
-
-
-def _histogram(size_T: np.ndarray) -> tuple[tuple[float, float, float], ...]:
-    place_T = np.clip(np.searchsorted(_EDGES, size_T, side="right") - 1, 0, len(_EDGES) - 2)
-    share = np.bincount(place_T, minlength=len(_EDGES) - 1) / max(1, len(size_T))
-    return tuple((float(_EDGES[i]), float(_EDGES[i + 1]), float(v)) for i, v in enumerate(share))
 
 
 def _most_changed(

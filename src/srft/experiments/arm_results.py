@@ -193,7 +193,7 @@ def read_figures(job: Job) -> RunFigures:
     end = {} if job.untrained else metrics[-1]
     sampled = float(end.get("total/rollout_tokens", 0.0))
     trained = float(end.get("total/trained_tokens", 0.0))
-    taught = 0.0 if untrained else sum(row.get("train/teacher_tokens", 0.0) for row in metrics)
+    taught = 0.0 if job.untrained else sum(row.get("train/teacher_tokens", 0.0) for row in metrics)
     tail = metrics[-max(1, len(metrics) // 10) :]
     return RunFigures(
         arm=job.arm,
