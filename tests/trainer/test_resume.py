@@ -20,7 +20,9 @@ import yaml
 from safetensors.torch import load_file
 
 from srft.errors import CheckpointError, ConfigError
+from srft.evaluation.open_model import find_model, template_of
 from srft.runs.files import read_jsonl
+from srft.runs.reading import read_run
 from srft.trainer import checkpoint as checkpoints
 from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
@@ -473,3 +475,30 @@ def test_what_is_drawn_on_the_gpu_after_a_restore_is_what_was_drawn_before(tmp_p
     first = torch.rand(8, device="cuda")
     checkpoints.restore(checkpoints.load_newest(tmp_path)[0], model, optimizer)
     assert torch.equal(torch.rand(8, device="cuda"), first)
+
+
+# -- the recipe of the folder ---------------------------------------------------------------------
+
+
+def test_after_a_changed_resume_the_folder_says_what_the_run_goes_on_with(recipe, tmp_path, rows):
+    run = tmp_path / "run"
+    first, second, third = (
+        recipe(train={"steps": steps, "learning_rate": rate}, data={"system_prompt": system})
+        for steps, rate, system in ((2, 1e-3, None), (4, 1e-3, None), (6, 1e-4, "1 + 1 = 2"))
+    )
+    SRFTTrainer(args=first, eval_dataset=rows[:3]).train()
+    for config in (second, third, third):
+        SRFTTrainer(args=config, eval_dataset=rows[:3]).train(resume=True)
+    saved = {p.name: yaml.safe_load(p.read_text())["train"]["steps"] for p in run.glob("*.yaml")}
+    assert saved == {
+        "config.until_step_000002.yaml": 2,
+        "config.until_step_000004.yaml": 4,
+        "config.yaml": 6,
+    }
+    events = [(e["step"], e["message"]) for e in read_jsonl(run / "events.jsonl")]
+    assert (2, "resumed after step 2 with train.steps: 2 -> 4") in events
+    assert (4, "resumed after step 4 with train.learning_rate: 0.001 -> 0.0001") in events
+    assert sum("resumed" in message for _, message in events) == 4
+    # What is read from the folder: the report, and how an evaluation of the run is made.
+    assert read_run(run).planned_steps == 6
+    assert template_of(find_model(run)).system_prompt == "1 + 1 = 2"

@@ -114,3 +114,19 @@ def recipe_changes(run: RunDir, recipe: str) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def change_recipe(run: RunDir, recipe: str, step: int) -> None:
+    """config.yaml says what the run goes on with after ``step``; what it was until then is kept beside
+    it, the first where a resume was repeated.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    kept = run.path / f"config.until_step_{step:06d}.yaml"
+    try:
+        if run.config.exists() and not kept.exists():
+            write_whole(kept, run.config.read_bytes())
+        write_whole(run.config, recipe)
+    except OSError as error:
+        raise ConfigError(f"{run.config} cannot be written ({error.strerror})") from error

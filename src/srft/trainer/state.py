@@ -11,7 +11,10 @@ from typing import Any
 
 from transformers import TrainerState
 
+from srft.errors import ConfigError
+from srft.trainer.plateau import reached_plateau
 from srft.trainer.setup import Setup
+from srft.trainer.train_config import Stage
 
 
 @dataclass
@@ -37,6 +40,43 @@ class TrainState:
     evaluated: int | None = None
     best: float | None = None
     alarms: dict[str, int] = field(default_factory=dict)
+
+    def stage_over(self, stages: Sequence[Stage]) -> bool:
+        """Whether the stage in hand has had its steps or has reached its plateau."""
+        stage = stages[self.stage]
+        flat = stage.plateau is not None and reached_plateau(self.watched, stage.plateau)
+        return flat or self.step - self.stage_start >= stage.steps
+
+    def next_stage(self, stages: Sequence[Stage]) -> bool:
+        """Begins the next stage; False where there is none."""
+        if self.stage + 1 == len(stages):
+            return False
+        self.stage, self.stage_start, self.watched = self.stage + 1, self.step, []
+        return True
+
+    def go_on(self, stages: Sequence[Stage]) -> bool:
+        """After a resume, with stages that may have changed: whether another stage begins, since the
+        recipe has fewer steps or one more stage.
+
+        Raises:
+            ConfigError: the stage in hand is not among them.
+        """
+        if self.stage >= len(stages):
+            raise ConfigError(
+                f"stages: the run is in stage {self.stage + 1} after step {self.step}, and the recipe "
+                f"has {len(stages)}; resume with the stages that it was started with, or with more "
+                "after them"
+            )
+        return self.stage_over(stages) and self.next_stage(stages)
+
+    def finished(self, stages: Sequence[Stage]) -> bool:
+        """Whether the last stage is over."""
+        return self.stage + 1 == len(stages) and self.stage_over(stages)
+
+    def total_steps(self, stages: Sequence[Stage]) -> int:
+        """Steps taken and to come, as far as is known: a stage may end early, at its plateau."""
+        to_come = sum(stage.steps for stage in stages[self.stage :])
+        return self.step if self.finished(stages) else self.stage_start + to_come
 
 
 def trl_state(setup: Setup, step: int) -> TrainerState:

@@ -26,14 +26,20 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
-from srft.errors import AlarmError, ConfigError, NumericalError
+from srft.errors import AlarmError, NumericalError
 from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
 from srft.runs.files import JsonlLog, SilentLog
-from srft.runs.run_dir import RunDir, choose_run_dir, create_run_dir, recipe_changes
+from srft.runs.run_dir import (
+    RunDir,
+    change_recipe,
+    choose_run_dir,
+    create_run_dir,
+    recipe_changes,
+)
 from srft.secrets import redact, redact_values
 from srft.trainer.alarms import raised
 from srft.trainer.checkpoint import (
@@ -51,7 +57,7 @@ from srft.trainer.export import export_model, is_exported
 from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
-from srft.trainer.plateau import reached_plateau, watched_value
+from srft.trainer.plateau import watched_value
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
 from srft.trainer.stage_reference import begin_stage, restore_stage
@@ -130,6 +136,7 @@ class SRFTTrainer:
         )
         self.state = TrainState()
         self.saved: Mapping[str, Any] = {}
+        self.changes: list[str] = []
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -161,6 +168,8 @@ class SRFTTrainer:
                     self.run.path, self.total_steps, self.state.step, self.args.run, self.console
                 )
             )
+            for change in self.changes:
+                self._event("note", f"resumed after step {first} with {change}")
             if self.state.step == 0 and self.args.evaluation.at_start:
                 self._evaluate()
             while not self.finished:
@@ -195,15 +204,12 @@ class SRFTTrainer:
     @property
     def finished(self) -> bool:
         """Whether the last stage is over."""
-        return self.state.stage + 1 == len(self.setup.methods) and self._stage_over()
+        return self.state.finished(self.args.resolved_stages)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, as far as is known: a stage may end early, at its plateau."""
-        if self.finished:
-            return self.state.step
-        to_come = self.args.resolved_stages[self.state.stage :]
-        return self.state.stage_start + sum(stage.steps for stage in to_come)
+        return self.state.total_steps(self.args.resolved_stages)
 
     def _train_step(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -338,29 +344,18 @@ class SRFTTrainer:
             if alarm.action == "stop":
                 raise AlarmError(f"step {self.state.step}: {message}. The last checkpoint stays")
 
-    def _stage_over(self) -> bool:
-        """Whether the current stage has had its steps or has reached its plateau."""
-        stage = self.args.resolved_stages[self.state.stage]
-        flat = stage.plateau is not None and reached_plateau(self.state.watched, stage.plateau)
-        return flat or self.state.step - self.state.stage_start >= stage.steps
-
     def _advance(self, metrics: Mapping[str, Any]) -> None:
         """Goes on to the next stage, where there is one, when this one is over."""
         if (value := watched_value(metrics)) is not None:
             self.state.watched.append(value)
-        if not self._stage_over():
+        stages = self.args.resolved_stages
+        if not self.state.stage_over(stages):
             return
-        stage = self.args.resolved_stages[self.state.stage]
+        stage = stages[self.state.stage]
         if self.state.step - self.state.stage_start < stage.steps:
             self._event("note", f"step {self.state.step}: plateau, stage {stage.method} ends")
         self.collector.drop()
-        self._next_stage()
-
-    def _next_stage(self) -> None:
-        if self.state.stage + 1 < len(self.setup.methods):
-            self.state.stage += 1
-            self.state.stage_start = self.state.step
-            self.state.watched = []
+        if self.state.next_stage(stages):
             begin_stage(self.setup, self.state.stage, self.run)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
@@ -422,10 +417,13 @@ class SRFTTrainer:
             self.console.print("resume: no checkpoint was written yet; starting from the beginning")
             return {}
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world)
-        changes = recipe_changes(self.run, self.args.to_yaml(redacted=True))
-        for sentence in [*damaged, *changes]:
+        recipe = self.args.to_yaml(redacted=True)
+        self.changes = recipe_changes(self.run, recipe)
+        for sentence in [*damaged, *self.changes]:
             self.console.print(f"resume: {sentence}", highlight=False, markup=False)
         self._restore(checkpoint)
+        if self.changes and self.world.main:
+            change_recipe(self.run, recipe, self.state.step)
         where = f"resumed after step {self.state.step} from {checkpoint.path}"
         if self.finished:
             where += ": the run is finished, and trains on where the recipe has more steps"
@@ -434,18 +432,10 @@ class SRFTTrainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
-        if self.state.stage >= len(self.setup.methods):
-            raise ConfigError(
-                f"stages: the run is in stage {self.state.stage + 1} after step {self.state.step}, and "
-                f"the recipe has {len(self.setup.methods)}; resume with the stages that it was started "
-                "with, or with more after them"
-            )
+        began = self.state.go_on(self.args.resolved_stages)
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
-        if self._stage_over():  # of a recipe with fewer steps, or with a further stage
-            self._next_stage()
-        else:
-            restore_stage(self.setup, self.state.stage, self.run)
+        (begin_stage if began else restore_stage)(self.setup, self.state.stage, self.run)
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
