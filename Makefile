@@ -54,7 +54,7 @@ audit: .venv-audit/.installed
 	touch $@
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m srft.reference docs/configuration.md
+	$(BIN)/python -m srft.reference docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

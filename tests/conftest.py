@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import torch
@@ -37,6 +38,100 @@ def rows() -> list[dict[str, Any]]:
 def real_data() -> Path:
     """The folder with the real data; tests that need it are skipped where it is absent."""
     return real_data_dir()
+
+
+TEACHER = {"path": "the tiny model itself"}
+# Small runs that between them write every metric: name -> what differs from REAL.
+REAL: dict[str, Any] = {
+    "data": {"train": "lab", "limit": 30, "eval_fraction": 0.2},
+    "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+    "rollout": {"group_size": 3, "max_tokens": 12},
+    "train": {"prompts_per_step": 3, "steps": 3, "gradient_analysis_every": 2},
+    "evaluation": {"n": 2, "max_tokens": 8, "at_start": True, "every_steps": 2},
+    "run": {"live": "never", "checkpoint_every": 0, "samples_every": 1, "export": False},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "srft": {"objective": {"importance_cap": 2.0}},
+    "srft in words": {
+        "method": "srft",
+        "objective": {"rollout_term": "literal", "literal_means": "separate"},
+    },
+    "reference and adapters": {
+        "method": "grpo",
+        "objective": {"kl_coefficient": 0.1, "entropy_coefficient": 0.01},
+        "model": {"lora": {"rank": 2}},
+    },
+    "relift": {"train": {**REAL["train"], "interleave_prompts": 2}},
+    "sft then grpo": {
+        "stages": [{"method": "sft", "steps": 2}, {"method": "grpo", "steps": 1}],
+        "train": {"prompts_per_step": 3},
+    },
+    **{name: {"teacher": TEACHER} for name in ("opd", "gkd")},
+    **{
+        name: {}
+        for name in (
+            "eaft",
+            "asft",
+            "sdft",
+            "ghpo",
+            "sft",
+            "dft",
+            "grpo",
+            "chord-phi",
+            "luffy",
+            "uft",
+            "prefix-rft",
+            "hpt",
+        )
+    },
+}
+
+
+def mixed(prompts, completions, log_metric, log_extra, **columns):
+    """Right for about a third of completions; the first prompt of a batch is never solved."""
+    log_metric("words", sum(map(len, completions)) / len(completions))
+    log_extra("length", [len(text) for text in completions])
+    solved = [prompt != prompts[0] for prompt in prompts]
+    return [float(s and len(t) % 3 == 0) for s, t in zip(solved, completions, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def real_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``real_run(kind)``: the directory of a finished run of KINDS, made once; not to be written to.
+    What went to its tracker stands in tracked.json: a list of (step, metrics)."""
+    from srft.trainer import trackers, trainer
+
+    made: dict[str, Path] = {}
+
+    class Tracker:
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def log(self, metrics: Any, step: int) -> None:
+            self.told.append((step, dict(metrics)))
+
+        def close(self) -> None:
+            pass
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("real") / kind.replace(" ", "-")
+            own = KINDS[kind]
+            named = {} if "stages" in own or "method" in own else {"method": kind}
+            values = {**REAL, **named, **own}
+            values["model"] = {"path": str(tiny_model), **own.get("model", {})}
+            if "teacher" in own:
+                values["teacher"] = {"path": str(tiny_model)}
+            values["run"] = {**REAL["run"], "dir": str(folder), "trackers": ["wandb"]}
+            tracker = Tracker()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(trackers, "open_tracker", lambda *_, **__: tracker)
+                trainer.SRFTTrainer(args=parse_config(values), reward_funcs=mixed).train()
+            (folder / "tracked.json").write_text(json.dumps(tracker.told))
+            made[kind] = folder
+        return made[kind]
+
+    return run
 
 
 @pytest.fixture

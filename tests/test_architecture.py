@@ -18,7 +18,8 @@ import yaml
 
 from srft.config import SRFTConfig, load_config
 from srft.lab import QUICKSTART
-from srft.reference import reference
+from srft.reference import metrics_tables, reference
+from srft.runs.metrics import GROUPS
 from srft.trainer.setup import build_methods
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +179,12 @@ def test_every_shipped_recipe_parses_and_survives_a_round_trip(path):
 
 def test_the_configuration_page_is_up_to_date():
     assert (ROOT / "docs/configuration.md").read_text() == reference(), "run `make docs`"
+
+
+def test_the_page_of_metrics_is_up_to_date():
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert page == metrics_tables(page), "run `make docs`"
+    assert all(f"`{m.key}`" in page for found in GROUPS.values() for m in found)
 
 
 def test_every_module_has_a_docstring_and_fits_a_head():

@@ -1,4 +1,5 @@
-"""``python -m srft.reference FILE``: docs/configuration.md, made from the config's own descriptions."""
+"""``python -m srft.reference docs``: configuration.md from the config's own descriptions, metrics.md from
+the registry of metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from srft.config import SRFTConfig
-from srft.runs.files import markdown_grid
+from srft.runs.files import markdown_grid, write_whole
+from srft.runs.metrics import GROUPS
 
 _INTRO = """# Configuration
 
@@ -21,6 +23,19 @@ A recipe is a YAML file with the sections below; every setting can be replaced o
 `section.key=value`, and `srft train recipe.yaml --dry-run` prints what results. Unknown keys are
 refused, with the nearest known one named. This page is generated (`make docs`).
 """
+
+
+def metrics_tables(page: str) -> str:
+    """docs/metrics.md, a table for each group of the registry between its two marks."""
+    parts = []
+    for group, found in GROUPS.items():
+        rows = [(f"`{m.key}`{' *' * m.spread}", m.title, m.unit, m.meaning) for m in found]
+        parts.append(
+            f"### {group}\n\n{markdown_grid(('key', 'title', 'unit', 'meaning'), rows)}\n\n"
+        )
+    begin, end = "<!-- from the registry -->\n", "<!-- end -->"
+    head, _, rest = page.partition(begin)
+    return f"{head}{begin}\n{''.join(parts)}{end}{rest.partition(end)[2]}"
 
 
 def reference() -> str:
@@ -72,4 +87,7 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
+    docs = Path(sys.argv[1])
+    write_whole(docs / "configuration.md", reference())
+    metrics = docs / "metrics.md"
+    write_whole(metrics, metrics_tables(metrics.read_text(encoding="utf-8")))

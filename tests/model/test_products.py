@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -112,3 +115,28 @@ def test_on_other_processors_nothing_changes(monkeypatch: pytest.MonkeyPatch) ->
     model = tiny_model("qwen3")
     use_fast_products(model)
     assert not any(isinstance(m, FastLinear) for m in model.modules())
+
+
+@needs_onednn
+def test_onednns_limit_is_set_and_the_environment_stays_as_it_was() -> None:
+    """A shape that comes again after 100 others is prepared anew: the limit of 64 is in force."""
+    code = """
+import os
+before = dict(os.environ)
+import srft.trainer.main
+from srft.model.cpu import products
+products._limit_cache()
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+import torch
+weight = torch.ones(32, 32)
+for rows in [*range(1, 101)] * 2:
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 32), weight, None, "none", [], "")
+"""
+    environment = {**os.environ, "ONEDNN_VERBOSE": "2", "OMP_NUM_THREADS": "1"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cache_miss") >= 200
+    assert done.stdout.count("cache_hit") <= 1  # the second call of `_limit_cache` above

@@ -112,5 +112,5 @@ def test_long_runs_are_thinned_but_keep_their_totals(make_run):
     curves = _curves(run, 100)
     assert curves["window"] == 3
     assert curves["steps"][-1] == 300
-    assert curves["columns"]["total/rollout_tokens"][-1] == 2800.0 * 300
+    assert curves["columns"]["total/rollout_tokens"][-1] == 100.0 * 300
     assert "mismatch/abs" not in curves["columns"]  # null at every step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -69,7 +71,24 @@ def test_smoothing_keeps_a_line_straight_and_its_ends_in_place():
 
 
 def test_supervision_is_orange_and_rollouts_are_blue():
-    colors = term_colors(["loss", "loss/demo_sft", "loss/demo_rl", "loss/rollout", "loss/all_sft"])
+    colors = term_colors(["loss", "loss/demo_sft", "loss/demo_rl", "loss/rollout"])
     assert colors["loss/demo_sft"] == "#d9722e"
     assert colors["loss/rollout"] == "#2f6fb7"
     assert len(set(colors.values())) == 3
+
+
+def test_nobody_elses_matplotlib_is_touched(make_run):
+    """In a notebook, pictures of a run must not take the window away from the user's own."""
+    code = f"""
+import sys, warnings, logging, matplotlib
+matplotlib.rcParams["backend"] = "svg"
+before = dict(matplotlib.rcParams)
+warnings.simplefilter("error")
+from srft.report.plots import plot_run
+assert len(plot_run({str(make_run("運行 $x$", steps=3))!r})) == 9
+assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == "svg"
+assert "matplotlib.pyplot" not in sys.modules
+assert logging.getLogger("matplotlib.font_manager").level == logging.NOTSET
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -96,7 +96,7 @@ def test_seeds_of_one_method_make_one_group(make_run):
 def test_groups_of_one_method_are_told_apart_by_what_differs(make_run):
     paths = [make_run("a", steps=3), make_run("b", steps=3)]
     config = yaml.safe_load((paths[1] / "config.yaml").read_text())
-    config["objective"] = {"sft_coefficient": 0.05}
+    config["objective"]["sft_coefficient"] = 0.05
     (paths[1] / "config.yaml").write_text(yaml.safe_dump(config))
     assert set(group_by_method(read_runs(paths))) == {
         "srft (sft_coefficient None)",

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from srft.errors import did_you_mean
 from srft.runs.files import (
-    JsonlLog,
     flatten,
     is_number,
     jsonl_lines,
@@ -21,6 +20,7 @@ from srft.runs.files import (
     to_json,
     write_whole,
 )
+from srft.runs.logs import JsonlLog
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

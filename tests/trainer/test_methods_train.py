@@ -105,3 +105,82 @@ def test_stages_follow_one_another_and_a_plateau_ends_one_early(recipe):
     # A reward that never changes is a plateau as soon as two windows of two steps are full.
     assert [row["method"] for row in metrics] == ["sft"] * 2 + ["grpo"] * 4 + ["srft"]
     assert [row["learning_rate"] for row in metrics] == [1e-2] * 2 + [1e-3] * 5
+
+
+@pytest.mark.parametrize("method", ["sft", "dft"])
+def test_a_plateau_ends_a_supervised_stage(recipe, monkeypatch, method):
+    """Weights that no longer move fit the demonstrations no better, the same ones at every step."""
+    config = recipe(
+        data={"limit": 4},
+        stages=[{"method": method, "steps": 12, "plateau": 3}, {"method": "grpo", "steps": 1}],
+        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+    )
+    trainer = SRFTTrainer(args=config, reward_funcs=a_third)
+    real_step = trainer.optimizer.step
+    monkeypatch.setattr(
+        trainer.optimizer, "step", lambda: real_step() if trainer.state.step < 4 else None
+    )
+    result = trainer.train()
+    methods = [row["method"] for row in read_jsonl(result.run_dir / "metrics.jsonl")]
+    # Steps 1 to 5 see better and better weights; from step 8 on the last three are the same.
+    assert methods.count(method) < 12 and methods[-1] == "grpo"
+    (note,) = read_jsonl(result.run_dir / "events.jsonl")
+    assert note["message"].endswith(f"plateau, stage {method} ends")
+
+
+def test_a_supervised_stage_that_still_learns_goes_on(recipe):
+    config = recipe(
+        data={"limit": 4},
+        stages=[{"method": "dft", "steps": 8, "plateau": 2}],
+        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+    )
+    result = SRFTTrainer(args=config, reward_funcs=a_third).train()
+    assert result.step == 8
+
+
+def test_a_step_without_rollouts_does_not_mix_another_figure_into_a_plateau():
+    from srft.objective.methods import get_method
+    from srft.trainer.plateau import watched_value
+
+    both = {"reward/mean": 0.5, "logprob/demos": -2.0}
+    assert watched_value(get_method("srft"), both) == 0.5
+    assert watched_value(get_method("srft"), {"logprob/demos": -2.0}) is None
+    assert watched_value(get_method("sft"), both) == -2.0
+    assert watched_value(get_method("sft"), {"logprob/demos": None}) is None
+
+
+def test_what_functions_log_has_a_prefix_of_its_own_and_overwrites_nothing(recipe):
+    def reward(prompts, completions, log_metric, **columns):
+        for name in ("loss", "step", "reward/mean", "{name}", "a/b"):
+            log_metric(name, 1e6)
+        return [float(len(text) % 3 == 0) for text in completions]
+
+    config = recipe(method="grpo", train={"steps": 1})
+    result = SRFTTrainer(args=config, reward_funcs=reward).train()
+    (row,) = read_jsonl(result.run_dir / "metrics.jsonl")
+    assert row["step"] == 1 and abs(row["loss"]) < 1e3 and row["reward/mean"] <= 1
+    logged = {key: value for key, value in row.items() if key.startswith("user/")}
+    assert logged == dict.fromkeys(
+        ["user/loss", "user/step", "user/reward/mean", "user/{name}", "user/a/b"], 1e6
+    )
+
+
+def test_an_alarm_watches_evaluations_and_what_functions_log(recipe):
+    def reward(prompts, completions, log_metric, **columns):
+        log_metric("judge", 3.0)
+        return [0.0] * len(completions)
+
+    config = recipe(
+        method="grpo",
+        train={"steps": 3},
+        data={"eval_fraction": 0.1},
+        evaluation={"at_start": True, "every_steps": 1},
+        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        alarms={
+            "lazy-judge": {"metric": "user/judge", "at_least": 3, "steps": 3},
+            "no-better": {"metric": "eval/accuracy", "at_most": 0.0, "steps": 4},
+        },
+    )
+    result = SRFTTrainer(args=config, reward_funcs=reward).train()
+    said = [event["message"] for event in read_jsonl(result.run_dir / "events.jsonl")]
+    assert {text.split(":")[1].split()[1] for text in said} >= {"lazy-judge", "no-better"}

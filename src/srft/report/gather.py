@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
-from srft.report.figures import figure, group_title
 from srft.report.plots import term_colors
 from srft.report.style import CYCLE
 from srft.runs.files import Record, flatten, is_number
+from srft.runs.metrics import Metric, headings, metric
 from srft.runs.reading import Run, group_by_method
 from srft.version import __version__
 
@@ -34,6 +34,7 @@ def gather_summary(runs: Sequence[Run]) -> dict[str, Any]:
         ],
         "runs": [_run(run, place[id(run)]) for run in runs],
         "figures": {key: figure_data(key) for key in keys},
+        "headings": headings(keys),
         "terms": _term_colors(keys),
     }
 
@@ -93,9 +94,11 @@ def _event(record: Record) -> Record:
 
 
 def figure_data(key: str) -> dict[str, str]:
-    """Title, unit, meaning and heading of a metric."""
-    known = figure(key)
-    return {"title": known.title, "unit": known.unit, "what": known.what, "group": group_title(key)}
+    """Title, unit, meaning and heading of a metric; one that nobody knows (a run of another version's)
+    is called by its key."""
+    known = metric(key) or Metric(key, key, group="Other")
+    shown = {"title": known.title, "unit": known.unit, "what": known.meaning.replace("`", "")}
+    return {**shown, "group": known.group}
 
 
 def _term_colors(keys: Sequence[str]) -> dict[str, int]:

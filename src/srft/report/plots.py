@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srft.report.figures import PHASES
 from srft.report.style import CYCLE, PALETTE, style
 from srft.runs.files import Record, is_number
+from srft.runs.metrics import PHASES, metric
 from srft.runs.reading import Run, read_run
 from srft.runs.run_dir import RunDir
 
@@ -30,7 +31,6 @@ def plot_run(run_dir: Path | str) -> list[Path]:
     """
     run = read_run(run_dir)
     folder = RunDir(run.path).plots
-    folder.mkdir(exist_ok=True)
     with style():
         written = [path for name in PANELS if (path := _save_panel(name, run, folder))]
         if written:
@@ -52,22 +52,21 @@ def plot_accuracy(
     ``before`` and ``after`` are records of evaluation.jsonl; ``labels`` names them in the legend
     (by default their steps). Where ``interval`` is recorded it is drawn on the overall bar.
     """
-    from matplotlib import pyplot
-
     names = labels or [f"step {record.get('step', '?')}" for record in (before, after) if record]
     records = [record for record in (before, after) if record is not None]
     families = list(dict.fromkeys(f for r in records for f in (r.get("by_family") or {})))
     rows = ["overall", *families]
     with style():
         height = 0.9 + 0.44 * len(rows)
-        chart, ax = pyplot.subplots(figsize=(6.4, max(2.0, height)), layout="constrained")
+        chart = _figure(6.4, max(2.0, height))
+        ax = chart.subplots()
         thick = 0.8 / len(records)
         for i, (record, name) in enumerate(zip(records, names, strict=False)):
             last = i == len(records) - 1
             color = PALETTE["rollout"] if last else "#c3cad3"
             at = [y + (i - (len(records) - 1) / 2) * thick for y in range(len(rows))]
             values = [_accuracy(record, row) for row in rows]
-            widths = [v if v is not None else 0.0 for v in values]
+            widths = [value or 0.0 for value in values]
             bars = ax.barh(at, widths, height=thick * 0.88, color=color, label=name)
             for bar, value in zip(bars, values, strict=True):
                 text = f"{100 * value:.1f}" if value is not None else "-"
@@ -108,153 +107,128 @@ def _accuracy(record: Record, row: str) -> float | None:
 
 def _interval_mark(ax: Axes, record: Record, y: float) -> float:
     """Draws the recorded interval and returns its upper end, 0 where there is none."""
-    interval = record.get("interval")
-    if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval)):
+    interval = _interval(record)
+    if interval:
         ax.plot(interval, [y, y], color=PALETTE["ink"], linewidth=1.1, alpha=0.75)
-        return float(interval[1])
-    return 0.0
+    return interval[1] if interval else 0.0
+
+
+def _interval(record: Record) -> list[float]:
+    """Both ends, or nothing."""
+    found = record.get("interval")
+    known = isinstance(found, list) and len(found) == 2 and all(map(is_number, found))
+    return [float(end) for end in found] if known and found else []
 
 
 # Panels: each draws on one axes and says whether there was anything to draw.
 
+_Lines = Sequence[tuple[str, str, str]]
+"""Metric, colour, label."""
 
-def accuracy_panel(ax: Axes, run: Run) -> bool:
+
+def _accuracy_panel(ax: Axes, run: Run) -> bool:
     """Accuracy of rollouts, and of evaluations with their intervals."""
-    from matplotlib.ticker import PercentFormatter
-
     key = "reward/accuracy" if run.series("reward/accuracy")[0] else "reward/mean"
     drawn = _line(ax, run, key, PALETTE["rollout"], "rollouts")
     evaluations = [e for e in run.evaluation() if is_number(e.get("accuracy"))]
+    steps = [e["step"] for e in evaluations]
+    look: dict[str, Any] = {"color": PALETTE["ink"], "markersize": 4.5, "linewidth": 1.2}
     if evaluations:
-        steps = [e["step"] for e in evaluations]
-        values = [e["accuracy"] for e in evaluations]
-        ax.plot(
-            steps,
-            values,
-            "o-",
-            color=PALETTE["ink"],
-            markersize=4.5,
-            linewidth=1.2,
-            label="evaluation",
-        )
-        for e in evaluations:
-            interval = e.get("interval")
-            if isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval)):
-                ax.plot([e["step"]] * 2, interval, color=PALETTE["ink"], linewidth=1.0, alpha=0.5)
-        drawn = True
+        ax.plot(steps, [e["accuracy"] for e in evaluations], "o-", label="evaluation", **look)
+    for e in evaluations:
+        if interval := _interval(e):
+            ax.plot([e["step"]] * 2, interval, color=PALETTE["ink"], linewidth=1.0, alpha=0.5)
     if key == "reward/accuracy" or evaluations:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        _percent(ax)
         ax.set_title("Accuracy")
-    else:
-        ax.set_title("Mean reward")
-    return drawn
+    return drawn or bool(evaluations)
 
 
-def entropy_panel(ax: Axes, run: Run) -> bool:
-    ax.set_title("Entropy (nats)")
-    pairs = (("rollouts", "rollout"), ("demos", "demonstration"))
-    drawn = [
-        _line(ax, run, f"entropy/{name}", PALETTE[color], f"on {color}s") for name, color in pairs
-    ]
-    if not any(drawn):
-        drawn.append(_line(ax, run, "rollout/entropy", PALETTE["rollout"], "on rollouts"))
-    ax.set_ylim(bottom=0)
-    return any(drawn)
+def _lines_panel(*lines: tuple[str, str, str]) -> Panel:
+    """A line for each metric, under the title of the first one that the run has."""
 
-
-def length_panel(ax: Axes, run: Run) -> bool:
-    ax.set_title("Response length (tokens)")
-    drawn = _line(ax, run, "rollout/length_mean", PALETTE["rollout"], "rollouts")
-    drawn |= _line(ax, run, "demo/length_mean", PALETTE["demonstration"], "demonstrations")
-    ax.set_ylim(bottom=0)
-    return drawn
-
-
-def weight_panel(ax: Axes, run: Run) -> bool:
-    """Mean of each weight over the tokens of a step, with the range from smallest to largest."""
-    ax.set_title("Entropy weights (mean, range)")
-    names = (("sft", "$w_{SFT}$", "demonstration"), ("rl", "$w_{RL}$", "rollout"))
-    drawn = False
-    for name, label, color in names:
-        key = f"weight/{name}" if run.series(f"weight/{name}")[0] else f"weight/{name}/mean"
-        drawn |= _band(ax, run, f"weight/{name}/min", f"weight/{name}/max", PALETTE[color])
-        drawn |= _line(ax, run, key, PALETTE[color], label)
-    tops = [v for name, _, _ in names for v in run.series(f"weight/{name}/max")[1]]
-    # exp(+H) of a single token can be orders of magnitude above the mean.
-    if tops and max(tops) > 20 * max(1e-9, _typical(run, names)):
-        ax.set_yscale("log")
-    else:
+    def panel(ax: Axes, run: Run) -> bool:
+        drawn = [_line(ax, run, key, PALETTE[color], label) for key, color, label in lines]
         ax.set_ylim(bottom=0)
+        return any(drawn)
+
+    return panel
+
+
+def _entropy_panel(ax: Axes, run: Run) -> bool:
+    trained = [("entropy/rollouts", "rollout", "rollouts")]
+    if not run.series("entropy/rollouts")[0]:
+        trained = [("rollout/entropy", "rollout", "rollouts")]
+    return _lines_panel(*trained, ("entropy/demos", "demonstration", "demonstrations"))(ax, run)
+
+
+def _weight_panel(ax: Axes, run: Run) -> bool:
+    """Mean of each weight over the tokens of a step, with the range from smallest to largest."""
+    drawn, means, tops = False, [1e-9], [0.0]
+    pairs = (("weight/sft", "$w_{SFT}$", "demonstration"), ("weight/rl", "$w_{RL}$", "rollout"))
+    for key, label, color in pairs:
+        _band(ax, run, f"{key}/min", f"{key}/max", PALETTE[color])
+        drawn |= _line(ax, run, key, PALETTE[color], label)
+        means += run.series(key)[1]
+        tops += run.series(f"{key}/max")[1]
+    # exp(+H) of a single token can be orders of magnitude above the mean.
+    _scale(ax, logarithmic=max(tops) > 20 * max(means))
     return drawn
 
 
-def _typical(run: Run, names: Iterable[tuple[str, str, str]]) -> float:
-    values = [
-        v for name, _, _ in names for k in ("", "/mean") for v in run.series(f"weight/{name}{k}")[1]
-    ]
-    return max(values, default=1.0)
-
-
-def loss_panel(ax: Axes, run: Run) -> bool:
-    ax.set_title("Loss, term by term")
+def _loss_panel(ax: Axes, run: Run) -> bool:
     drawn = False
     for key, color in term_colors(run.keys()).items():
         drawn |= _line(ax, run, key, color, key.partition("/")[2].replace("_", " "))
-    drawn |= _line(ax, run, "loss", PALETTE["ink"], "whole loss", width=1.1)
-    return drawn
+    return _line(ax, run, "loss", PALETTE["ink"], "whole loss", width=1.1) or drawn
 
 
-def gradient_panel(ax: Axes, run: Run) -> bool:
-    ax.set_title("Gradient norm")
+def _gradient_panel(ax: Axes, run: Run) -> bool:
     drawn = _line(ax, run, "train/gradient_norm", PALETTE["third"], "before clipping")
-    values = run.series("train/gradient_norm")[1]
-    if values and min(values) > 0 and max(values) > 30 * sorted(values)[len(values) // 2]:
-        ax.set_yscale("log")
-    else:
-        ax.set_ylim(bottom=0)
+    values = sorted(run.series("train/gradient_norm")[1]) or [0.0]
+    _scale(ax, logarithmic=values[0] > 0 and values[-1] > 30 * values[len(values) // 2])
     return drawn
 
 
-def time_panel(ax: Axes, run: Run) -> bool:
+def _time_panel(ax: Axes, run: Run) -> bool:
     """Seconds of each phase of a step, stacked."""
-    ax.set_title("Seconds per step, by phase")
-    rows = [m for m in run.metrics if any(is_number(m.get(f"time/{p}")) for p in PHASES)]
-    phases = [p for p in PHASES if any(is_number(m.get(f"time/{p}")) for m in rows)]
+    keys = [f"time/{phase}" for phase in PHASES]
+    rows = [m for m in run.metrics if any(is_number(m.get(key)) for key in keys)]
     if not rows:
         return False
-    colors = dict(zip(PHASES, ("#2f6fb7", "#b88a17", "#d9722e", "#3b9b74", "#c3cad3"), strict=True))
     steps = [m["step"] for m in rows]
-    stacks = [smooth([_number_or(m.get(f"time/{p}")) for m in rows]) for p in phases]
+    stacks = [smooth([m[k] if is_number(m.get(k)) else 0.0 for m in rows]) for k in keys]
     if len(steps) == 1:
         steps = [steps[0] - 0.5, steps[0] + 0.5]
-        stacks = [[values[0], values[0]] for values in stacks]
-    ax.stackplot(
-        steps,
-        *stacks,
-        labels=phases,
-        colors=[colors[p] for p in phases],
-        edgecolor="white",
-        linewidth=0.4,
-        alpha=0.9,
-    )
+        stacks = [values * 2 for values in stacks]
+    look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "alpha": 0.9}
+    colors = ("#2f6fb7", "#b88a17", "#d9722e", "#3b9b74", "#c3cad3")
+    ax.stackplot(steps, *stacks, labels=PHASES, colors=colors, **look)
     ax.margins(x=0)
     return True
 
 
-PANELS: Mapping[str, Panel] = {
-    "accuracy": accuracy_panel,
-    "entropy": entropy_panel,
-    "length": length_panel,
-    "weights": weight_panel,
-    "losses": loss_panel,
-    "gradient": gradient_panel,
-    "time": time_panel,
+PANELS: Mapping[str, tuple[str, Panel]] = {
+    "accuracy": ("reward/mean", _accuracy_panel),
+    "entropy": ("rollout/entropy", _entropy_panel),
+    "length": (
+        "rollout/length_mean",
+        _lines_panel(
+            ("rollout/length_mean", "rollout", "rollouts"),
+            ("demo/length_mean", "demonstration", "demonstrations"),
+        ),
+    ),
+    "weights": ("weight/sft", _weight_panel),
+    "losses": ("loss", _loss_panel),
+    "gradient": ("train/gradient_norm", _gradient_panel),
+    "time": ("time/step", _time_panel),
 }
+"""Name of the file -> the metric that the panel is called after, and what draws it."""
 
 
 def term_colors(keys: Sequence[str]) -> dict[str, str]:
     """A colour for each ``loss/<term>``: orange for the supervised one, blue for rollouts."""
-    terms = [k for k in keys if k.startswith("loss/") and not k.startswith("loss/all_")]
+    terms = [key for key in keys if key.startswith("loss/")]
     preferred = {"sft": "demonstration", "rollout": "rollout"}
     chosen: dict[str, str] = {}
     for key in terms:
@@ -295,28 +269,44 @@ def _line(ax: Axes, run: Run, key: str, color: str, label: str, width: float = 1
     return True
 
 
-def _band(ax: Axes, run: Run, low: str, high: str, color: str) -> bool:
+def _band(ax: Axes, run: Run, low: str, high: str, color: str) -> None:
     lows = dict(zip(*run.series(low), strict=True))
     highs = dict(zip(*run.series(high), strict=True))
     steps = [step for step in lows if step in highs]
     if not steps:
-        return False
-    ax.fill_between(
-        steps,
-        smooth([lows[s] for s in steps]),
-        smooth([highs[s] for s in steps]),
-        color=color,
-        alpha=0.09,
-        linewidth=0,
-    )
-    for values in (lows, highs):
-        edge = smooth([values[s] for s in steps])
+        return
+    below, above = (smooth([values[step] for step in steps]) for values in (lows, highs))
+    ax.fill_between(steps, below, above, color=color, alpha=0.09, linewidth=0)
+    for edge in (below, above):
         ax.plot(steps, edge, color=color, linewidth=0.9, alpha=0.55, linestyle=(0, (4, 2)))
+
+
+def _scale(ax: Axes, logarithmic: bool) -> None:
+    if logarithmic:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+
+
+def _percent(ax: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+
+
+def _draw(name: str, ax: Axes, run: Run) -> bool:
+    """One panel with its title, legend, stage boundaries and axis label."""
+    key, panel = PANELS[name]
+    known = metric(key)
+    assert known is not None, key
+    ax.set_title(known.title + (f" ({known.unit})" if known.unit else ""))
+    if not panel(ax, run):
+        return False
+    _finish(ax, run)
     return True
 
 
 def _finish(ax: Axes, run: Run) -> None:
-    """Legend, stage boundaries and axis label, the same for every panel."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1:
         _legend_row(ax, handles, labels)
@@ -355,28 +345,19 @@ def _legend_row(ax: Axes, handles: Sequence[Any] | None = None, labels: Sequence
 
 
 def _save_panel(name: str, run: Run, folder: Path) -> Path | None:
-    from matplotlib import pyplot
-
-    chart, ax = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    if not PANELS[name](ax, run):
-        pyplot.close(chart)
+    chart = _figure(6.4, 3.6)
+    if not _draw(name, chart.subplots(), run):
         return None
-    _finish(ax, run)
     return _save(chart, folder / f"{name}.png")
 
 
 def _save_overview(run: Run, folder: Path) -> Path:
-    from matplotlib import pyplot
-
-    chart: Any
-    chart, axes = pyplot.subplots(2, 4, figsize=(16, 7.2), layout="constrained")
-    flat = list(axes.flat)
+    chart = _figure(16, 7.2)
+    flat = list(chart.subplots(2, 4).flat)
     used = 0
-    for panel in PANELS.values():
+    for name in PANELS:
         flat[used].clear()
-        if panel(flat[used], run):
-            _finish(flat[used], run)
-            used += 1
+        used += _draw(name, flat[used], run)
     if used < len(flat):
         flat[used].clear()
         if _family_panel(flat[used], run):
@@ -397,8 +378,6 @@ def _save_overview(run: Run, folder: Path) -> Path:
 
 def _family_panel(ax: Axes, run: Run) -> bool:
     """Evaluation by family over steps."""
-    from matplotlib.ticker import PercentFormatter
-
     evaluations = run.evaluation()
     families = list(dict.fromkeys(f for e in evaluations for f in (e.get("by_family") or {})))
     ends: list[tuple[float, Any]] = []
@@ -418,7 +397,7 @@ def _family_panel(ax: Axes, run: Run) -> bool:
             ends.append((points[-1][1], line))
     if ends:
         ax.set_title("Evaluation by family", pad=_TITLE_PAD)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        _percent(ax)
         ax.set_xlabel("step")
         _whole_steps(ax)
         if len(families) <= 5:
@@ -435,17 +414,20 @@ def _family_panel(ax: Axes, run: Run) -> bool:
     return bool(ends)
 
 
+def _figure(width: float, height: float) -> Any:
+    """A figure that no window system and no other code's pyplot knows of."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def _save(chart: Any, out: Path) -> Path:
-    from matplotlib import pyplot
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(out, dpi=150)
-    pyplot.close(chart)
+    with warnings.catch_warnings():
+        # The name of a run may be in any script; a box in its place is not worth a warning.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        chart.savefig(out, dpi=150)
     return out
-
-
-def _number_or(value: Any, default: float = 0.0) -> float:
-    return float(value) if is_number(value) else default
 
 
 def plain_text(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 PALETTE = {
@@ -59,12 +60,18 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The look of every picture of this package, as a matplotlib context."""
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of every picture of this package; what matplotlib was set to before comes back."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    log = logging.getLogger("matplotlib.font_manager")
+    level = log.level
     # Inter or Helvetica where installed; a missing font is not worth a warning on every text.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    log.setLevel(logging.ERROR)
     settings: Any = _STYLE
-    return matplotlib.rc_context(settings)
+    try:
+        with matplotlib.rc_context(settings):
+            yield
+    finally:
+        log.setLevel(level)

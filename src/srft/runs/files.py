@@ -16,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srft.errors import CheckpointError
-
 Record = dict[str, Any]
 
 
@@ -60,64 +58,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-class JsonlLog:
-    """One JSON object a line, flushed line by line. ``offset`` goes into checkpoints, and a resumed
-    run cuts the file back to it, so that no step is recorded twice."""
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            if path.stat().st_size < offset:
-                # The log was cut by someone; what is left is kept, up to its last whole line.
-                offset = path.read_bytes().rfind(b"\n") + 1
-            self._file = path.open("r+b")
-            self._file.truncate(offset)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
-        self._file.seek(offset)
-
-    @property
-    def offset(self) -> int:
-        return self._file.tell()
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Raises CheckpointError where the disk is full or not writable; what a line cut short
-        leaves is cut away by a resume."""
-        line = to_json(record)
-        try:
-            self._file.write(line.encode(errors="replace") + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path}: cannot be written ({error.strerror}). Free space or make the folder "
-                "writable, then go on with --resume"
-            ) from error
-
-    def close(self) -> None:
-        # What a failed write has left in the buffer fails once more here, and is lost already.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-
-class SilentLog(JsonlLog):
-    """The log of a process that is not the one to write it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def offset(self) -> int:
-        return 0
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def jsonl_lines(path: Path, growing: bool = True) -> Iterator[tuple[int, Record | ValueError]]:

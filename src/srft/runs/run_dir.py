@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,6 +75,14 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def id(self) -> str:
+        """What trackers know the run by, over resumes; a new one where environment.json has none."""
+        try:
+            return str(json.loads(self.environment.read_text(encoding="utf-8"))["id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return _new_id()
+
+    @property
     def is_run(self) -> bool:
         """Whether there is anything of a run to be read."""
         return any(path.is_file() for path in (self.metrics, self.config, self.samples))
@@ -97,9 +107,13 @@ def create_run_dir(run: RunDir, recipe: str) -> None:
         )
     try:
         write_whole(run.config, recipe)
-        write_whole(run.environment, to_json(environment(), indent=1))
+        write_whole(run.environment, to_json({"id": _new_id(), **environment()}, indent=1))
     except OSError as error:
         raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:16]
 
 
 def recipe_changes(run: RunDir, recipe: str) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from srft.errors import did_you_mean
+from srft.runs.metrics import metric, nearest
 
 
 class Alarm(BaseModel):
@@ -20,7 +21,9 @@ class Alarm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    metric: str = Field(description="A key of metrics.jsonl, such as rollout/entropy.")
+    metric: str = Field(
+        description="A key of docs/metrics.md, such as rollout/entropy; of eval/... a step is an evaluation."
+    )
     at_least: float | None = Field(None, description="Raised where the metric is this or more.")
     at_most: float | None = Field(None, description="Raised where the metric is this or less.")
     steps: int = Field(5, ge=1, description="Steps in a row for which that must hold.")
@@ -30,6 +33,17 @@ class Alarm(BaseModel):
         "(exit code 9), earlier checkpoints stay; ignore: nothing.",
     )
     cause: str = Field("", description="The usual cause and mend, for the message.")
+
+    @field_validator("metric")
+    @classmethod
+    def _exists(cls, key: str) -> str:
+        found = metric(key)
+        if found is None:
+            known = "; docs/metrics.md lists them"
+            raise ValueError(f"no metric is called {key!r}{nearest(key) or known}")
+        if found.unit == "name":
+            raise ValueError(f"{key} is a text, which has no bounds")
+        return key
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Alarm:

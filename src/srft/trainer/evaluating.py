@@ -10,7 +10,8 @@ from srft.config import SRFTConfig
 from srft.errors import ConfigError, did_you_mean
 from srft.evaluation.evaluate import evaluate
 from srft.evaluation.results import EvaluationResult
-from srft.runs.files import JsonlLog, read_jsonl
+from srft.runs.files import read_jsonl
+from srft.runs.logs import JsonlLog
 from srft.runs.run_dir import RunDir
 from srft.trainer.setup import Setup
 from srft.trainer.state import trl_state

@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,22 +23,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from srft.runs.files import is_number
+from srft.runs.metrics import metric
 from srft.trainer.train_config import RunConfig
 
-# Label, metric, format. What a method does not produce is not shown.
-_ROWS: tuple[tuple[str, str, str], ...] = (
-    ("reward", "reward/mean", "{:.3f}"),
-    ("accuracy", "reward/accuracy", "{:.1%}"),
-    ("evaluation accuracy", "eval/accuracy", "{:.1%}"),
-    ("entropy of rollouts, nats", "rollout/entropy", "{:.3f}"),
-    ("response length, tokens", "rollout/length_mean", "{:.1f}"),
-    ("truncated", "rollout/truncated", "{:.1%}"),
-    ("w_SFT", "weight/sft", "{:.3f}"),
-    ("w_RL", "weight/rl", "{:.3f}"),
-    ("loss", "loss", "{:+.4f}"),
-    ("gradient norm", "train/gradient_norm", "{:.3f}"),
-    ("tokens/s", "tokens_per_second", "{:,.0f}"),
+SHOWN = (
+    *("reward/mean", "reward/accuracy", "eval/accuracy", "rollout/entropy", "rollout/length_mean"),
+    *("rollout/truncated", "weight/sft", "weight/rl", "loss", "train/gradient_norm"),
+    "tokens_per_second",
 )
+"""Metrics of the live view. What a method does not produce is not shown."""
+
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _HISTORY = 400
 _WIDTH = 32
@@ -88,31 +84,26 @@ class LiveView:
         """Progress of an evaluation, in samples."""
         self.phase(f"evaluating {name} {done}/{total}")
 
-    def evaluated(self, metrics: Mapping[str, float]) -> None:
+    def evaluated(self, metrics: Mapping[str, Any]) -> None:
         """Figures of an evaluation, as ``eval/...``."""
         self._remember(metrics)
-        if not self._shown and "eval/accuracy" in metrics:
-            self.note(f"evaluation accuracy {metrics['eval/accuracy']:.1%}")
+        if not self._shown:
+            self.note(_line(metrics))
 
-    def update(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Figures of a finished step."""
         self._remember(metrics)
         self._progress.update(self._task, completed=step, total=total)
         if not self._shown:
-            figures = "  ".join(
-                f"{label} {form.format(metrics[key])}"
-                for label, key, form in _ROWS
-                if key in metrics
-            )
             left = self._progress.tasks[0].time_remaining
             rest = f"  left {left / 60:.1f} min" if left is not None else ""
             self.console.print(
-                f"step {step}/{total}  {figures}{rest}", highlight=False, soft_wrap=True
+                f"step {step}/{total}  {_line(metrics)}{rest}", highlight=False, soft_wrap=True
             )
 
-    def _remember(self, metrics: Mapping[str, float]) -> None:
-        for _, key, _ in _ROWS:
-            if key in metrics:
+    def _remember(self, metrics: Mapping[str, Any]) -> None:
+        for key in SHOWN:
+            if is_number(metrics.get(key)):
                 self._history.setdefault(key, deque(maxlen=_HISTORY)).append(metrics[key])
 
     def _render(self) -> Panel:
@@ -121,11 +112,25 @@ class LiveView:
         table.add_column(justify="right")
         table.add_column(style="dim", justify="right")
         table.add_column(style="cyan")
-        for label, key, form in _ROWS:
+        for key in SHOWN:
             if history := self._history.get(key):
-                first = f"from {form.format(history[0])}" if len(history) > 1 else ""
-                table.add_row(label, form.format(history[-1]), first, sparkline(history))
+                label, last = _labelled(key, history[-1])
+                first = f"from {_labelled(key, history[0])[1]}" if len(history) > 1 else ""
+                table.add_row(label, last, first, sparkline(history))
         return Panel(Group(table, self._progress), title=escape(self._title), title_align="left")
+
+
+def _labelled(key: str, value: float) -> tuple[str, str]:
+    """What a metric is called, and a value of it."""
+    known = metric(key)
+    assert known is not None, key
+    return known.title, known.show(value)
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    """What is shown of ``metrics`` in one line."""
+    shown = [_labelled(key, metrics[key]) for key in SHOWN if is_number(metrics.get(key))]
+    return "  ".join(f"{label.lower()} {value}" for label, value in shown)
 
 
 def sparkline(values: deque[float] | list[float], width: int = _WIDTH) -> str:

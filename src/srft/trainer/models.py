@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError, ModelError
-from srft.evaluation.open_model import find_model
+from srft.evaluation.open_model import find_model, restore
 from srft.model.adapters import frozen_reference
 from srft.model.loading import (
     autocast_dtype,
@@ -105,11 +105,12 @@ def build_teacher(
             )
         return ServerTeacher(settings.server, settings.timeout_s)
     assert settings.path is not None
-    path = find_model(settings.path)
-    dtype = settings.dtype or config.model.dtype
-    own = config.model.model_copy(update={"path": str(path), "lora": None, "dtype": dtype})
+    source = find_model(settings.path)
+    own = source.config.model_copy(update={"dtype": settings.dtype or config.model.dtype})
     check_same_tokenizer(policy.tokenizer, load_tokenizer(own), str(settings.path))
     teacher = _policy(own, None, policy.tokenizer, device, world)
+    if source.weights is not None:
+        restore(teacher.model, source.weights)
     teacher.model.requires_grad_(False).eval()
     gather = shard(teacher.model, world, config.parallel, autocast_dtype(own, device))
     return PolicyTeacher(

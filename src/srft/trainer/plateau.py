@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-# Watched in this order; the first that a method produces, and whether larger is better.
-_WATCHED = (("reward/mean", True), ("loss/sft", False))
+from srft.objective.method import Method
+from srft.runs.files import is_number
 
 
-def watched_value(metrics: Mapping[str, float]) -> float | None:
-    """The figure a plateau is judged by, signed so that larger is better; None where none exists."""
-    for key, larger_is_better in _WATCHED:
-        if key in metrics:
-            return metrics[key] if larger_is_better else -metrics[key]
-    return None
+def watched_value(method: Method, metrics: Mapping[str, Any]) -> float | None:
+    """The figure by which a plateau of ``method`` is judged, larger is better: the reward of rollouts,
+    or the log-probability of demonstrations where there are none. None on a step without it."""
+    value = metrics.get("reward/mean" if method.rollouts else "logprob/demos")
+    return value if is_number(value) else None
 
 
 def reached_plateau(history: Sequence[float], window: int) -> bool:

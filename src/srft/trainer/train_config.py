@@ -127,8 +127,8 @@ class Stage(BaseModel):
         None,
         ge=2,
         description="Leave the stage when the mean of the watched metric over the last so many steps is "
-        "no better than over as many before them (reward of rollouts; supervised loss where the "
-        "method has none).",
+        "no better than over as many before them (the mean reward of rollouts; the log-probability of "
+        "demonstrations where the method has none).",
     )
 
     @model_validator(mode="after")

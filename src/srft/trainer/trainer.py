@@ -32,7 +32,7 @@ from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
-from srft.runs.files import JsonlLog, SilentLog
+from srft.runs.logs import RunLogs
 from srft.runs.run_dir import (
     RunDir,
     change_recipe,
@@ -62,7 +62,7 @@ from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
 from srft.trainer.stage_reference import begin_stage, restore_stage
 from srft.trainer.state import TrainResult, TrainState
-from srft.trainer.trackers import open_tracker
+from srft.trainer.trackers import Trackers
 from srft.trainer.update import UpdateResult, update
 
 
@@ -262,7 +262,7 @@ class SRFTTrainer:
             "learning_rate": rate,
             **figures,
             **result.metrics,
-            **mean_metrics(collected.logged),
+            **{f"user/{name}": mean for name, mean in mean_metrics(collected.logged).items()},
             **phases,
             "time/other": end - start - sum(phases.values()),
             "time/step": end - start,
@@ -346,7 +346,8 @@ class SRFTTrainer:
 
     def _advance(self, metrics: Mapping[str, Any]) -> None:
         """Goes on to the next stage, where there is one, when this one is over."""
-        if (value := watched_value(metrics)) is not None:
+        method = self.setup.methods[self.state.stage]
+        if (value := watched_value(method, metrics)) is not None:
             self.state.watched.append(value)
         stages = self.args.resolved_stages
         if not self.state.stage_over(stages):
@@ -359,11 +360,9 @@ class SRFTTrainer:
             begin_stage(self.setup, self.state.stage, self.run)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
-        self.metrics_log.write(metrics)
-        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        for tracker in self.trackers:
-            tracker.log(numbers, self.state.step)
-        self.view.update(self.state.step, self.total_steps, numbers)
+        self.logs.metrics.write(metrics)
+        self.trackers.log(metrics, self.state.step)
+        self.view.update(self.state.step, self.total_steps, metrics)
 
     def _save_samples(self, method: Method, collected: Collected, progress: Progress) -> None:
         step = self.state.step + 1
@@ -379,7 +378,7 @@ class SRFTTrainer:
             teacher=self.setup.teacher_of(method),
         )
         for record in records:
-            self.samples_log.write({"step": step, **record})
+            self.logs.samples.write({"step": step, **record})
 
     def _evaluate(self) -> None:
         if not self.setup.evaluation:
@@ -388,8 +387,8 @@ class SRFTTrainer:
         self.state.evaluated = self.state.step
         with self.setup.policy.compute():
             metrics = self.evaluator.evaluate(self.state.step, self.view.evaluating)
-        for tracker in self.trackers:
-            tracker.log(metrics, self.state.step)
+        self.trackers.log(metrics, self.state.step)
+        self._watch(metrics)
         self.view.evaluated(metrics)
         better = self.evaluator.better_than(metrics, self.state.best)
         if better is not None:
@@ -439,30 +438,24 @@ class SRFTTrainer:
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
-        def log(path: Path) -> JsonlLog:
-            if not self.world.main:
-                return SilentLog(path)
-            opened = JsonlLog(path, offsets.get(path.name, 0))
-            stack.callback(opened.close)
-            return opened
-
-        self.metrics_log = log(self.run.metrics)
-        self.samples_log = log(self.run.samples)
-        self.events_log = log(self.run.events)
-        self.evaluator.log = log(self.run.evaluation)
-        recipe, names = self.args.model_dump(mode="json"), self.args.run.trackers
-        chosen = names if self.world.main else []
-        self.trackers = [open_tracker(n, self.run.path, redact_values(recipe)) for n in chosen]
-        for tracker in self.trackers:
-            stack.callback(tracker.close)
+        self.logs = RunLogs(self.run, offsets, silent=not self.world.main)
+        stack.callback(self.logs.close)
+        self.evaluator.log = self.logs.evaluation
+        self.trackers = Trackers(
+            self.args.run.trackers if self.world.main else (),
+            self.run,
+            redact_values(self.args.model_dump(mode="json")),
+            self.state.step,
+            note=lambda text: self._event("warning", text),
+        )
+        stack.callback(self.trackers.close)
 
     def _checkpoint(self) -> None:
         """Saves, unless the last checkpoint holds this very state."""
-        logs = (self.metrics_log, self.samples_log, self.events_log, self.evaluator.log)
         state = {
             "train": asdict(self.state),
             "sampler": self.collector.position(),
-            "logs": {log.path.name: log.offset for log in logs},
+            "logs": self.logs.offsets,
         }
         if self.world.from_main(lambda: state == self.saved, "a checkpoint"):
             return
@@ -482,7 +475,7 @@ class SRFTTrainer:
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)
-        self.events_log.write({"step": self.state.step, "level": level, "message": message})
+        self.logs.events.write({"step": self.state.step, "level": level, "message": message})
         self.view.note(message)
 
 

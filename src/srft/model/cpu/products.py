@@ -45,13 +45,24 @@ def _maker() -> str:
     return next(names, "unknown")
 
 
-_ONEDNN = onednn_is_faster()
+def _limit_cache() -> None:
+    """oneDNN keeps what it prepared for each shape, and packed rows have a new length every time: at its
+    own limit of 1,024 shapes that is gigabytes. It reads its limit at its first product, so the variables
+    are set for that one alone, unless the user has set them."""
+    limits = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    unset = [name for name in limits if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "64"))
+    try:
+        one = torch.ones(1, 1)
+        torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
+    finally:
+        for name in unset:
+            del os.environ[name]
 
+
+_ONEDNN = onednn_is_faster()
 if _ONEDNN:
-    # oneDNN keeps what it prepared for each shape, and packed rows have a new length every time: at its
-    # own limit of 1,024 shapes that is gigabytes. Read by it at its first product.
-    for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(_cache, "64")
+    _limit_cache()
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:

@@ -203,8 +203,7 @@ function buildCurves(view) {
     .filter((key) => !/\/(min|max)$/.test(key) || !CURVES.some((c) => c.columns[key.replace(/\/(min|max)$/, "")]));
   const fill = () => {
     const wanted = keys.filter((key) => (key + " " + figureOf(key).title).toLowerCase().includes(state.find.toLowerCase()));
-    const headings = [...new Set(wanted.map((key) => figureOf(key).group))];
-    headings.sort((a, b) => rank(a) - rank(b));
+    const headings = DATA.headings.filter((heading) => wanted.some((key) => figureOf(key).group === heading));
     body.replaceChildren(...headings.map((heading) => section(heading,
       el("div", { class: "grid three" }, wanted.filter((key) => figureOf(key).group === heading).map((key) => card(metricChart(key, state)))))));
     if (!wanted.length) body.append(el("p", { class: "quiet" }, keys.length ? "No metric of that name." : "No training step has been recorded yet."));
@@ -212,11 +211,6 @@ function buildCurves(view) {
   };
   fill();
 }
-const ORDER = [
-  "Reward", "Evaluation", "Rollouts", "Entropy", "Entropy weights", "Loss", "Prompt groups", "Demonstrations", "Log-probability", "Ratio", "Optimisation", "Engine against trainer", "Other", "Time", "Totals",
-];
-/* Headings not known here come before the last four. */
-const rank = (heading) => (ORDER.includes(heading) ? ORDER.indexOf(heading) : ORDER.length - 4.5);
 
 /* Loss terms of one run: their course, their shares, and what weighs them. */
 function buildTerms(view) {
@@ -232,25 +226,21 @@ function buildTerms(view) {
     const make = (key, name, fill, extra = {}) => columns[key] && {
       name, color: fill, x: steps, y: smooth(columns[key], width), faint: width > 1 ? columns[key] : null, ...extra,
     };
-    const terms = Object.keys(columns).filter((k) => k.startsWith("loss/") && !k.startsWith("loss/all_"));
+    const terms = Object.keys(columns).filter((k) => k.startsWith("loss/"));
     const paint = (key) => color(DATA.terms[key] ?? 7);
-    const label = (key) => key.slice(5).replaceAll("_", " ");
+    const label = (key) => figureOf(key).title.replace(/^Loss: /, "");
     const size = steps.map((_, i) => terms.reduce((sum, key) => sum + Math.abs(columns[key][i] ?? 0), 0));
     const shares = terms.map((key) => ({
       name: label(key), color: paint(key), x: steps,
       y: smooth(columns[key].map((v, i) => (size[i] > 0 ? Math.abs(v ?? 0) / size[i] : null)), width),
     }));
-    const banded = (name, text, fill) => {
-      const key = columns[`weight/${name}`] ? `weight/${name}` : `weight/${name}/mean`;
-      return make(key, text, fill, { faint: null, low: columns[`weight/${name}/min`], high: columns[`weight/${name}/max`] });
-    };
+    const banded = (key, fill) => make(key, figureOf(key).title, fill, { faint: null, low: columns[`${key}/min`], high: columns[`${key}/max`] });
     const panels = [
       terms.length && chart({ title: "Each term, weights included", what: "Their sum is the loss", series: [...terms.map((k) => make(k, label(k), paint(k))), make("loss", "whole loss", "var(--ink)", { thin: true })].filter(Boolean), marks: stages, height: 250, legend: true }),
       terms.length && chart({ title: "Share of each term in the sum of absolute values", unit: "share", series: shares, stack: true, zero: true, marks: stages, height: 250, legend: true }),
-      ...Object.keys(columns).filter((k) => /^weight\/[^/]+$|^weight\/[^/]+\/mean$/.test(k)).map((k) => k.split("/")[1]).map((name) => chart({
-        title: name === "sft" ? "w_SFT = 0.5 exp(−H): mean and range over tokens" : name === "rl" ? "w_RL = 0.1 exp(+H): mean and range over tokens" : `weight ${name}`,
-        what: "Coefficients and signs are the paper's (Eq. 8, 11); the recipe may set others",
-        series: [banded(name, figureOf(`weight/${name}`).title, name === "sft" ? color(1) : color(0))], height: 210, zero: true, marks: stages,
+      ...[["weight/sft", color(1)], ["weight/rl", color(0)]].filter(([key]) => columns[key]).map(([key, fill]) => chart({
+        title: `${figureOf(key).title}: mean and range over tokens`, what: figureOf(key).what,
+        series: [banded(key, fill)], height: 210, zero: true, marks: stages,
       })),
       (columns["entropy/demos"] || columns["entropy/rollouts"]) && chart({ title: "Entropy the weights are made from", unit: "nats", series: [make("entropy/demos", "on demonstrations", color(1)), make("entropy/rollouts", "on rollouts", color(0))].filter(Boolean), zero: true, height: 210, marks: stages, legend: true }),
       ...Object.keys(columns).filter((k) => /^(gradient|clip|kl)/.test(k) && !/\/(min|max)$/.test(k)).map((k) => chart({ title: figureOf(k).title, what: k, unit: figureOf(k).unit, series: [make(k, figureOf(k).title, color(3))], height: 210, marks: stages })),
