@@ -12,10 +12,13 @@ import pytest
 import torch
 from tests.toys import random_sequences, tiny_model, word_tokenizer
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from srft.data.packing import pack
-from srft.model.fast import compile_layers, prepare_compute
-from srft.model.model_config import ModelConfig
+from srft.model.adapters import add_lora
+from srft.model.fast import compile_layers, prepare_compute, training_mode
+from srft.model.loading import prepare
+from srft.model.model_config import LoraConfig, ModelConfig
 from srft.model.packed_attention import use_packed_attention
 from srft.model.policy import Policy
 from srft.model.scoring import score
@@ -121,3 +124,44 @@ def test_the_heads_kernels_compile_for_a_gpu_that_is_not_there(tmp_path: Path) -
         assert int(shared) <= 163 * 1024
         assert tensor_cores == "True"
     assert len(done.stdout.splitlines()) == 2
+
+
+NOISY = {
+    "gpt2": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    "opt": {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5, "word_embed_proj_dim": 32},
+    "phi": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5},
+    "mixtral": {"num_local_experts": 4, "router_jitter_noise": 0.5, "attention_dropout": 0.5},
+    "llama": {"attention_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", [*NOISY, "adapters"])
+def test_without_noise_the_policy_that_is_trained_is_the_one_that_is_sampled(
+    family: str, checkpointing: bool
+) -> None:
+    model = tiny_model("llama" if family == "adapters" else family, **NOISY.get(family, {}))
+    if family == "adapters":
+        add_lora(model, LoraConfig(rank=4, dropout=0.5))
+        for name, parameter in model.named_parameters():
+            nn.init.normal_(parameter, std=0.3) if "lora_B" in name else None
+    prepare(model.eval(), ModelConfig(gradient_checkpointing=checkpointing))
+    modes = [m.training for m in model.modules()]
+    (packed,) = pack(random_sequences(*LENGTHS[1]), None, 999)
+    with torch.no_grad():
+        sampled = score(model, packed).logprob_T
+    recomputed: list[int] = []
+    layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    leaf = next(m for m in layer.modules() if next(m.children(), None) is None)
+    handle = leaf.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    with training_mode(model, noise=False):
+        quiet = score(model, packed).logprob_T
+        quiet.mean().backward()
+    handle.remove()
+    assert len(recomputed) == 1 + checkpointing
+    torch.testing.assert_close(quiet.detach(), sampled, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with training_mode(model, noise=True):
+        assert (score(model, packed).logprob_T.detach() - sampled).abs().max() > 1e-2
+    assert [m.training for m in model.modules()] == modes
+    assert score(model, packed).logprob_T.allclose(sampled, atol=1e-5)

@@ -1,15 +1,14 @@
-"""A policy scores what it is given in the order it is given, and gives its model back as it was."""
+"""A policy gives its model back as it was."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
-from tests.toys import random_sequences, tiny_model, word_tokenizer
+from tests.toys import tiny_model, word_tokenizer
 
 from srft.errors import ModelError
 from srft.model.loading import prepare
@@ -88,35 +87,3 @@ def test_sampling_that_fails_leaves_nothing_behind() -> None:
         )
     put_back()
     pickle.dumps(model)
-
-
-@pytest.mark.parametrize("attention", ["packed", "padded"])
-def test_sequences_are_scored_in_the_order_given(attention) -> None:
-    model = tiny_model("llama")
-    theirs = copy.deepcopy(model)
-    config = ModelConfig(attention=attention)
-    prepare(model, config)
-    policy = Policy(model, word_tokenizer(), config).at(0.7)
-    sequences = random_sequences(*LENGTHS)
-    for budget in (999, 20, 1):
-        scores = policy.score_sequences(sequences, budget)
-        parts = scores.logprob_T.split([len(s.response_ids) for s in sequences])
-        for sequence, part in zip(sequences, parts, strict=True):
-            ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
-            logp = (theirs(ids).logits[0] / 0.7).log_softmax(-1)
-            n = len(sequence.response_ids)
-            expected = logp[-n - 1 : -1].gather(1, ids[0, -n:, None])[:, 0]
-            torch.testing.assert_close(part, expected, rtol=1e-5, atol=2e-5)
-        assert scores.entropy_T.shape == scores.logprob_T.shape
-        assert scores.logprob_T.grad_fn is None
-
-
-def test_a_response_under_another_prompt_is_scored_token_for_token() -> None:
-    """What a distillation or a privileged context asks: the rows of a micro-batch, another prompt."""
-    model, teacher = tiny_model("llama"), tiny_model("qwen3")
-    sequences = random_sequences(*LENGTHS)
-    other = [replace(s, prompt_ids=(9, 9, *s.prompt_ids)) for s in sequences]
-    for policy in (Policy(model, None), Policy(teacher, None)):
-        mine, theirs = (policy.score_sequences(rows, 40).logprob_T for rows in (sequences, other))
-        assert mine.shape == theirs.shape
-        assert (mine - theirs).abs().max() > 1e-3

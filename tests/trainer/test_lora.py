@@ -27,8 +27,8 @@ def saved_weights(checkpoint):
 def lora(recipe, tiny_model, tmp_path):
     """``lora(name, **sections)``: a quick recipe that trains adapters, run directory ``name``."""
 
-    def build(name, lora=None, **sections):
-        model = {"path": str(tiny_model), "lora": {"rank": 4, **(lora or {})}}
+    def build(name, lora=None, model=None, **sections):
+        model = {"path": str(tiny_model), "lora": {"rank": 4, **(lora or {})}, **(model or {})}
         run = {"dir": str(tmp_path / name), "export_dtype": "float32", "keep_checkpoints": 9}
         return recipe(model=model, run=run, **sections)
 
@@ -61,9 +61,9 @@ def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatc
     class Killed(BaseException):
         pass
 
-    settings = {"dropout": 0.2}
-    SRFTTrainer(args=lora("whole", settings)).train()
-    config = lora("broken", settings)
+    settings = {"lora": {"dropout": 0.2}, "model": {"dropout": True}}
+    SRFTTrainer(args=lora("whole", **settings)).train()
+    config = lora("broken", **settings)
     original, calls = trainer_module.update, 0
 
     def dies(*args, **kwargs):

@@ -7,7 +7,9 @@ import random
 
 import pytest
 import torch
+from tests.toys import lab_model
 
+from srft.data.packing import pack
 from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
 from srft.model.policy import Policy
@@ -90,6 +92,35 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(model, one_by_one,
             assert result.metrics["train/micro_batches"] >= least
             assert torch.allclose(cut, whole, rtol=0, atol=tolerance * max(1.0, size))
             assert result.metrics["loss"] == pytest.approx(once.metrics["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["srft", "grpo", "sft"])
+@pytest.mark.parametrize("dropout", ["auto", True, False])
+def test_the_policy_that_is_scored_is_the_one_that_is_sampled(sequences, name, dropout):
+    """A dropout that acts would make each token's ratio noise and the policy differ from itself."""
+    model = lab_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    policy = Policy(model, None, ModelConfig(dropout=dropout))
+    seen = []
+
+    def compute_loss(method, batch, *rest):
+        seen.append(batch)
+        return original(method, batch, *rest)
+
+    original = update_module.compute_loss
+    optimizer = build_optimizer(model, TrainConfig())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(update_module, "compute_loss", compute_loss)
+        patch.setattr(update_module, "active", lambda m, t: torch.ones_like(t.is_demo_S))
+        chosen = [s for s in sequences if s.is_demo] if name == "sft" else sequences
+        with torch.no_grad():
+            own = [policy.score(packed) for packed in pack(chosen, None, WHOLE)]
+        arguments = dict(config=TrainConfig(tokens_per_micro_batch=WHOLE), progress=Progress(0, 1))
+        update(policy, optimizer, get_method(name), chosen, step=0, **arguments)
+    (batch,) = seen
+    noisy = dropout is True or (dropout == "auto" and name == "sft")
+    assert ((batch.logprob_T.detach() - own[0].logprob_T).abs().max() > 1e-2) == noisy
+    if name != "sft":
+        assert torch.allclose(batch.old_logprob_T, own[0].logprob_T, atol=1e-5)
 
 
 def test_sharing_prompts_computes_fewer_tokens_and_the_same_gradient(model, one_by_one, sequences):

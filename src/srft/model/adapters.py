@@ -122,7 +122,7 @@ def trained_names(model: nn.Module) -> set[str] | None:
 def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` as its base, in evaluation mode; afterwards as it was."""
     layers: list[Any] = [module for module in model.modules() if _is_adapted(module)]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for layer in layers:
         layer.enable_adapters(False)
@@ -131,7 +131,8 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def frozen_reference(model: nn.Module) -> Reference:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,6 +71,31 @@ def enable_checkpointing(model: Any) -> None:
     if hasattr(model, "_require_grads_hook") and not hooked:
         # Its hook on the embedding serves the reentrant kind alone, and keeps the model from being pickled.
         model.disable_input_require_grads()
+
+
+@contextmanager
+def training_mode(model: nn.Module, noise: bool) -> Iterator[None]:
+    """Training mode, and evaluation mode afterwards. Without ``noise`` (dropout, jitter) only those parts
+    are in training mode that recompute their activations for the backward pass, without their own."""
+    model.train()
+    silenced: list[tuple[nn.Module, dict[str, float]]] = []
+    if not noise:
+        for module in model.modules():
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
+            own = vars(module) if module.training else {}
+            found = {k: v for k, v in own.items() if _is_noise(k) and isinstance(v, float)}
+            silenced.append((module, found))
+            own.update(dict.fromkeys(found, 0.0))
+    try:
+        yield
+    finally:
+        for module, found in silenced:
+            vars(module).update(found)
+        model.eval()
+
+
+def _is_noise(name: str) -> bool:
+    return "drop" in name or "jitter" in name
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -33,8 +33,8 @@ class LoraConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Share of each adapter's inputs that is dropped in training. Above 0 the policy that "
-        "is trained differs from the one that was sampled, by that noise.",
+        description="Share of each adapter's inputs that is dropped in training, where model.dropout lets "
+        "dropout act.",
     )
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear",
@@ -111,6 +111,12 @@ class ModelConfig(BaseModel):
         "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products; "
         "for float32 norms a backward pass written out. "
         "torch takes PyTorch's own everywhere.",
+    )
+    dropout: bool | Literal["auto"] = Field(
+        "auto",
+        description="Whether the noise that a model has for training (dropout, adapters' dropout, jitter of "
+        "routers) acts. auto: in methods without rollouts alone, since the policy whose log-probabilities "
+        "are trained on is the one that was sampled, which has no noise.",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from srft.data.packing import PackedBatch, pack
+from srft.data.packing import PackedBatch
 from srft.model.adapters import Reference, whole
 from srft.model.divergence import Logits
 from srft.model.loading import compute_context
@@ -18,7 +18,6 @@ from srft.model.model_config import ModelConfig
 from srft.model.output_head import output_head, unwrap
 from srft.model.packed_attention import packs
 from srft.model.scoring import Against, TokenScores, score, states
-from srft.types import TrainingSequence
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Policy:
         """The same policy at another temperature."""
         return replace(self, temperature=temperature)
 
+    def trains_with_noise(self, rollouts: bool) -> bool:
+        """Whether dropout and the like act while a method with or without ``rollouts`` is trained."""
+        setting = self.config.dropout
+        return not rollouts if setting == "auto" else setting
+
     def compute(self) -> AbstractContextManager[Any]:
         """What every forward pass runs in: autocast, or nothing."""
         return compute_context(self.config, self.device)
@@ -79,31 +83,6 @@ class Policy:
             return made
         bias = None if made.bias_V is None else whole(made.bias_V)
         return replace(made, weight_VD=whole(made.weight_VD), bias_V=bias)
-
-    @torch.no_grad()
-    def score_sequences(
-        self, sequences: Sequence[TrainingSequence], token_budget: int
-    ) -> TokenScores:
-        """(logprob_T, entropy_T) of the response tokens of ``sequences``, one sequence after another in
-        the order given, without gradient; in micro-batches of at most ``token_budget`` tokens.
-
-        The responses of a micro-batch under other prompts (``replace(s, prompt_ids=...)`` for its
-        rows) are thus scored token for token in line with it. Of a sharded model, all processes have
-        to score the same sequences together.
-        """
-        found: list[tuple[torch.Tensor, torch.Tensor]] = [()] * len(sequences)  # type: ignore[list-item]
-        for packed in pack(
-            sequences, None, token_budget, self.device, share_prompts=self.shares_prompts
-        ):
-            scores = self.score(packed)
-            lengths = packed.index.sequences.length_S.tolist()
-            parts = zip(
-                scores.logprob_T.split(lengths), scores.entropy_T.split(lengths), strict=True
-            )
-            for row, part in zip(packed.rows, parts, strict=True):
-                found[row] = part
-        logprobs, entropies = zip(*found, strict=True)
-        return TokenScores(torch.cat(logprobs), torch.cat(entropies))
 
     @torch.no_grad()
     def reference_logprob(self, packed: PackedBatch) -> torch.Tensor | None:

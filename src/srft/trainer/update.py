@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack, pack_contexts
+from srft.model.fast import training_mode
 from srft.model.policy import Policy
 from srft.model.scoring import TokenScores
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
@@ -87,11 +88,11 @@ def update(
         return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
     batches = [p for part in parts for p in part.packs]
     contexts = [p for part in parts for p in part.contexts]
-    need_old = method.needs_old or len(parts) > 1
+    noise = policy.trains_with_noise(method.rollouts)
+    need_old = method.needs_old or len(parts) > 1 or (noise and method.rollouts)
     model.eval()  # the old policy is the one that was sampled: without dropout
     with torch.no_grad():
         old = [policy.score(packed) for packed in batches] if need_old else []
-    model.train()
     seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
     before = look_before(method, seen, world) if need_old else None
 
@@ -100,34 +101,34 @@ def update(
         return forward(policy, packed, old[number] if need_old else None, before, lesson)
 
     extra: dict[str, float] = {}
-    if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
-        first = parts[0]
-        extra = gradient_analysis(model, method, first.packs, batch_of, first.counts, progress)
-
     sums: list[dict[str, Tensor]] = []
     norms: list[float] = []
     number = 0
-    for part in parts:
-        optimizer.zero_grad(set_to_none=True)
-        scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
-        loss_sum, finite, metrics = _backward(method, scored, part.counts, progress, policy.device)
-        sums += metrics
-        number += len(part.packs)
-        # Over all processes, so that all of them refuse or none.
-        outcomes = world.gather((loss_sum.item(), bool(finite)), f"loss of step {step + 1}")
-        total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
-        norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
-        if not (all_finite and norm < float("inf")):
+    with training_mode(model, noise):
+        if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
+            first = parts[0]
+            extra = gradient_analysis(model, method, first.packs, batch_of, first.counts, progress)
+        for part in parts:
             optimizer.zero_grad(set_to_none=True)
-            model.eval()
-            reason = _reason(total, norm, all_finite)
-            _keep_refused(refused_dir if world.main else None, step, reason, sequences, part)
-            return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
-        clip_to(model, norm, config.max_grad_norm)
-        optimizer.step()
-        norms.append(norm)
-    optimizer.zero_grad(set_to_none=True)
-    model.eval()
+            scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
+            loss_sum, finite, metrics = _backward(
+                method, scored, part.counts, progress, policy.device
+            )
+            sums += metrics
+            number += len(part.packs)
+            # Over all processes, so that all of them refuse or none.
+            outcomes = world.gather((loss_sum.item(), bool(finite)), f"loss of step {step + 1}")
+            total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
+            norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
+            if not (all_finite and norm < float("inf")):
+                optimizer.zero_grad(set_to_none=True)
+                reason = _reason(total, norm, all_finite)
+                _keep_refused(refused_dir if world.main else None, step, reason, sequences, part)
+                return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
+            clip_to(model, norm, config.max_grad_norm)
+            optimizer.step()
+            norms.append(norm)
+        optimizer.zero_grad(set_to_none=True)
     shares = world.gather((_plain(sums), _work_done(batches)), f"metrics of step {step + 1}")
     figures = {**reduce_metrics(m for share, _ in shares for m in share), **extra}
     work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
