@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from srft.config import SRFTConfig
 from srft.errors import ConfigError, ModelError
 from srft.evaluation.open_model import find_model, restore
 from srft.model.adapters import frozen_reference
+from srft.model.given import adopt
 from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
@@ -131,25 +133,26 @@ def _policy(
     four_bits = bool(config.lora and config.lora.quantization)
     place = device if alone or four_bits else torch.device("cpu")
     cut = None if alone or four_bits else partial(cut_parameters, world=world)
-    problem, policy = None, None
-    try:
-        if model is None:
-            dtype = source_dtype(config)
-            model = open_model(config, place, cut)
-        else:
-            dtype = model.dtype
-            model.to(place)  # type: ignore[arg-type]  # transformers wraps nn.Module.to untyped
-        check_finite_weights(model, config.path)
-        put_back = prepare(model, config)
-        policy = Policy(model, tokenizer, config, source_dtype=dtype, put_back=put_back)
-    except ModelError as error:
-        problem = error
-    found = world.first(None if problem is None else str(problem), "the model")
-    if found is None and policy is not None:
-        return policy
-    if policy is not None:
-        policy.close()
-    raise problem or ModelError(found)
+    problem = None
+    with ExitStack() as undo:
+        try:
+            if model is None:
+                dtype = source_dtype(config)
+                model = open_model(config, place, cut)
+            else:
+                dtype = model.dtype
+                undo.callback(adopt(model, config))
+                model.to(place)  # type: ignore[arg-type]  # transformers wraps nn.Module.to untyped
+            check_finite_weights(model, config.path)
+            undo.callback(prepare(model, config))
+        except ModelError as error:
+            problem = error
+        found = world.first(None if problem is None else str(problem), "the model")
+        if problem is not None or found is not None:
+            raise problem or ModelError(found)
+        assert model is not None
+        put_back = undo.pop_all().close
+    return Policy(model, tokenizer, config, source_dtype=dtype, put_back=put_back)
 
 
 def choose_device(config: SRFTConfig) -> torch.device:

@@ -1,0 +1,62 @@
+"""A model handed over from Python, changed as one that is loaded would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from srft.errors import ModelError
+from srft.model.adapters import has_adapters
+from srft.model.loading import override_positions, parameter_dtype
+from srft.model.model_config import ModelConfig
+
+
+def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
+    """Gives ``model`` the dtype, the rotary base and the window of the recipe. What is returned gives its
+    parameters the dtypes back that they had.
+
+    Under adapters that it brings along, ``dtype: auto`` leaves frozen weights in their own.
+
+    Raises ModelError where positions are to be changed that are weights, or are not rotary.
+    """
+    if config.rope_theta is not None or config.max_position_embeddings is not None:
+        override_positions(model.config, config)
+        if not _renew_rotary(model):
+            raise ModelError(
+                "model.rope_theta and model.max_position_embeddings change rotary positions, which "
+                f"{type(model).__name__} does not have: leave them out"
+            )
+    dtype = parameter_dtype(config)
+    trained_alone = config.dtype == "auto" and has_adapters(model)
+    before: dict[str, torch.dtype] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and (parameter.requires_grad or not trained_alone):
+            before[name] = parameter.dtype
+            parameter.data = parameter.data.to(dtype)
+
+    def put_back() -> None:
+        for name, parameter in model.named_parameters():
+            old = before.get(name.replace(".base_layer.", "."), before.get(name))
+            if old is not None and not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.to(old)
+
+    return put_back
+
+
+def _renew_rotary(model: nn.Module) -> bool:
+    """Computes all rotary frequencies anew from the config; whether there are any."""
+    found = False
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            own: Any = child
+            buffers = dict(own.named_buffers(recurse=False))
+            if hasattr(own, "config") and any(key.endswith("inv_freq") for key in buffers):
+                device = next(iter(buffers.values())).device
+                setattr(parent, name, type(own)(own.config).to(device))
+                found = True
+    return found
