@@ -50,8 +50,10 @@ llama 3.2-3B 3072 28 24 8 8192 128256 tied
 llama 3.1-8B 4096 32 32 8 14336 128256
 llama 3.1-70B 8192 80 64 8 28672 128256
 """
-_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-_KEYS += ("intermediate_size", "vocab_size")
+_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "vocab_size"),
+)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     name.format(size): {
