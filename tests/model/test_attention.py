@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.masking_utils import causal_mask_function
 
 from srft.data.packing import pack
 from srft.errors import ModelError
@@ -14,6 +15,8 @@ from srft.model.packed_attention import (
     can_pack,
     packed_attention,
     packed_layout,
+    packed_mask,
+    packed_rows,
     packs,
     use_packed_attention,
 )
@@ -138,7 +141,9 @@ def test_a_mask_that_lost_its_layout_is_refused() -> None:
 
 def test_attention_that_is_not_causal_is_refused() -> None:
     query = torch.randn(1, 2, 5, 8)
-    mask = packed_layout(torch.tensor([0, 2, 5], dtype=torch.int32)).mask()
+    layout = packed_layout(torch.tensor([0, 2, 5], dtype=torch.int32))
+    with packed_rows(layout):
+        mask = packed_mask(mask_function=causal_mask_function)
     with pytest.raises(ModelError, match="not causal"):
         packed_attention(torch.nn.Identity(), query, query, query, mask, is_causal=False)
 

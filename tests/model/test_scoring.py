@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 
 from srft.data.packing import pack
 from srft.errors import ModelError
+from srft.model.model_config import ModelConfig
 from srft.model.output_head import output_head
-from srft.model.packed_attention import use_packed_attention
+from srft.model.packed_attention import packs, use_packed_attention
 from srft.model.policy import Policy
 from srft.model.scoring import score
 from srft.model.scoring_check import check_scoring
@@ -142,7 +144,19 @@ def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
     mixing = lambda module, args, out: out + 0.01 * out.cumsum(dim=1)  # noqa: E731
     model.model.layers[0].mlp.register_forward_hook(mixing)
     with pytest.raises(ModelError, match="attention=padded"):
-        check_scoring(Policy(model, TokenizerOf61()))
+        check_scoring(Policy(model, TokenizerOf61(), ModelConfig(attention="packed")))
+
+
+def test_padded_rows_are_taken_where_packed_ones_are_not_the_models(make_model, caplog) -> None:
+    model, reference = make_model("llama"), make_model("llama")
+    for each in (model, reference):
+        use_packed_attention(each)
+        mixing = lambda module, args, out: out + 0.01 * out.cumsum(dim=1)  # noqa: E731
+        each.model.layers[0].mlp.register_forward_hook(mixing)
+    policy = Policy(model, TokenizerOf61(), reference=lambda: nullcontext(reference))
+    assert check_scoring(policy) < 5e-4
+    assert not policy.shares_prompts and not packs(reference)
+    assert "model.attention=padded is used" in caplog.text
 
 
 def test_self_check_finds_logits_changed_after_the_head(make_model) -> None:

@@ -18,7 +18,7 @@ from srft.data.packing import pack
 from srft.errors import ConfigError
 from srft.model.cpu.norms import use_fast_norms
 from srft.model.model_config import ModelConfig
-from srft.model.packed_attention import packed_layout, use_packed_attention
+from srft.model.packed_attention import packed_layout, run_packed, use_packed_attention
 from srft.planning.advice import changed
 from srft.planning.devices import GIB, read_cluster
 from srft.planning.plan import make_plan
@@ -83,11 +83,11 @@ def test_what_layers_keep_is_what_autograd_saves(family, tmp_path):
 
     alive: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.get_decoder()(
-            input_ids=batch.input_ids_N[None],
-            attention_mask=packed_layout(batch.cu_seqlens).mask(),
-            position_ids=batch.position_ids_N[None],
-            use_cache=False,
+        run_packed(
+            model.get_decoder(),
+            batch.input_ids_N,
+            batch.position_ids_N,
+            packed_layout(batch.cu_seqlens),
         )
     real = sum(size for address, size in seen.items() if address not in own)
     kept = kept_for_backward(measure_shape(config), config, torch.float32, None, 1.0)
@@ -222,7 +222,7 @@ def test_a_shipped_recipe_fits_the_devices_its_header_names(path):
 
 def test_the_papers_run_has_the_papers_figures():
     config = load_config(next(p for p in RECIPES if p.stem == "paper-7b"))
-    assert (config.train.prompts_per_step, config.rollout.group_size) == (128, 7)
+    assert (config.train.prompts_per_step, config.rollout.group_size) == (128, 8)
     assert (config.rollout.max_tokens, config.data.max_prompt_tokens) == (8192, 1024)
     assert (config.train.steps, config.train.learning_rate) == (500, 1e-6)
     shape = measure_shape(config.model)

@@ -15,12 +15,13 @@ from srft.model.divergence import Logits
 @dataclass(frozen=True)
 class OutputHead:
     """logits = cap(logit_scale (hidden weight_VD^T + bias_V)) with cap(z) = c tanh(z / c), c the
-    ``softcap``."""
+    ``softcap``. ``before``: layers between the body and the head (ModernBERT's decoder)."""
 
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
+    before: nn.Module | None = None
 
     def logits(self, states_TD: Tensor, temperature: float) -> Logits:
         """What the logits after these states are made of."""
@@ -62,13 +63,14 @@ def attention_configs(model: nn.Module) -> list[Any]:
 def body(model: nn.Module) -> nn.Module:
     """What makes the hidden states that the output head reads."""
     base = unwrap(model)
-    decoder: nn.Module | None = base.get_decoder()
-    if decoder is base or decoder is None:
-        raise ModelError(
-            f"{type(base).__name__} does not say which part of it makes hidden states: it is not "
-            "a causal language model this package can train"
-        )
-    return decoder
+    # Llama 4 takes itself for its decoder, ModernBERT its output layer.
+    for part in (base.get_decoder(), base.base_model, *base.children()):
+        if isinstance(part, PreTrainedModel) and part is not base:
+            return part
+    raise ModelError(
+        f"{type(base).__name__} does not say which part of it makes hidden states: it is not "
+        "a causal language model this package can train"
+    )
 
 
 def output_head(model: nn.Module) -> OutputHead:
@@ -83,18 +85,26 @@ def output_head(model: nn.Module) -> OutputHead:
         raise ModelError(f"{type(base).__name__} has no output head: it cannot predict tokens")
     weight, bias = _weight_and_bias(module)
     config = base.config.get_text_config(decoder=True)
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = next((c for name in _CAPS if (c := getattr(config, name, None)) is not None), None)
+    inner = getattr(base, "lm_head", None)
     return OutputHead(
         weight=weight,
         bias=bias,
+        before=inner if getattr(base, "decoder", None) is module and module is not inner else None,
         softcap=None if cap is None else float(cap),
         logit_scale=_logit_scale(base, config),
     )
 
 
+# What Gemma, RecurrentGemma and xLSTM call the number that caps their logits.
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 def _logit_scale(base: PreTrainedModel, config: Any) -> float:
     """Cohere and Falcon-H1 multiply logits, Granite divides, HyperCLOVA X multiplies by a number
-    of the same name, MiniCPM3 divides the hidden states."""
+    of the same name, MiniCPM3 and Inkling divide the hidden states."""
+    if hasattr(config, "logits_mup_width_multiplier"):
+        return 1.0 / float(config.logits_mup_width_multiplier)
     if config.model_type.startswith("cohere"):
         return float(getattr(base, "logit_scale", 1.0))
     if hasattr(config, "lm_head_multiplier"):

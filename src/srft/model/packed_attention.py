@@ -1,10 +1,11 @@
 """Attention over sequences laid end to end, for every model that uses transformers' interface.
 
 A packed forward runs the model on one row ``[1, N]``: embeddings, norms, projections and MLPs work
-on N real tokens. Only attention must keep sequences apart. transformers hands a 4D attention mask
-down to attention as it is, so the layout of the row travels on one: a mask of a single element that
-carries it as an attribute. It thereby survives gradient checkpointing, which runs layers again
-inside the backward pass, and models that drop unknown keywords on the way.
+on N real tokens. Only attention must keep sequences apart. transformers lets an attention function
+make the masks that go with it, one for each kind of layer; ours is a single element that carries the
+layout of the row and what its layers see of a sequence: all before a token, a window or a chunk. So
+each layer is told what the model's own code tells it, also where gradient checkpointing runs layers
+again inside the backward pass, and where models drop unknown keywords on the way.
 
 Inside attention the rows are gathered into a few right-padded batches of similar length, where a
 causal mask is all that is needed (a real query never sees the padding after it), or given to a
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sdpa_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from srft.errors import ModelError
@@ -60,11 +67,104 @@ class PackedLayout:
     pad_Q: Tensor | None
     unpad_N: Tensor | None
 
-    def mask(self) -> Tensor:
-        """The attention mask that carries this layout through a model."""
-        mask = torch.ones(_MARK_SHAPE, dtype=torch.bool, device=self.cu_seqlens.device)
-        mask.packed_layout = self  # type: ignore[attr-defined]
-        return mask
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a token sees of its own sequence, itself included: the last ``window`` tokens, those of its
+    ``chunk`` up to itself, or all up to itself where both are None."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def pairs(self, q: Tensor, k: Tensor) -> Tensor:
+        """Whether the token at place ``q`` sees that at ``k``."""
+        seen = k <= q
+        if self.window is not None:
+            seen = seen & (k > q - self.window)
+        if self.chunk is not None:
+            seen = seen & (k // self.chunk == q // self.chunk)
+        return seen
+
+
+_running: ContextVar[PackedLayout | None] = ContextVar("layout of the row that runs", default=None)
+
+
+@contextmanager
+def packed_rows(layout: PackedLayout) -> Iterator[None]:
+    """Masks made meanwhile are of a row laid out so."""
+    token = _running.set(layout)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def run_packed(
+    body: torch.nn.Module, input_ids_N: Tensor, position_ids_N: Tensor, layout: PackedLayout
+) -> Tensor:
+    """Hidden states [N, D] of a packed row under a model's body that has packed attention."""
+    with packed_rows(layout):
+        output = body(
+            input_ids=input_ids_N[None],
+            attention_mask=torch.ones_like(input_ids_N[None]),
+            position_ids=position_ids_N[None],
+            use_cache=False,
+        )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+def packed_mask(
+    *, mask_function: Callable[..., Any], local_size: int | None = None, **kwargs: Any
+) -> Tensor | None:
+    """transformers' mask interface: in a packed row the mask that carries its layout, else a usual one."""
+    layout = _running.get()
+    if layout is None:
+        return sdpa_mask(mask_function=mask_function, local_size=local_size, **kwargs)
+    mask = torch.ones(_MARK_SHAPE, dtype=torch.bool, device=layout.cu_seqlens.device).as_subclass(
+        _PackedMask
+    )
+    mask.row, mask.seen = layout, _what_is_seen(mask_function, local_size, layout)
+    return mask
+
+
+class _PackedMask(Tensor):
+    """What stands for the mask of a packed row. A slice of it, or a copy, is as good as itself."""
+
+    row: PackedLayout
+    seen: _Seen
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        if isinstance(result, cls) and isinstance(args[0], cls):
+            vars(result).update(vars(args[0]))
+        return result
+
+
+def _what_is_seen(
+    mask_function: Callable[..., Any], size: int | None, layout: PackedLayout
+) -> _Seen:
+    """Which of the patterns known here ``mask_function`` is, found out at the places where they differ.
+
+    Raises ModelError where it is none of them.
+    """
+    if mask_function is causal_mask_function:
+        return _Seen()
+    known = [_Seen()] if size is None else [_Seen(window=size), _Seen(chunk=size)]
+    edge = 2 if size is None else size
+    places = {0, 1, edge - 2, edge - 1, edge, edge + 1, 2 * edge - 1, 2 * edge, 2 * edge + 1}
+    within = sorted(p for p in places if 0 <= p < layout.max_length)
+    place = torch.tensor(within, device=layout.cu_seqlens.device)
+    q, k, first = place[:, None], place[None, :], place.new_zeros(1, 1)
+    found = mask_function(first, first, q, k).expand(len(place), len(place))
+    for seen in known:
+        if torch.equal(found, seen.pairs(q, k)):
+            return seen
+    raise ModelError(
+        "some layers see neither all tokens before theirs, nor a window or a chunk of them, so "
+        "sequences cannot be packed: set model.attention=padded"
+    )
 
 
 def packed_layout(cu_seqlens: Tensor, expand_P: Tensor | None = None) -> PackedLayout:
@@ -121,12 +221,12 @@ def _first_places(expand_P: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a model asks of its attention, beside the causal mask. ``window`` counts the token
-    itself; ``sinks`` (one per head) are logits without a value that join each softmax."""
+    """What a model asks of its attention. ``sinks`` (one per head) are logits without a value that
+    join each softmax."""
 
     scale: float
     dropout: float
-    window: int | None
+    seen: _Seen
     softcap: float | None
     sinks: Tensor | None
 
@@ -143,28 +243,26 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [B, H, Q, d] -> ([B, Q, H, d], None)."""
+    mark = attention_mask if isinstance(attention_mask, _PackedMask) else None
     options = _Options(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout,
-        # Some models (Qwen2-MoE) express the window in the mask they make and on the module only.
-        window=sliding_window or getattr(module, "sliding_window", None) or None,
+        seen=_Seen() if mark is None else mark.seen,
         softcap=softcap,
         sinks=s_aux,
     )
     name = type(module).__name__
-    layout = getattr(attention_mask, "packed_layout", None)
-    if layout is None:
-        if _lost_layout(attention_mask, key):
+    if mark is None:
+        if _running.get() is not None or _lost_layout(attention_mask, key):
             raise ModelError(
-                f"{name} changes the attention mask on its way, so sequences cannot be packed: set "
-                "model.attention=padded"
+                f"{name} makes an attention mask of its own, or changes it on its way, so sequences "
+                "cannot be packed: set model.attention=padded"
             )
         if options.plain:
             return sdpa_attention_forward(
@@ -189,9 +287,9 @@ def packed_attention(
     rows = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     kernel = _varlen_kernel() if query.is_cuda else None
     if kernel is not None and _kernel_takes(rows, options):
-        out_NHd = _varlen_attention(kernel, rows, layout, options)
+        out_NHd = _varlen_attention(kernel, rows, mark.row, options)
     else:
-        out_NHd = _bucket_attention(rows, layout, options)
+        out_NHd = _bucket_attention(rows, mark.row, options)
     return out_NHd.unsqueeze(0), None
 
 
@@ -220,9 +318,11 @@ def _bucket_attention(rows: list[Tensor], layout: PackedLayout, options: _Option
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
     """[B, H, L, d] -> [B, H, L, d], right-padded, so that causality hides the padding."""
-    length = query.shape[2]
-    window = options.window if options.window is not None and options.window < length else None
-    mask = None if window is None else _band(length, window, query.device)
+    place = torch.arange(query.shape[2], device=query.device)
+    limit = options.seen.window or options.seen.chunk
+    mask = None
+    if limit is not None and limit < len(place):
+        mask = options.seen.pairs(place[:, None], place[None, :])
     if not options.plain:
         out_BLHd = _softmax_attention(query, key, value, mask, options)
         return out_BLHd.transpose(1, 2)
@@ -236,13 +336,6 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: _Optio
         is_causal=mask is None,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-
-
-def _band(length: int, window: int, device: torch.device) -> Tensor:
-    """Boolean [L, L]: key k is seen from query q where q - window < k <= q."""
-    distance = torch.arange(length, device=device)
-    distance = distance[:, None] - distance[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def _softmax_attention(
@@ -293,6 +386,7 @@ def _kernel_takes(rows: list[Tensor], options: _Options) -> bool:
         is_half
         and options.plain
         and options.dropout == 0.0
+        and options.seen.chunk is None
         and same_width
         and width % 8 == 0
         and width <= 256
@@ -316,7 +410,7 @@ def _varlen_attention(
         layout.max_length,
         layout.max_length,
         scale=options.scale,
-        window_size=(-1 if options.window is None else options.window - 1, 0),
+        window_size=(-1 if options.seen.window is None else options.seen.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out_PHd if layout.shrink_N is None else out_PHd.index_select(0, layout.shrink_N)
@@ -331,14 +425,14 @@ def can_pack(model: PreTrainedModel) -> bool:
     """Whether everything the model asks of attention reaches it by keyword.
 
     That is what transformers demands of flash attention too, so its flag is taken, except where
-    layers are neither full nor sliding-window attention (chunked, recurrent, state-space).
+    layers are no attention over a whole sequence, a window or chunks (recurrent, state-space).
     """
     config = _text_config(model)
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
         model._supports_flash_attn
         and model._can_set_attn_implementation()
-        and layers <= {"full_attention", "sliding_attention"}
+        and layers <= {"full_attention", "sliding_attention", "chunked_attention"}
         and getattr(config, "is_causal", True)
     )
 
@@ -346,6 +440,12 @@ def can_pack(model: PreTrainedModel) -> bool:
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Make the model run packed rows; what else it does (padding, generation) stays as it was."""
     model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def use_padded_attention(model: PreTrainedModel) -> None:
+    """Take :func:`use_packed_attention` back."""
+    if packs(model):
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 def leave_out_of_compiled_code() -> None:
@@ -359,4 +459,4 @@ def _text_config(model: PreTrainedModel) -> Any:
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, sdpa_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_mask)

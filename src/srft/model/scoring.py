@@ -16,7 +16,7 @@ from srft.data.packing import PackedBatch
 from srft.model.divergence import Logits, divergence
 from srft.model.head import Kernels, fused_logprob_entropy
 from srft.model.output_head import body, output_head, unwrap
-from srft.model.packed_attention import packed_layout, packs
+from srft.model.packed_attention import packed_layout, packs, run_packed
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def _inside(
 
 def _states(model: nn.Module, packed: PackedBatch) -> Tensor:
     hidden = _hidden_packed if packs(unwrap(model)) else _hidden_padded
-    return hidden(model, packed)
+    states_TD, before = hidden(model, packed), output_head(model).before
+    return states_TD if before is None else before(states_TD)
 
 
 def _score(
@@ -132,13 +133,9 @@ def _forward_is(model: Any, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _hidden_packed(model: nn.Module, packed: PackedBatch) -> Tensor:
-    output = body(model)(
-        input_ids=packed.input_ids_N[None],
-        attention_mask=packed_layout(packed.cu_seqlens, packed.expand_P).mask(),
-        position_ids=packed.position_ids_N[None],
-        use_cache=False,
-    )
-    return output.last_hidden_state[0].index_select(0, packed.predict_T)
+    layout = packed_layout(packed.cu_seqlens, packed.expand_P)
+    hidden = run_packed(body(model), packed.input_ids_N, packed.position_ids_N, layout)
+    return hidden.index_select(0, packed.predict_T)
 
 
 def _hidden_padded(model: nn.Module, packed: PackedBatch) -> Tensor:

@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
 from srft.model.fast import uncompiled
 from srft.model.loading import autocast_dtype
-from srft.model.output_head import output_head, unwrap
+from srft.model.output_head import attention_configs, output_head, unwrap
+from srft.model.packed_attention import use_padded_attention
 from srft.model.policy import Policy
 from srft.types import TrainingSequence
+
+logger = logging.getLogger(__name__)
 
 # (prompt, response) lengths of the self-check: a single token's prompt, a single token's response,
 # two of one length, and enough tokens for a wrong mask to show.
 _CHECK_LENGTHS = ((1, 6), (9, 1), (5, 12), (7, 10), (3, 40))
 
+_CHECK_WINDOW = 4
+_WINDOWS = (
+    *("sliding_window", "attention_chunk_size", "sliding_window_size", "local_attention"),
+    *("attention_window_size", "window_size"),
+)  # fmt: skip
+
+
+@contextmanager
+def small_windows(model: nn.Module) -> Iterator[None]:
+    """``model`` with windows and chunks of ``_CHECK_WINDOW`` tokens where it has some, so that a few
+    tokens show what happens beyond them."""
+    before: list[tuple[Any, str, int]] = []
+    for holder in (*attention_configs(model), *model.modules()):
+        for name in _WINDOWS:
+            size = vars(holder).get(name)
+            if isinstance(size, int) and size > _CHECK_WINDOW:
+                before.append((holder, name, size))
+                setattr(holder, name, _CHECK_WINDOW)
+    try:
+        yield
+    finally:
+        for holder, name, size in before:
+            setattr(holder, name, size)
+
 
 def check_scoring(policy: Policy) -> float:
     """Compare ``Policy.score`` with the log-softmax of the model's own logits; the largest difference.
 
-    A few short random sequences are scored together in one pack and one by one through the whole
-    model. Run once at start-up: it protects against models whose forward pass does something this
-    package does not know of.
+    A few short random sequences, longer than its windows are made meanwhile, are scored together in
+    one pack and one by one through the whole model. Run once at start-up: it protects against models
+    whose forward pass does something this package does not know of. Where packed rows do not agree and
+    the recipe leaves the choice, the model is given padded ones, with a warning.
 
     Raises ModelError, naming the model type and the difference, where log-probabilities or
     entropies do not agree to rounding.
     """
+    try:
+        return _difference(policy)
+    except ModelError as error:
+        if not policy.shares_prompts or policy.config.attention != "auto":
+            raise
+        logger.warning("model.attention=padded is used, without shared prompts: %s", error)
+    use_padded_attention(policy.model)
+    if policy.reference is not None:
+        frozen: Any
+        with policy.reference() as frozen:
+            use_padded_attention(frozen)
+    return _difference(policy)
+
+
+def _difference(policy: Policy) -> float:
     model, base = policy.model, unwrap(policy.model)
     sequences = _random_sequences(min(len(policy.tokenizer), output_head(model).weight.shape[0]))
     (packed,) = pack(sequences, None, 10_000, base.device, share_prompts=policy.shares_prompts)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), small_windows(base):
             worst = _worst_difference(policy, sequences, packed)
+    except ModelError:
+        raise
     except Exception as error:
         # A configuration that does not fit the weights fails in any line of the model's own code.
         raise ModelError(
@@ -55,7 +104,8 @@ def check_scoring(policy: Policy) -> float:
             + (
                 "Set model.attention=padded"
                 if policy.shares_prompts
-                else "This model cannot be trained with this package"
+                else "It cannot be trained with this package: what follows its last layer is more than "
+                "one linear layer, or it attends to later tokens or to padding"
             )
         )
     return worst

@@ -46,8 +46,8 @@ def rollout_attention(
 
     With one query its key is at ``CURRENT_SLOT``, and ``attention_mask`` (additive, [A, 1, 1, S])
     says what else is seen. With more, a pass over prompts, keys and queries are the same tokens, and
-    the mask is None (plain causal) or additive, [A, 1, Q, Q]. Raises RolloutError for arguments it
-    does not know, because a term left out would be a silent error.
+    the mask is additive, [A, 1, Q, Q] or a ``causal_mask``. Raises RolloutError for arguments it does
+    not know, because a term left out would be a silent error.
     """
     unknown = [k for k, v in kwargs.items() if v is not None and k not in _HARMLESS]
     if unknown:
@@ -56,13 +56,19 @@ def rollout_attention(
             "embedded sampler does not implement; set rollout.engine=generate"
         )
     rows, heads, length, size = query.shape
+    if attention_mask is None and length > 1:
+        raise RolloutError(
+            f"{type(module).__name__} hides the attention mask from the embedded sampler; set "
+            "rollout.engine=generate"
+        )
     if _windowed_layers is not None and sliding_window is not None:
         _windowed_layers.add(id(module))
     if sliding_window is not None and key.shape[2] > sliding_window:
         key, value, attention_mask = _within_window(
             query, key, value, attention_mask, sliding_window
         )
-    if attention_mask is not None and attention_mask.dtype != query.dtype:
+    plain = getattr(attention_mask, "plain_causal", False)
+    if attention_mask is not None and attention_mask.dtype != query.dtype and not plain:
         attention_mask = attention_mask.to(query.dtype)
     groups = heads // key.shape[1]
     if softcap is not None:
@@ -79,7 +85,12 @@ def rollout_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=scaling
+        query,
+        key,
+        value,
+        attn_mask=None if plain else attention_mask,
+        is_causal=plain,
+        scale=scaling,
     )
     return out.transpose(1, 2).contiguous(), None
 
@@ -92,8 +103,7 @@ def _within_window(
         end = CURRENT_SLOT.get() + 1
         seen = slice(max(0, end - window), end)
         return key[:, :, seen], value[:, :, seen], None if mask is None else mask[..., seen]
-    if mask is None:
-        mask = causal_mask(length, query.dtype, query.device)
+    assert mask is not None  # refused above
     position = torch.arange(length, device=query.device)
     too_old = position[None, :] <= position[:, None] - window
     return key, value, mask.masked_fill(too_old, float("-inf"))
@@ -129,8 +139,6 @@ def _capped(
     rows, heads, length, size = query.shape
     kv_heads = key.shape[1]
     scale = size**-0.5 if scaling is None else scaling
-    if mask is None and length > 1:
-        mask = causal_mask(length, query.dtype, query.device)
     grouped = query.reshape(rows, kv_heads, -1, size)
     scores = torch.matmul(grouped, key.transpose(2, 3)) * scale
     scores = torch.tanh(scores / softcap) * softcap
@@ -143,9 +151,12 @@ def _capped(
 
 
 def causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive [1, 1, length, length]: -inf above the diagonal."""
+    """Additive [1, 1, length, length]: -inf above the diagonal. ``rollout_attention`` takes the kernel
+    that needs no mask in its place."""
     full = torch.full((length, length), float("-inf"), dtype=dtype, device=device)
-    return full.triu(1)[None, None]
+    mask = full.triu(1)[None, None]
+    mask.plain_causal = True  # type: ignore[attr-defined]
+    return mask
 
 
 _windowed_layers: set[int] | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srft.errors import RolloutError
+from srft.model.scoring_check import small_windows
 from srft.rollout.cached_attention import sampling_mode, sliding_layers_seen
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.requests import computes_in_float32, context_length
@@ -20,15 +21,17 @@ from srft.types import Completion, RolloutRequest, SamplingParams
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _PROMPT_LENGTHS = (7, 3)
+# Of prompts that need no padding: one, and two of one length.
+_EVEN_LENGTHS = ((5,), (6, 6))
 _NEW_TOKENS = 4
 _WEIGHT_TOKENS = 16
 
 
 def check_engine(engine: EmbeddedEngine) -> None:
-    """Sample a few tokens greedily and compare their log-probabilities with those of a plain
-    forward pass without cache or padding. RolloutError where the model is of a kind the embedded
-    engine does not drive, fails under it, or where the two disagree (more than 1e-3 nats in
-    float32, 0.5 where products are halves)."""
+    """Sample a few tokens greedily, beyond windows made small meanwhile, and compare their
+    log-probabilities with those of a plain forward pass without cache or padding. RolloutError where
+    the model is of a kind the embedded engine does not drive, fails under it, or where the two
+    disagree (more than 1e-3 nats in float32, 0.5 where products are halves)."""
     config = engine.model.config.get_text_config()
     layers = list(getattr(config, "layer_types", None) or [])
     strange = sorted(set(layers) - _KNOWN_LAYERS)
@@ -42,7 +45,7 @@ def check_engine(engine: EmbeddedEngine) -> None:
         raise RolloutError("the model's config says is_causal=false; rollouts need a causal model")
     tolerance = 1e-3 if computes_in_float32(engine.model) else 0.5
     try:
-        with sliding_layers_seen() as windows:
+        with sliding_layers_seen() as windows, small_windows(engine.model):
             worst = _disagreement(engine)
             if not worst <= tolerance and engine.use_lean:
                 engine.use_lean = False
@@ -69,12 +72,17 @@ def check_engine(engine: EmbeddedEngine) -> None:
 
 def _disagreement(engine: EmbeddedEngine) -> float:
     """Largest difference in nats; NaN if either side is not a number."""
-    requests, params = probes(engine.model, engine.tokenizer, SamplingParams(0.0), _NEW_TOKENS)
     # Three rows for four rollouts, so that one joins later.
     narrow = RolloutConfig(max_rows=3, check=False, free_cache=True)
     probe = EmbeddedEngine(engine.model, engine.tokenizer, narrow)
     probe.use_lean = engine.use_lean
-    return float(gaps(engine.model, requests, probe.generate(requests, params), params).max())
+    found = []
+    for lengths in (_PROMPT_LENGTHS, *_EVEN_LENGTHS):
+        requests, params = probes(
+            engine.model, engine.tokenizer, SamplingParams(0.0), _NEW_TOKENS, lengths
+        )
+        found.append(gaps(engine.model, requests, probe.generate(requests, params), params))
+    return float(torch.cat(found).max())
 
 
 def check_weights(
@@ -108,21 +116,27 @@ def check_weights(
 
 
 def probes(
-    model: Any, tokenizer: Any, sampling: SamplingParams, new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    sampling: SamplingParams,
+    new_tokens: int,
+    lengths: Sequence[int] = _PROMPT_LENGTHS,
 ) -> tuple[list[RolloutRequest], SamplingParams]:
-    """Two random prompts with two rollouts each, sampled as ``sampling`` says but short."""
+    """Random prompts, with two rollouts each where their lengths differ, sampled as ``sampling`` says
+    but short."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     size = min(vocabulary, len(tokenizer))
     limit = context_length(model) or 1 << 30
     prompts = [
         tuple(torch.randint(0, size, (min(length, limit - 1),), generator=generator).tolist())
-        for length in _PROMPT_LENGTHS
+        for length in lengths
     ]
     most = min(new_tokens, limit - max(map(len, prompts)))
     # Not truncated: at the edge of top-p, rounding decides what is inside.
     short = replace(sampling, max_tokens=most, top_p=1.0, top_k=0)
-    return [RolloutRequest(p, n=2, seed=0) for p in prompts], short
+    count = min(2, len(set(lengths)))
+    return [RolloutRequest(p, n=count, seed=0) for p in prompts], short
 
 
 def gaps(

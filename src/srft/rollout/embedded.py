@@ -23,7 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from srft.errors import RolloutError
 from srft.model.cpu.lean import lean_decoder
 from srft.rollout.cache import CapturedPrompts, RowCache
-from srft.rollout.cached_attention import CURRENT_SLOT, rollout_attention, sampling_mode
+from srft.rollout.cached_attention import (
+    CURRENT_SLOT,
+    causal_mask,
+    rollout_attention,
+    sampling_mode,
+)
 from srft.rollout.requests import check_finite, check_requests
 from srft.rollout.response_end import STOP_TOKEN, StopRule, StopRules
 from srft.rollout.rollout_config import RolloutConfig
@@ -164,12 +169,13 @@ class _Call:
         if self.stop is None:
             self._allocate()
 
-    def _prompt_mask(self, start: Tensor, width: int) -> Tensor | None:
-        """Additive [P, 1, width, width]: causal, padding on the left unseen; None if no padding.
+    def _prompt_mask(self, start: Tensor, width: int) -> Tensor:
+        """Additive [P, 1, width, width]: causal, padding on the left unseen.
 
-        A padding position sees itself, so that no softmax is empty and no NaN is stored."""
+        A padding position sees itself, so that no softmax is empty and no NaN is stored. Without
+        padding there is a mask too: attention that is a model's own takes none for full attention."""
         if not start.any():
-            return None
+            return causal_mask(width, self.model.dtype, self.device)
         slot = torch.arange(width)
         seen = (slot[None, :] <= slot[:, None])[None] & (
             slot[None, None, :] >= start[:, None, None]

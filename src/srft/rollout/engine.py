@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
+from srft.model.scoring_check import small_windows
 from srft.rollout.check import check_engine, check_weights
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
@@ -68,7 +69,33 @@ def build_engine(
                 "length), because the embedded sampler refused the model: %s",
                 error,
             )
-    return _checked(GenerateEngine(model, tokenizer, config), config)
+    with small_windows(model):
+        return _generate_engine(model, tokenizer, config)
+
+
+def _generate_engine(
+    model: Any, tokenizer: PreTrainedTokenizerBase, config: RolloutConfig
+) -> RolloutEngine:
+    """With what the model is sampled from right: all prompts together, those of one length, or these
+    without a cache. Recurrent states, and some positions and masks, take padding in."""
+    engine = GenerateEngine(model, tokenizer, config)
+    try:
+        return _checked(engine, config)
+    except RolloutError as error:
+        reason = error
+    for caches in dict.fromkeys((engine.caches, False)):
+        engine.pads, engine.caches = False, caches
+        try:
+            checked = _checked(engine, config)
+        except RolloutError:
+            continue
+        logger.warning(
+            "prompts of different lengths are sampled apart, %s: %s",
+            "without padding" if caches else "without padding and without a cache, which is slow",
+            reason,
+        )
+        return checked
+    raise reason
 
 
 def _checked(engine: Checkable, config: RolloutConfig) -> RolloutEngine:

@@ -30,6 +30,9 @@ from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import draw, uniforms
 from srft.types import Completion, RolloutRequest, SamplingParams
 
+# Whose step with a cache does not clamp Mamba's time step as their forward pass does.
+_WITHOUT_CACHE = ("nemotron_h", "zamba2")
+
 
 class GenerateEngine:
     """``RolloutEngine`` that calls ``model.generate``. ``on_completion`` is called as each batch of
@@ -42,6 +45,9 @@ class GenerateEngine:
         self.tokenizer = tokenizer
         self.config = config or RolloutConfig()
         self.stop_rules = StopRules(tokenizer)
+        # Whether prompts of different lengths are padded to run together.
+        self.pads = True
+        self.caches = model.config.get_text_config().model_type not in _WITHOUT_CACHE
 
     def generate(
         self,
@@ -51,18 +57,26 @@ class GenerateEngine:
     ) -> list[list[Completion]]:
         """See ``RolloutEngine.generate``. RolloutError for requests that cannot fit."""
         check_requests(self.model, requests, params)
-        results: list[list[Completion]] = [[] for _ in requests]
-        pairs = [(r, i) for r, request in enumerate(requests) for i in range(request.n)]
+        results: list[list[Any]] = [[None] * request.n for request in requests]
         with sampling_mode(self.model, attention=None):
-            for begin in range(0, len(pairs), self.config.max_rows):
-                batch = pairs[begin : begin + self.config.max_rows]
+            for batch in self._batches(requests):
                 completions = self._batch([requests[r] for r, _ in batch], batch, params)
                 for (r, i), completion in zip(batch, completions, strict=True):
                     check_finite(completion, r, i)
-                    results[r].append(completion)
+                    results[r][i] = completion
                     if on_completion is not None:
                         on_completion(r, i, completion)
         return results
+
+    def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, int]]]:
+        """(request, sample) of the rollouts that run together."""
+        alike: dict[int, list[tuple[int, int]]] = {}
+        for r, request in enumerate(requests):
+            key = 0 if self.pads else len(request.prompt_ids)
+            alike.setdefault(key, []).extend((r, i) for i in range(request.n))
+        for pairs in alike.values():
+            for begin in range(0, len(pairs), self.config.max_rows):
+                yield pairs[begin : begin + self.config.max_rows]
 
     @property
     def exact(self) -> bool:
