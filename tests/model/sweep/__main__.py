@@ -1,0 +1,82 @@
+"""The sweep over every causal language model of the installed transformers.
+
+    python -m tests.model.sweep                     # all that is missing in the results, then the table
+    python -m tests.model.sweep qwen3 gemma3_text   # these, anew
+
+Each model type has a process of its own and a time limit. Results are kept line by line, so that a
+sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from tests.model.sweep.checks import Report, examine
+from tests.model.sweep.tiny import architectures
+
+LIMIT_S = 240.0
+
+
+def isolated(kind: str, quick: bool = False, limit_s: float = LIMIT_S) -> Report:
+    """``examine`` in a process forked from this one, which has everything imported."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(kind, quick, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    report = Report(kind, "failed", failures={"process": f"took more than {limit_s:.0f} s"})
+    try:
+        if ours.poll(limit_s):
+            report = ours.recv()
+    except EOFError:
+        process.join()
+        report.failures = {"process": f"ended with exit code {process.exitcode}"}
+    process.kill()
+    process.join()
+    return report
+
+
+def _child(kind: str, quick: bool, pipe) -> None:
+    import os
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        pipe.send(examine(kind, Path(folder), quick))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", help="model types; none: all without a result")
+    parser.add_argument("--results", type=Path, default=Path("sweep.jsonl"))
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args()
+    chosen.results.touch()
+    known = {json.loads(line)["kind"] for line in chosen.results.read_text().splitlines()}
+    for kind in chosen.kinds or [k for k in architectures() if k not in known]:
+        begin = time.perf_counter()
+        report = isolated(kind, chosen.quick)
+        with chosen.results.open("a") as file:
+            file.write(report.as_json() + "\n")
+        told = report.failures or report.reason[:200] or f"{max(report.figures.values()):.1e}"
+        sys.stdout.write(
+            f"{kind:26} {report.outcome:8} {report.rows:7} {report.sampler:9} "
+            f"{time.perf_counter() - begin:5.1f} s {told}\n"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
