@@ -1,13 +1,15 @@
 """Low-rank adapters: putting them in, looking past them, adding them up.
 
-peft replaces the adapted linear layers inside the model by layers that hold the original as
-``base_layer``; the model keeps its class. So everything that works on the model (packed rows, the
-fused head, the sampler) works on it with adapters, and what differs is what is here.
+peft replaces the adapted layers inside the model by layers that hold the original as ``base_layer``
+(stacks of experts by one such layer for each of their parameters, one around the other); the model
+keeps its class. So everything that works on the model (packed rows, the fused head, the sampler) works
+on it with adapters, and what differs is what is here.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -23,13 +25,16 @@ from transformers.pytorch_utils import Conv1D
 
 from srft.errors import ModelError
 from srft.model.model_config import LoraConfig
-from srft.model.output_head import unwrap
+from srft.model.output_head import body, unwrap
 from srft.model.weight_files import frozen_copy, parts_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _ADAPTER = "default"
+_NAMES_OF_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 """``with reference() as frozen:`` the policy as it was before training, without gradient."""
 
@@ -42,12 +47,13 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None
     the output head is among them.
     """
     peft = _peft()
-    targets = config.target_modules
+    linear = _linear_layers(model)
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=_linear_names(model) if targets == "all-linear" else list(targets),
+        target_modules=_targets(model, linear, config),
+        target_parameters=list(config.target_parameters) or None,
         use_rslora=config.rslora,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base or model.name_or_path or None,
@@ -56,11 +62,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None
         with parts_aside(model, "cpu"):
             peft.inject_adapter_in_model(settings, model, _ADAPTER)
     except ValueError as error:
-        known = ", ".join(_linear_names(model))
         raise ModelError(
-            f"model.lora.target_modules: {str(error).splitlines()[0]} Linear layers of this model: {known}"
+            f"model.lora: {str(error).splitlines()[0]} Linear layers of this model: {_listed(linear)}"
         ) from error
     check_adapters(model)
+    _tell_what_stays_frozen(model)
 
 
 def _peft() -> Any:
@@ -73,16 +79,74 @@ def _peft() -> Any:
     return peft
 
 
-def _linear_names(model: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all linear layers but the output head."""
-    head = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
-    )
+def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers that can be adapted, by name: those of the body, but not the output of Mamba's
+    mixer, whose fused kernel reads the weight past the adapter, nor those beside experts of whose names
+    peft (also when it loads an adapter) takes the experts'."""
+    text, head = body(model), model.get_output_embeddings()
+    taken = _NAMES_OF_EXPERTS if _experts(text) else ()
+    bypassed = [m.out_proj for m in text.modules() if hasattr(m, "conv1d") and hasattr(m, "D")]
+    inside = {id(module) for module in text.modules()} - {id(m) for m in (head, *bypassed)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        # Routers of some mixtures are linear layers that return something else.
+        and not (isinstance(module, nn.Linear) and _is_of_an_architecture(module))
+        and id(module) in inside
+        and name.rpartition(".")[2] not in taken
+    }
+
+
+def _is_of_an_architecture(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.models.")
+
+
+def _targets(model: nn.Module, linear: Mapping[str, nn.Module], config: LoraConfig) -> list[str]:
+    """What peft is told: last parts of names, or whole ones where other modules are called so too."""
+    if config.target_modules == "all-linear":
+        wanted = set(linear)
+    else:
+        ends = tuple(f".{name}" for name in config.target_modules)
+        wanted = {name for name in linear if f".{name}".endswith(ends)}
+        if missing := [e[1:] for e in ends if not any(f".{n}".endswith(e) for n in wanted)]:
+            raise ModelError(
+                f"model.lora.target_modules: no linear layer that can be adapted is called "
+                f"{', '.join(missing)}; this model has {_listed(linear)}. Experts are adapted by "
+                "model.lora.target_parameters"
+            )
+    short = {name.rpartition(".")[2] for name in wanted}
+    called_so = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return sorted(short if called_so == wanted else wanted)
+
+
+def _listed(linear: Mapping[str, nn.Module]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+
+
+def _experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Stacks of matrices, by name."""
+    return {
+        f"{name}.{own}": parameter
+        for name, module in model.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d)
+    }
+
+
+def _tell_what_stays_frozen(model: nn.Module) -> None:
+    layers: list[Any] = [module for module in model.modules() if _is_stack(module)]
+    adapted = {id(layer.get_param()) for layer in layers}
+    frozen = {n: p for n, p in _experts(model).items() if id(p) not in adapted}
+    if frozen:
+        share = sum(p.numel() for p in frozen.values()) / sum(p.numel() for p in model.parameters())
+        names = sorted({".".join(name.split(".")[-3:]) for name in frozen})
+        logger.warning(
+            "model.lora leaves the experts frozen, %.0f %% of the model, and dense layers beside them: "
+            "model.lora.target_parameters=[%s] adapts the experts",
+            100 * share,
+            ", ".join(names),
+        )
 
 
 def check_adapters(model: nn.Module) -> None:
@@ -160,15 +224,11 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     check_adapters(model)
     base = unwrap(model)
     reshard(base)
-    changed: dict[str, Any] = {n: m for n, m in base.named_modules() if _is_changed(m)}
+    modules = dict(base.named_modules())
     for name, tensor in base.state_dict().items():
-        owner = _owner(name, changed)
-        if owner is None:
-            yield name, whole(tensor)
-        elif name in (f"{owner}.weight", f"{owner}.base_layer.weight"):
-            yield f"{owner}.weight", _merged(changed[owner], base.dtype)
-        elif name in (f"{owner}.bias", f"{owner}.base_layer.bias"):
-            yield f"{owner}.bias", whole(tensor)
+        plain = _plain_name(name, modules)
+        if plain is not None:
+            yield plain, _merged(name, tensor, modules, base.dtype)
 
 
 def reshard(model: nn.Module) -> None:
@@ -177,11 +237,6 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """Whether the module's weight is not simply its parameter: adapted, or held in four bits."""
-    return _is_adapted(module) or _is_quantized(module)
 
 
 def four_bit_matrices(model: nn.Module) -> set[nn.Parameter]:
@@ -202,31 +257,65 @@ def keep_four_bits_trainable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _owner(name: str, changed: Mapping[str, nn.Module]) -> str | None:
-    """The outermost of ``changed`` that the tensor ``name`` belongs to."""
+def _is_stack(module: nn.Module) -> bool:
+    """Whether this adapts one parameter of a module, a stack of experts."""
+    return _is_adapted(module) and hasattr(module, "parameter_name")
+
+
+def _plain_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The name of a tensor of ``state_dict`` in the model without adapters; None: it belongs to an
+    adapter, or to what four bits are scaled with."""
+    kept: list[str] = []
+    module = modules[""]
     parts = name.split(".")
-    prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-    return next((prefix for prefix in prefixes if prefix in changed), None)
+    for depth, part in enumerate(parts):
+        if _is_quantized(module) and part == "weight" and depth + 1 < len(parts):
+            return None
+        if _is_adapted(module):
+            if part != "base_layer":
+                return None
+        else:
+            kept.append(part)
+        module = modules.get(".".join(parts[: depth + 1]), module)
+    return ".".join(kept)
 
 
-def _merged(layer: Any, dtype: torch.dtype) -> Tensor:
-    linear = layer.base_layer if _is_adapted(layer) else layer
-    if _is_quantized(linear):
+def _merged(
+    name: str, tensor: Tensor, modules: Mapping[str, nn.Module], dtype: torch.dtype
+) -> Tensor:
+    """The tensor ``name`` with what adapts it."""
+    path, _, own = name.rpartition(".")
+    holder = modules[path]
+    if own == "weight" and _is_quantized(holder):
         import bitsandbytes
 
-        four_bit = linear.weight
+        four_bit: Any = holder.weight
         weight = bitsandbytes.functional.dequantize_4bit(four_bit.data, four_bit.quant_state)
         weight = weight.to(dtype)
     else:
-        weight = whole(linear.weight)
-    if linear is layer:
-        return weight
-    total = weight.float()
-    for adapter in layer.active_adapters:
-        a, b = (whole(part[adapter].weight).float() for part in (layer.lora_A, layer.lora_B))
-        delta = (b @ a) * layer.scaling[adapter]
-        total = total + (delta.t() if layer.fan_in_fan_out else delta)
+        weight = whole(tensor)
+    total = weight
+    while path.endswith(".base_layer"):
+        path = path.removesuffix(".base_layer")
+        layer: Any = modules[path]
+        if own == getattr(layer, "parameter_name", "weight"):
+            for adapter in layer.active_adapters:
+                total = total.float() + _delta(layer, adapter)
     return total.to(weight.dtype)
+
+
+def _delta(layer: Any, adapter: str) -> Tensor:
+    """What one adapter adds to its matrix, or to its stack of matrices."""
+    a, b = (whole(part[adapter].weight).float() for part in (layer.lora_A, layer.lora_B))
+    scale = layer.scaling[adapter]
+    if not _is_stack(layer) or layer.num_experts == 1:
+        delta = (b @ a) * scale
+        return delta.t() if layer.fan_in_fan_out else delta
+    a_ERI = a.unflatten(0, (layer.num_experts, -1))
+    b_ORE = b.unflatten(1, (-1, layer.num_experts))
+    # Stacks are [experts, out, in], or the other way round.
+    made = "ore,eri->eoi" if layer._did_swap_in_out_features else "ore,eri->eio"
+    return torch.einsum(made, b_ORE, a_ERI) * scale
 
 
 def whole(tensor: Tensor) -> Tensor:

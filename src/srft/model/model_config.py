@@ -39,7 +39,12 @@ class LoraConfig(BaseModel):
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear",
         description="Names of the adapted modules, such as [q_proj, v_proj]; all-linear: every linear "
-        "layer but the output head.",
+        "layer but the output head, and those that docs/adapters.md names.",
+    )
+    target_parameters: list[str] = Field(
+        default_factory=list,
+        description="Names of adapted parameters that are no linear layer's: stacks of experts, such as "
+        "[mlp.experts.gate_up_proj, mlp.experts.down_proj]. Dropout must be 0.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scale, alpha / sqrt(rank).")
     quantization: Literal["nf4"] | None = Field(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from srft.errors import CheckpointError
 from srft.model.adapters import has_adapters, merged_weights, save_adapter
@@ -28,6 +28,7 @@ def save_model(
     files: Mapping[str, str] | None = None,
     adapters_only: bool = False,
     tensors: Mapping[str, torch.Tensor] | None = None,
+    end_token_ids: Sequence[int] = (),
 ) -> Path:
     """Write weights (safetensors), config, generation config and tokenizer to ``folder``, whole
     or not at all, so that ``AutoModelForCausalLM.from_pretrained(folder)`` loads it.
@@ -35,13 +36,15 @@ def save_model(
     dtype: precision of the written weights; None keeps the model's. files: further text files by
     name, such as a model card. Adapters are added to the weights; with ``adapters_only`` they are
     written as peft writes them, in the precision they are trained in. tensors: what is written, by
-    name, where the model does not hold it whole: of adapters, as peft names them.
+    name, where the model does not hold it whole: of adapters, as peft names them. end_token_ids: all
+    tokens at which whoever generates is to stop; none keeps the model's own.
 
     Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
     was there before is replaced. Returns the folder.
 
     Raises:
-        CheckpointError: the disk is full or not writable; a folder that was there is untouched.
+        CheckpointError: the disk is full or not writable, or what was written is not the whole model;
+            a folder that was there is untouched.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".writing-{folder.name}")
@@ -49,11 +52,12 @@ def save_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
         temporary.mkdir()
-        with _savable_generation_config(model), quiet_transformers():
+        with _savable_generation_config(model, end_token_ids), quiet_transformers():
             if adapters_only:
                 save_adapter(model, temporary, tensors)
             else:
                 _save_weights(model, temporary, dtype, tensors)
+                _check_written(model, temporary)
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -69,24 +73,49 @@ def save_model(
     return folder
 
 
+def _check_written(model: Any, folder: Path) -> None:
+    """Raise CheckpointError where the files lack a tensor of the model, or hold another or of another
+    shape: reads them into a model without memory."""
+    _, report = type(model).from_pretrained(
+        folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the written files are not the whole model ({wrong}), so they were thrown away. "
+            "This is a fault of this package or of transformers; the run's checkpoints are unharmed"
+        )
+
+
 @contextmanager
-def _savable_generation_config(model: Any) -> Iterator[None]:
-    """transformers refuses to write a generation config with sampling settings (a temperature,
-    say) that does not also say "sample": here it does, so that no finished run is lost to that."""
+def _savable_generation_config(model: Any, end_token_ids: Sequence[int]) -> Iterator[None]:
+    """The generation config as it is written: with all tokens that end a text, and without settings
+    that transformers refuses to write, so that no finished run is lost to them."""
     own = getattr(model, "generation_config", None)
     if own is None:
         yield
         return
-    savable = copy.deepcopy(own)
-    try:
-        savable.validate(strict=True)
-    except ValueError:
-        savable.do_sample = True
-    model.generation_config = savable
+    model.generation_config = _savable(own)
+    if end_token_ids:
+        ends = list(end_token_ids)
+        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     try:
         yield
     finally:
         model.generation_config = own
+
+
+def _savable(own: GenerationConfig) -> GenerationConfig:
+    """What samples (a temperature, say) has to say so, and what steers beams to search by them."""
+    without_beams = {"do_sample": True, "early_stopping": None, "length_penalty": None}
+    for changes in ({}, {"do_sample": True}, without_beams):
+        savable = copy.deepcopy(own)
+        for name, value in changes.items():
+            setattr(savable, name, value)
+        with suppress(ValueError):
+            savable.validate(strict=True)
+            return savable
+    return GenerationConfig(**{k: v for k, v in own.to_dict().items() if k.endswith("token_id")})
 
 
 def _save_weights(

@@ -39,18 +39,22 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers (bytes, tokens), for --json."""
-        case, memory = self.case, self.memory
-        model = asdict(replace(self.shape, config=None))
-        phases = {p.name: {i.name: i.bytes for i in p.items} for p in memory.phases}
+        layout, work, memory = self.case.layout, self.case.work, self.memory
+        counted = asdict(replace(self.shape, config=None))
+        del counted["config"]
         return {
             "fits": self.fits,
             "problems": list(self.problems),
             "cluster": asdict(self.cluster),
-            "processes": {k: getattr(case.layout, k) for k in ("world", "replicate", "shard")},
-            "model": {k: v for k, v in model.items() if k != "config"},
+            "processes": {
+                "world": layout.world,
+                "replicate": layout.replicate,
+                "shard": layout.shard,
+            },
+            "model": counted,
             "work": {
-                "micro_batch_tokens": case.work.micro_batch,
-                "longest_sequence": case.work.longest,
+                "micro_batch_tokens": work.micro_batch,
+                "longest_sequence": work.longest,
             },
             "memory": {
                 "capacity_bytes": memory.capacity,
@@ -58,12 +62,12 @@ class Plan:
                 "peak_phase": memory.peak.name,
                 "rows": memory.rows,
                 "phases": {
-                    name: {"bytes": sum(items.values()), "items": items}
-                    for name, items in phases.items()
+                    p.name: {"bytes": p.bytes, "items": {i.name: i.bytes for i in p.items}}
+                    for p in memory.phases
                 },
             },
             "hints": [asdict(hint) for hint in self.hints],
-            "assumptions": case.assumed.model_dump(),
+            "assumptions": self.case.assumed.model_dump(),
         }
 
 

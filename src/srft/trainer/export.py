@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from srft.config import SRFTConfig
+from srft.data.template import stop_token_ids
 from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.policy import Policy
 from srft.model.saving import save_model
@@ -40,6 +41,7 @@ def export_model(
     tensors = _gathered(model, adapters_only, world) if world.size > 1 else None
     if not world.main:
         return folder
+    ends = stop_token_ids(policy.tokenizer, config.data, model.generation_config)
     return save_model(
         model,
         policy.tokenizer,
@@ -48,6 +50,7 @@ def export_model(
         files={_CARD: model_card(config, run, step)},
         adapters_only=adapters_only,
         tensors=tensors,
+        end_token_ids=tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids))),
     )
 
 
