@@ -24,7 +24,9 @@ class FakeServer:
     """Starts with the weights of ``model`` as they are now.
 
     fail(n): the next ``n`` completions break their connection. hang: seconds before each answer.
-    refuse: answer 400. asked counts (prompt, seed) of the completions that were answered.
+    refuse: answer 400. asked counts (prompt, seed) of the completions that were answered. As vLLM it
+    keeps what it computed for a prompt until it is told to forget; stale counts answers from what the
+    weights of before an update left.
     """
 
     def __init__(self, model: Any, tokenizer: Any, port: int = 0) -> None:
@@ -37,7 +39,7 @@ class FakeServer:
         self.broken = False
         self.dies_after: int | None = None
         self.asked: Counter[tuple[tuple[int, ...], int]] = Counter()
-        self.updates = 0
+        self.updates, self.stale = 0, 0
         self.stopped = threading.Event()
         self.start()
 
@@ -46,6 +48,7 @@ class FakeServer:
         self.model = copy.deepcopy(self.base)
         self.engine = EmbeddedEngine(self.model, self.tokenizer, RolloutConfig(check=False))
         self.version, self.updating = "default", False
+        self.prefixes: dict[tuple[int, ...], int] = {}
         self.http = _Server(("127.0.0.1", self.port), _handler(self))
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -81,6 +84,7 @@ class FakeServer:
         request = RolloutRequest(tuple(body["token_ids"]), 1, fields["seed"])
         version = self.version
         with self.lock:
+            self.stale += self.prefixes.setdefault(request.prompt_ids, self.updates) != self.updates
             ((found,),) = self.engine.generate([request], params)
         self.asked[(request.prompt_ids, request.seed)] += 1
         ended_by_string = any(
@@ -163,6 +167,8 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
                 fake.version, fake.updating = body["weight_version"], False
                 self.answer(200)
             else:
+                if self.path == "/reset_prefix_cache":
+                    fake.prefixes.clear()
                 self.answer(200)
 
         def generate(self, body: Any) -> None:

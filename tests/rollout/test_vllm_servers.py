@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from srft.config import parse_config
 from srft.errors import ConfigError, RolloutError
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
-from srft.rollout.rollout_config import RolloutConfig
+from srft.rollout.rollout_config import RolloutConfig, ServerConfig
+from srft.rollout.transfer import NCCLTransfer
+from srft.rollout.vllm_wire import sampling_fields
 from srft.types import RolloutRequest, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=12)
@@ -261,3 +264,54 @@ def test_under_torchrun_one_vllm_cannot_span_several_gpus(model, monkeypatch):
     config = RolloutConfig(engine="vllm", vllm={"tensor_parallel_size": 2})
     with pytest.raises(ConfigError, match="tensor_parallel_size: under torchrun"):
         build_engine(model, build_tokenizer(), config)
+
+
+def test_what_was_kept_of_a_prompt_is_forgotten_with_every_update(
+    model, servers, connect, requests
+):
+    engine = connect(servers)
+    for _ in range(3):
+        generate(engine, requests)
+        perturb(model)
+        engine.update_weights()
+    generate(engine, requests)
+    assert all(server.prefixes for server in servers)
+    assert [server.stale for server in servers] == [0, 0]
+
+
+def test_after_a_broadcast_every_server_forgets_what_it_kept_of_prompts():
+    """Of NCCL, which needs GPUs, what is said to the servers: the broadcast itself is left out."""
+    said = []
+
+    class Said:
+        def __init__(self, name):
+            self.name = name
+
+        def call(self, method, path, body=None, timeout=None):
+            said.append((self.name, path, body))
+
+    servers = [Said("a"), Said("b")]
+    transfer = NCCLTransfer(ServerConfig(), lambda: iter(()), sender=True)
+    transfer.members = servers
+    transfer.engine = SimpleNamespace(send_weights=lambda: said.append("broadcast"))
+    transfer.send(servers, "v7")
+    assert said[0] == "broadcast"
+    for name in "ab":
+        assert [entry[1:] for entry in said[1:] if entry[0] == name] == [
+            ("/update_weight_version", {"new_version": "v7"}),
+            ("/reset_prefix_cache", None),
+        ]
+
+
+def test_which_tokens_end_a_response_is_said_by_us_alone(model, tokenizer):
+    """vLLM would end at the end token of its own reading of the model's folder as well."""
+    params = SamplingParams(
+        temperature=0.5, top_p=0.9, top_k=7, max_tokens=5, stop=("x", ""), stop_token_ids=(3,)
+    )
+    fields = sampling_fields(params, 11, model, tokenizer)
+    assert fields == {
+        "n": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 11, "max_tokens": 5,
+        "stop": ["x"], "stop_token_ids": sorted({3, tokenizer.eos_token_id}), "ignore_eos": True,
+        "logprobs": 0, "detokenize": True,
+    }  # fmt: skip
+    assert not sampling_fields(SamplingParams(max_tokens=5), 1, model, tokenizer)["detokenize"]

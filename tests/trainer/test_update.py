@@ -206,3 +206,75 @@ def test_learning_rates_by_hand():
     assert [learning_rate(s, 7, 2.0, cosine) for s in (0, 1, 2, 4, 6)] == pytest.approx(
         [1.0, 2.0, 2.0, 1.0, 0.0]
     )
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("share", [0.25, 4.0])
+def test_gradients_are_clipped_to_the_global_norm_and_no_further(model, sequences, share):
+    whole, _ = gradient(model, get_method("srft"), sequences, WHOLE)
+    limit = share * float(whole.norm())
+    config = TrainConfig(max_grad_norm=limit)
+    optimizer = build_optimizer(model, config)
+    kept = []
+    optimizer.register_step_pre_hook(lambda *_: kept.append(flat_gradient(model)))
+    result = update(
+        Policy(model, None), optimizer, get_method("srft"), sequences,
+        config=config, progress=Progress(0, 1), step=0,
+    )  # fmt: skip
+    # As PyTorch does it by itself.
+    for parameter, piece in zip(
+        model.parameters(), whole.split([p.numel() for p in model.parameters()]), strict=True
+    ):
+        parameter.grad = piece.view_as(parameter).clone()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    assert torch.allclose(kept[0], flat_gradient(model), rtol=1e-6, atol=1e-12)
+    assert float(kept[0].norm()) == pytest.approx(min(1.0, share) * float(whole.norm()), rel=1e-3)
+    # What is logged is the norm before clipping.
+    assert result.metrics["train/gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
+
+
+def test_weight_decay_acts_on_matrices_and_on_nothing_else(model):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kinds = {p.ndim for p in model.parameters()}
+    assert kinds == {1, 2}, "the model has to have norms and matrices"
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.ndim == 2 else 1.0
+        assert torch.allclose(parameter, before[name] * factor, rtol=1e-12, atol=0), name
+
+
+def test_the_old_policy_is_scored_as_it_was_sampled_without_noise(sequences, monkeypatch):
+    noisy = lab_model("llama", attention_dropout=0.5).train()
+    policy = Policy(noisy, None, ModelConfig(dropout=True))
+    compared = []
+    forward = update_module.forward
+
+    def spy(policy, packed, old, *args):
+        batch = forward(policy, packed, old, *args)
+        noisy.eval()
+        with torch.no_grad():
+            quiet = policy.score(packed)
+        noisy.train()
+        compared.append(
+            (
+                torch.equal(old.logprob_T, quiet.logprob_T),
+                torch.equal(batch.logprob_T, quiet.logprob_T),
+            )
+        )
+        return batch
+
+    monkeypatch.setattr(update_module, "forward", spy)
+    config = TrainConfig(learning_rate=1e-30, optimizer_steps_per_batch=2)
+    update(
+        policy, build_optimizer(noisy, config), get_method("grpo"), sequences,
+        config=config, progress=Progress(0, 1), step=0,
+    )  # fmt: skip
+    assert len(compared) == 2
+    assert all(old for old, _ in compared), "the old log-probabilities are those of evaluation"
+    assert not any(new for _, new in compared), "training itself is with dropout here"

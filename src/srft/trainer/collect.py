@@ -310,11 +310,13 @@ def _sampled_tokens(rollout: Rollout) -> int:
 
 def group_metrics(collected: Collected) -> dict[str, float]:
     """Figures of a step that are known before any training on it (docs/metrics.md)."""
-    rollouts = [rollout for group in collected.rollouts for rollout in group]
+    # A group of which no reward applied to a single rollout says nothing.
+    groups = [group for group in collected.rollouts if group]
+    rollouts = [rollout for group in groups for rollout in group]
     if not rollouts:
         return {}
-    rewards = [[r.sequence.reward for r in group] for group in collected.rollouts]
-    correct = [[r.sequence.correct for r in group] for group in collected.rollouts]
+    rewards = [[r.sequence.reward for r in group] for group in groups]
+    correct = [[r.sequence.correct for r in group] for group in groups]
     flat = [reward for group in rewards for reward in group]
     lengths = [len(r.sequence.response_ids) for r in rollouts]
     logprobs = [

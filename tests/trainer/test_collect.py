@@ -1,0 +1,153 @@
+"""From prompts to training sequences: what is left out, at which temperature, and in which order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from benchmarks.lab.tokenizer import build_tokenizer
+from tests.toys import lab_model, random_sequences
+
+from srft.model.policy import Policy
+from srft.objective.method import Progress
+from srft.objective.methods import get_method
+from srft.rewards.scorer import Score
+from srft.runs.files import read_jsonl
+from srft.trainer.collect import Collected, Rollout
+from srft.trainer.sample_log import sample_records
+from srft.trainer.trainer import SRFTTrainer
+from srft.types import Example, TokenizedExample
+
+
+def lengths(completion_ids, **columns):
+    """Right all of them, and no two alike in a group."""
+    return [0.6 + len(set(ids)) / 100 + sum(ids) / 10_000 for ids in completion_ids]
+
+
+@pytest.mark.parametrize(("method", "temperature"), [("grpo", 0.7), ("grpo", 1.4), ("srft", 0.7)])
+def test_the_policy_is_trained_at_the_temperature_it_is_sampled_at(
+    recipe, tmp_path, method, temperature
+):
+    """Rollouts are by the very weights that are trained: each token has one probability."""
+    args = recipe(method=method, rollout={"temperature": temperature}, train={"steps": 1})
+    SRFTTrainer(args=args, reward_funcs=lengths).train()
+    (row,) = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert row["mismatch/abs/max"] < 1e-4
+
+
+def test_demonstrations_alone_are_learned_at_temperature_one(recipe):
+    trainer = SRFTTrainer(args=recipe(method="sft", rollout={"temperature": 0.5}))
+    assert trainer.setup.policy_of(trainer.setup.methods[0]).temperature == 1.0
+    trainer.close()
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 1000])
+def test_rollouts_to_which_no_reward_applies_are_left_out_of_their_group(recipe, tmp_path, divisor):
+    """Some of a group, all of it, or all of the step."""
+    asked, groups = [], []
+
+    def some(prompts, completions, completion_ids, **columns):
+        if len(prompts) == 12:  # four prompts, three rollouts each; the others are demonstrations
+            asked.append([tuple(ids) for ids in completion_ids])
+            return [0.75 if ids[0] % divisor == 0 else None for ids in completion_ids]
+        return [1.0] * len(prompts)
+
+    trainer = SRFTTrainer(args=recipe(train={"steps": 3}), reward_funcs=some)
+    step = trainer.collector.step
+
+    def seen(*args):
+        groups.append(step(*args))
+        return groups[-1]
+
+    trainer.collector.step = seen
+    trainer.train()
+    assert len(groups) == len(asked) == 3
+    for collected, ids in zip(groups, asked, strict=True):
+        kept = [s for s in collected.sequences if not s.is_demo]
+        wanted = [found for found in ids if found[0] % divisor == 0]
+        assert sorted(s.response_ids for s in kept) == sorted(wanted)
+        assert all(math.isfinite(s.reward) for s in collected.sequences)
+        assert [len(group) for group in collected.demos] == [1] * 4
+    for row in read_jsonl(tmp_path / "run/metrics.jsonl"):
+        assert None not in row.values(), "a figure is not finite"
+        assert row.get("reward/mean", 0.75) == 0.75
+        # All that is left of a group is as it was judged; of an empty group nothing is known.
+        assert row.get("groups/all_right", 1.0) == 1.0
+        assert row.get("groups/all_wrong", 0.0) == 0.0
+
+
+def order(args, reward) -> list[str]:
+    """Sources of the prompts of every step."""
+    trainer = SRFTTrainer(args=args, reward_funcs=reward)
+    step, seen = trainer.collector.step, []
+
+    def noted(*arguments):
+        collected = step(*arguments)
+        seen.extend(example.example.source for example in collected.examples)
+        return collected
+
+    trainer.collector.step = noted
+    trainer.train()
+    return seen
+
+
+def test_prompts_that_were_drawn_ahead_for_a_stage_that_ended_come_in_the_next(
+    by_servers, tmp_path
+):
+    """A plateau ends a stage when the next step has been begun: its prompts are the next stage's."""
+    still = {"method": "grpo", "steps": 8, "plateau": 2}
+    stages = [still, {"method": "sft", "steps": 2}]
+    found = [
+        order(
+            by_servers(
+                ahead=ahead,
+                stages=stages,
+                data={"limit": 40},
+                train={"learning_rate": 1e-30},
+                run={"checkpoint_every": 0, "dir": str(tmp_path / str(ahead))},
+            ),
+            lambda completions, **_: [0.75] * len(completions),  # a plateau after four steps
+        )
+        for ahead in (0, 1)
+    ]
+    assert len(found[0]) == 6 * 4
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 24, "no prompt is left out or comes twice"
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+
+def test_samples_of_several_packs_have_the_losses_of_one_pack():
+    """Weights that read the whole batch's entropy read that of all packs, not of each."""
+    policy = Policy(lab_model("qwen3"), build_tokenizer())
+    sequences = [
+        replace(s, group=0) for s in random_sequences((5, 4), (5, 9), (5, 3), (5, 7), seed=3)
+    ]
+    rollouts = [s for s in sequences if not s.is_demo]
+    prompt = rollouts[0].prompt_ids
+    example = TokenizedExample(Example(prompt="p"), 0, prompt, ())
+    collected = Collected(
+        [0],
+        [example],
+        [
+            [
+                Rollout(replace(s, prompt_ids=prompt), "text", Score(s.reward, {}, True))
+                for s in rollouts
+            ]
+        ],
+        [[replace(s, prompt_ids=prompt) for s in sequences if s.is_demo]],
+    )
+    method = get_method("srft", {"entropy_level": "batch"})
+
+    def losses(budget):
+        (record,) = sample_records(
+            policy, method, collected, prompts=1, progress=Progress(0, 1), token_budget=budget
+        )
+        return [response["loss"] for response in record["responses"]]
+
+    assert [len(loss) for loss in losses(1000)] == [9, 7, 4, 3]
+    for one, cut in zip(losses(1000), losses(12), strict=True):
+        assert one == pytest.approx(cut, abs=2e-5)
+    assert max(abs(value) for loss in losses(1000) for value in loss) > 1e-3
