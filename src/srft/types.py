@@ -42,7 +42,9 @@ class Example:
 
     ``demonstrations`` holds the text of zero, one or several expert responses (what the assistant
     says, without the prompt). ``columns`` holds every other column of the row, as reward functions
-    receive them. ``source`` is ``file:row`` for error messages.
+    receive them. ``source`` is ``file:row`` for error messages. ``other_answers`` are as right as
+    ``answer``. ``prompt_end`` is how the prompt ends for the model (an open ``<think>``, say), known
+    once it is tokenized.
     """
 
     prompt: str | tuple[Message, ...]
@@ -50,6 +52,8 @@ class Example:
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     source: str = "<memory>"
+    other_answers: tuple[str, ...] = ()
+    prompt_end: str = ""
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def test_a_mapped_column_that_is_nowhere_proposes_the_nearest():
         ({"prompt": "p", "demonstration": [USER, REPLY]}, "has the messages (user, assistant)"),
         ({"prompt": "p", "demonstration": [REPLY, REPLY]}, "has the messages (assistant, assist"),
         ({"prompt": "p", "answer": {"x": 1}}, "`answer` is of type dict"),
-        ({"prompt": "p", "answer": ["1", "2"]}, "`answer` is of type list"),
+        ({"prompt": "p", "answer": ["1", ["2"]]}, "`answer` is of type list"),
         ({"prompt": "p", "answer": ""}, "`answer` is empty"),
         ({"messages": [REPLY]}, "no messages"),
         ({"messages": "hi"}, "`messages` is of type str"),

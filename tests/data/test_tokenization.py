@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from srft.data.data_config import DataConfig
@@ -155,4 +157,5 @@ def test_texts_and_tokens_of_demonstrations_stay_side_by_side(make_tokenizer):
     assert [tokenizer.decode(ids[:-1]) for ids in item.demonstration_ids] == ["#### 7", "7"]
     untouched = Example("3 + 4?", ("7",))
     (item,), _ = tokenize_dataset([untouched], tokenizer, DataConfig())
-    assert item.example is untouched
+    assert replace(item.example, prompt_end="") == untouched
+    assert item.example.prompt_end.endswith("assistant\n")

@@ -6,12 +6,14 @@ import csv
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from srft.errors import ConfigError, DataError
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES, resolve
-from srft.evaluation.choices import LETTERS, Question, shuffle_options
+from srft.evaluation.choices import Question, shuffle_options
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
+from srft.rewards.options import LETTERS
 from srft.types import Example
 
 LOCAL = [b for b in BENCHMARKS.values() if b.file and b.file_layout != "hub"]
@@ -171,7 +173,7 @@ def test_rows_as_the_hub_has_them_become_problems(name, monkeypatch):
     example = load_benchmark(benchmark)[0]
     assert example.answer and not example.demonstrations
     assert isinstance(example.prompt, str) and "\\boxed{}" in example.prompt
-    expected = {"olympiad": "1, 2", "aime24": "204", "gsm8k": "7", "amc": "142.0"}
+    expected = {"olympiad": "1, 2", "aime24": "204", "gsm8k": "7", "amc": "142"}
     assert example.answer == expected.get(name, example.answer)
     if name == "olympiad":
         assert example.prompt.startswith("c\n\np")
@@ -196,6 +198,105 @@ def test_copies_of_hub_files_are_read_from_the_data_folder(tmp_path):
     assert gpqa[0].columns["options"]["ABCD".index(gpqa[0].answer)] == "x"
     assert mmlu[0].columns["options"]["ABC".index(mmlu[0].answer)] == "z"
     assert source_of(BENCHMARKS["gpqa_diamond"], tmp_path).endswith("gpqa_diamond.csv")
+
+
+MULTI_LINE = """A list that is no option:
+1) first
+2) second
+
+Which code prints 3?
+
+A) for i in range(2):
+    print(i)
+B) print(1)
+
+   print(3)
+C) 1. print(2)
+   2. print(3)
+D) none
+   of these
+"""
+
+
+def test_options_over_several_lines_are_kept_whole_under_every_shuffle():
+    options = [
+        "for i in range(2):\n    print(i)", "print(1)\n\n   print(3)",
+        "1. print(2)\n   2. print(3)", "none\n   of these",
+    ]  # fmt: skip
+    for seed in range(40):
+        asked = shuffle_options(Example(MULTI_LINE, (), "B"), "letters", seed)
+        assert sorted(asked.columns["options"]) == sorted(options)
+        assert asked.columns["options"][LETTERS.index(asked.answer)] == options[1]
+        assert asked.prompt.startswith(
+            "A list that is no option:\n1) first\n2) second\n\nWhich code"
+        )
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+@pytest.mark.parametrize("dress", ["{}) {}", "{}. {}", "({}) {}", "{}: {}"])
+@pytest.mark.parametrize("lines", [1, 3])
+def test_no_option_is_lost_however_many_and_however_written(count, dress, lines):
+    options = ["\n".join(f"option {i}, line {k}" for k in range(lines)) for i in range(count)]
+    listed = "\n".join(dress.format(LETTERS[i], option) for i, option in enumerate(options))
+    for i in range(count):
+        asked = shuffle_options(Example(f"Which?\n\n{listed}", (), LETTERS[i]), "letters", 7)
+        assert sorted(asked.columns["options"]) == sorted(options)
+        assert asked.columns["options"][LETTERS.index(asked.answer)] == options[i]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_letters_are_mapped_before_fillings_are_left_out(place):
+    options = np.array([*["x", "y", "z"][:place], "N/A", *["x", "y", "z"][place:], "N/A"])
+    for letter, text in zip(LETTERS, options, strict=False):
+        if text == "N/A":
+            continue
+        asked = shuffle_options(
+            Example("Which?", (), letter, {"options": options, "answer_index": 9}), "mmlu_pro", 3
+        )
+        assert sorted(asked.columns["options"]) == ["x", "y", "z"]
+        assert asked.columns["options"][LETTERS.index(asked.answer)] == text
+        assert "answer_index" not in asked.columns
+
+
+@pytest.mark.parametrize("name", ["gpqa_diamond", "mmlu_pro", "arc_c"])
+def test_a_benchmarks_file_may_be_in_the_rl_communitys_schema(name, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    rows = [
+        {
+            "data_source": name,
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": MULTI_LINE}],
+            "ability": "science",
+            "reward_model": {"ground_truth": "B", "style": "rule"},
+            "extra_info": {"index": i},
+        }
+        for i in range(3)
+    ]
+    path = tmp_path / BENCHMARKS[name].file
+    path.parent.mkdir(parents=True)
+    parquet.write_table(arrow.Table.from_pylist(rows), path)
+    problems = load_benchmark(BENCHMARKS[name], tmp_path)
+    assert len(problems) == 3 and problems[0].prompt[0]["content"] == "s"
+    for problem in problems:
+        right = problem.columns["options"][LETTERS.index(problem.answer)]
+        assert right == "print(1)\n\n   print(3)"
+
+
+@pytest.mark.parametrize("name", sorted(HUB_ROWS))
+def test_a_copy_of_the_hubs_rows_is_read_whatever_the_file_usually_holds(name, tmp_path):
+    path = (tmp_path / BENCHMARKS[name].file).with_suffix(".jsonl")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(HUB_ROWS[name]) + "\n")
+    (problem,) = load_benchmark(BENCHMARKS[name], tmp_path)
+    assert "\\boxed{}" in problem.prompt and problem.answer
+
+
+def test_a_file_that_is_neither_is_refused_with_the_usual_forms_error(tmp_path):
+    path = tmp_path / "benchmarks" / "aime24.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"aufgabe": "p", "antwort": "1"}) + "\n")
+    with pytest.raises(DataError, match="unknown format"):
+        load_benchmark(BENCHMARKS["aime24"], tmp_path)
 
 
 def test_a_gated_dataset_says_how_to_be_let_in(monkeypatch):

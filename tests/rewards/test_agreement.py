@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,6 @@ ODD: list[tuple[str, str]] = [
     (r"90^\circ", r"\boxed{90}"),
     ("A", r"\boxed{\text{A}}"),
     ("(B)", r"\boxed{B}"),
-    ("4", "\\boxed{\u0664}"),
     ("-5", "\\boxed{\u22125}"),
 ]  # fmt: skip
 
@@ -137,3 +137,42 @@ def test_announced_only_reads_no_number_in_passing() -> None:
         assert [s.reward for s in scorer.score(examples, texts)] == [0.0, 1.0, 1.0, 1.0]
     with Scorer("math", workers=1) as scorer:
         assert [s.reward for s in scorer.score(examples, texts)] == [1.0] * 4
+
+
+WAYS = (
+    r"\boxed{%s}", r"So $x$ is found, $\boxed{%s}$.", r"The final answer is $%s$.", "We get\n\n$$%s$$",
+    r"The answer is $%s$. I hope it is correct.", r"Therefore \[ \boxed{%s} \]", r"**Answer:** $%s$",
+    r"Final Answer: The final answer is $%s$. I hope it is correct.", "The result is $%s$.",
+)  # fmt: skip
+
+
+def _formula(rng: random.Random) -> str:
+    a, b, c = rng.randint(-12, 30), rng.randint(2, 19), rng.randint(2, 19)
+    return rng.choice(
+        [
+            f"{a}", rf"\frac{{{a}}}{{{b}}}", rf"{b}\sqrt{{{c}}}", rf"{b}\pi", f"({a},{b})", f"[{a}, {a + b}]",
+            f"({a}, {b}, {c})", rf"\{{{a}, {b}, {c}\}}", f"{a}, {b}", f"x^2 + {b}x - {c}", f"{b}(x+{c})",
+            f"x = {a}", f"y = {b}x + {c}", f"{a} + {b}i", f"{a / 10}", f"{b}^{{{c % 5}}}", rf"{b * 5}\%",
+            rf"{b * 10}^\circ", rf"\frac{{\sqrt{{{b}}}}}{{{c}}}", rf"{b}\text{{ cm}}", f"{b * 1234:,}",
+            rf"\begin{{pmatrix}} {a} \\ {b} \end{{pmatrix}}", rf"(-\infty, {a}) \cup ({a + b}, \infty)",
+            rf"x \ge {a}", rf"{a} \pm {b}", rf"\${b}", f"{b}x^{{{c}}}", f"{a}/{b}", rf"{b}\frac{{1}}{{{c}}}",
+            rf"\log_2 {b}", f"e^{{{b}}}", f"{b}e", f"{b:.2f}", rf"\text{{{rng.choice(('even', 'yes'))}}}",
+        ]
+    )  # fmt: skip
+
+
+def test_formulas_of_every_kind_get_math_verifys_verdict_however_they_are_announced(
+    scorer: Scorer,
+) -> None:
+    """On the untouched text; right and wrong ones."""
+    rng = random.Random(0)
+    pairs = []
+    for _ in range(120):
+        gold = _formula(rng)
+        answer = gold if rng.random() < 0.35 else _formula(rng)
+        if rng.random() < 0.3:
+            answer = answer.replace(r"\frac", r"\dfrac").replace(", ", ",")
+        pairs.append((gold, rng.choice(WAYS) % answer))
+    ours = _ours(scorer, pairs)
+    assert [p for p, score in zip(pairs, ours, strict=True) if score != _direct(*p)] == []
+    assert 0.3 < sum(ours) / len(ours) < 0.6

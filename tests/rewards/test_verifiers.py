@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from srft.rewards.countdown import check_countdown, evaluate
+from srft.rewards.quantities import read_quantity
 from srft.rewards.registry import REWARDS
 from srft.rewards.verifiers import (
     check_choice,
@@ -17,7 +18,6 @@ from srft.rewards.verifiers import (
     check_numeric,
     math_completion_text,
     math_gold_text,
-    read_number,
 )
 
 OPTIONS = {"options": ["Rome", "Paris", "A city in France", "12"]}
@@ -138,8 +138,8 @@ def test_numeric_allows_the_tolerance_and_no_more() -> None:
     ],
 )
 def test_numbers_are_read_in_the_usual_spellings(text: str, value: float) -> None:
-    read = read_number(text)
-    assert read is not None and read[0] == pytest.approx(value)
+    read = read_quantity(text)
+    assert read is not None and float(read.value) == value
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_numbers_are_read_in_the_usual_spellings(text: str, value: float) -> Non
     ids=lambda text: text[:12],
 )
 def test_what_is_not_one_number_is_not_read_as_one(text: str) -> None:
-    assert read_number(text) is None
+    assert read_quantity(text) is None
 
 
 def test_a_percent_sign_on_one_side_allows_both_readings() -> None:
@@ -176,6 +176,25 @@ def test_a_percent_sign_on_one_side_allows_both_readings() -> None:
 )
 def test_format_wants_one_thought_and_then_an_answer(text: str, score: float) -> None:
     assert check_format(text, None, {}, {}).score == score
+
+
+@pytest.mark.parametrize(
+    ("end", "text", "score"),
+    [
+        ("assistant\n<think>\n", "why\n</think>\n\n5", 1.0),
+        ("assistant\n<think>", "<think>\nwhy\n</think>\n\n5", 1.0),
+        ("assistant\n<think>\n", "The answer is 5.", 0.0),
+        ("assistant\n<think>\n", "why</think>", 0.0),
+        ("assistant\n<think>\n", "a</think><think>b</think>5", 0.0),
+        ("assistant\n<think>\n\n</think>\n\n", "why</think> 5", 0.0),
+        ("assistant\n<think>\n\n</think>\n\n", "<think>why</think> 5", 1.0),
+        ("Use <think> tags. assistant\n", "why</think> 5", 0.0),
+    ],
+)
+def test_format_goes_on_where_the_prompt_has_opened_the_thought(
+    end: str, text: str, score: float
+) -> None:
+    assert check_format(text, None, {"prompt_end": end}, {}).score == score
 
 
 NUMBERS: dict[str, Any] = {"numbers": [3, 5, 7, 100], "target": 485}
@@ -227,15 +246,24 @@ def test_expressions_nested_deeply_end_quickly() -> None:
 
 
 def test_math_reads_the_ground_truth_out_of_its_dress() -> None:
-    for answer in ("7", "$7$", r"\boxed{7}", "3 + 4 = 7\n#### 7", r"so $\boxed{7}$."):
+    for answer in ("7", "$7$", r"\boxed{7}", "3 + 4 = 7\n#### 7", r"so $\boxed{7}$.", r"\fbox{7}"):
         assert math_gold_text(answer) == r"\boxed{7}"
+    assert math_gold_text(r"\boxed{7} and \boxed{8}") == r"\boxed{7, 8}"
     assert math_gold_text("$2$ and $3$") == r"\boxed{$2$ and $3$}"
 
 
-def test_math_boxes_what_follows_hashes_and_leaves_all_else_alone() -> None:
-    assert math_completion_text("3 answers of 4\n#### 12") == r"\boxed{12}"
-    for text in (r"\boxed{3}", "the answer is 7", "", r"#### 3, or rather \boxed{4}"):
+def test_math_boxes_what_a_mark_announces_and_leaves_all_else_alone() -> None:
+    marked = [
+        "3 answers of 4\n#### 12",
+        "<answer>12</answer>",
+        r"\fbox{12}",
+        r"so \boxed{12}. The answer is 3",
+    ]
+    for text in marked:
+        assert math_completion_text(text) == r"\boxed{12}"
+    for text in ("the answer is 7", "", "so 7", "#### Step 1: add\nit is 7"):
         assert math_completion_text(text) == text
+    assert math_completion_text("<think>\\boxed{3}</think>The answer is 4") == "The answer is 4"
 
 
 def test_every_verifier_of_the_registry_exists_and_is_described() -> None:

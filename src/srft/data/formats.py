@@ -310,12 +310,15 @@ def to_example(row: Mapping[str, Any], form: Format, source: str) -> Example:
         prompt = _with_system(prompt, lookup(row, form.system), f"`{form.system}`")
     for path in form.demonstrations:
         demonstrations += check_demonstrations(lookup(row, path), f"`{path}`")
-    answer = None
-    if form.answer is not None:
-        answer = answer_text(lookup(row, form.answer), f"`{form.answer}`", form.marked)
     consumed = form.roles()
     columns = {str(name): item for name, item in row.items() if name not in consumed}
-    return Example(prompt, tuple(demonstrations), answer, columns, source)
+    answers: tuple[str, ...] = ()
+    if form.answer is not None:
+        truth = lookup(row, form.answer)
+        answers = answer_texts(truth, f"`{form.answer}`", form.marked)
+        columns |= index_column(truth, columns)
+    answer = answers[0] if answers else None
+    return Example(prompt, tuple(demonstrations), answer, columns, source, answers[1:])
 
 
 def _with_system(
@@ -334,13 +337,27 @@ def _with_system(
     return prompt
 
 
+def answer_texts(value: Any, name: str, marked: bool = False) -> tuple[str, ...]:
+    """Ground truths as texts, of which any is right: none, one, or several from a list."""
+    value = plain(value)
+    values = value if isinstance(value, list) else [value]
+    texts = (answer_text(one, name, marked) for one in values)
+    return tuple(dict.fromkeys(text for text in texts if text is not None))
+
+
+def index_column(value: Any, columns: Mapping[str, Any]) -> dict[str, int]:
+    """A ground truth that is a number beside options, as the column ``answer_index`` (MMLU-Pro's name
+    for it): as text, 2 could be the option "2" as well."""
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or value != value // 1 or not {"options", "choices"} & columns.keys():
+        return {}
+    return {"answer_index": int(value)}
+
+
 def answer_text(value: Any, name: str, marked: bool = False) -> str | None:
     """A ground truth as text, None where there is none. Numbers are written out: 1e-05 as 0.00001,
     and 3.0, to which data frames turn a 3 beside a null, as 3. ``marked``: it stands behind `####`.
     """
-    value = plain(value)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
     if is_null(value):
         if marked:
             check_text(None, name)
@@ -351,8 +368,9 @@ def answer_text(value: Any, name: str, marked: bool = False) -> str | None:
         return _written_out(value)
     if not isinstance(value, str):
         raise RowError(
-            f"{name} is of type {type(value).__name__}; an answer is one text or number. Name the "
-            "column that holds it, for example data.columns: {answer: reward_model.ground_truth}"
+            f"{name} is of type {type(value).__name__}; an answer is a text, a number or a list of "
+            "these. Name the column that holds it, for example data.columns: {answer: "
+            "reward_model.ground_truth}"
         )
     text = check_text(value, name)
     if not marked:

@@ -16,6 +16,7 @@ from srft.errors import DataError
 from srft.types import Example, TokenizedExample
 
 _CHUNK = 256
+_END = 16  # tokens of a prompt's end that verifiers may see
 _QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -283,8 +284,8 @@ def _fit(
         if fitted is not None:
             demonstrations.append(fitted)
             texts.append(text)
-    if tuple(texts) != example.demonstrations:
-        example = replace(example, demonstrations=tuple(texts))
+    prompt_end = template.tokenizer.decode(prompt[-_END:])
+    example = replace(example, demonstrations=tuple(texts), prompt_end=prompt_end)
     unknown = template.tokenizer.unk_token_id
     if unknown is not None and unknown not in template.controls.ids:
         tally.unknown += sum(part.count(unknown) for part in (prompt, *demonstrations))

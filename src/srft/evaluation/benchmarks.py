@@ -28,9 +28,10 @@ class Benchmark:
     never taken for the whole. file: path under the data folder, whatever its ending; "" for none.
     hub: repository id on the hub, hub_config and split say which part, columns maps our names
     (prompt, answer) to its. layout: see ``Layout``, of the hub rows; file_layout: of the local
-    file's rows, "hub" for a copy of those on the hub. subject: column with the field a problem is
-    from, "" for none. verifier: name of the reward that judges an answer. n: samples of each
-    problem; above 1 the score is avg@n. families: of the lab, which is generated and not loaded.
+    file's rows as they usually come, "hub" for a copy of those on the hub (either is read).
+    subject: column with the field a problem is from, "" for none. verifier: name of the reward that
+    judges an answer. n: samples of each problem; above 1 the score is avg@n. families: of the lab,
+    which is generated and not loaded.
     """
 
     name: str

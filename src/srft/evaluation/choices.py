@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from srft.errors import DataError
 from srft.evaluation.benchmarks import Layout
+from srft.rewards.options import COLUMNS, LETTERS, as_list
 from srft.types import Example
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LISTED = re.compile(r"\A(.*?)\n+((?:(?:[A-Z]|\d)\) [^\n]*\n*){2,})\s*\Z", re.DOTALL)
-_OPTION = re.compile(r"^([A-Z]|\d)\) (.*)$", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*(\(?)([A-Z]|[1-9])([).:])[ \t]+(?=\S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def shuffle_options(example: Example, layout: Layout, seed: int) -> Example:
         DataError: the row has no options, or its answer is none of them; names the row.
     """
     question = _READERS[layout](example).shuffled(seed)
-    columns = {k: v for k, v in example.columns.items() if k not in ("choices", "options")}
+    columns = {k: v for k, v in example.columns.items() if k not in (*COLUMNS, "answer_index")}
     columns["options"] = list(question.options)
     prompt = example.prompt
     if isinstance(prompt, str):
@@ -66,11 +65,34 @@ def shuffle_options(example: Example, layout: Layout, seed: int) -> Example:
 def _from_letters(example: Example) -> Question:
     prompt = example.prompt
     text = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
-    found = _LISTED.match(text)
+    marks = list(_OPTION.finditer(text))
+    runs = [_run(marks[i:]) for i, mark in enumerate(marks) if mark[2] in "A1"]
+    answer = (example.answer or "").strip()
+    # Lists inside the question or an option are shorter, or do not hold the answer's label.
+    found = max(
+        (run for run in runs if len(run) > 1),
+        key=lambda run: (
+            any(m[2] == answer for m in run),
+            run[0][2] == "A",
+            len(run),
+            run[0].start(),
+        ),
+        default=None,
+    )
     if found is None:
         raise _bad(example, "the question does not end with options as lines `A) ...`")
-    labels, options = zip(*_OPTION.findall(found[2]), strict=True)
-    return _with_label(example, found[1].strip(), options, labels)
+    ends = [*(mark.start() for mark in found[1:]), len(text)]
+    options = [text[mark.end() : end] for mark, end in zip(found, ends, strict=True)]
+    return _with_label(example, text[: found[0].start()].strip(), options, [m[2] for m in found])
+
+
+def _run(marks: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """From the first of `marks` on: those that carry the next label each, in the same dress."""
+    run = [marks[0]]
+    for mark in marks[1:]:
+        if (mark[1], ord(mark[2]), mark[3]) == (run[-1][1], ord(run[-1][2]) + 1, run[-1][3]):
+            run.append(mark)
+    return run
 
 
 def _from_gpqa(example: Example) -> Question:
@@ -83,18 +105,20 @@ def _from_gpqa(example: Example) -> Question:
 
 
 def _from_mmlu_pro(example: Example) -> Question:
-    options = example.columns.get("options")
-    if not isinstance(options, list | tuple) or len(options) < 2:
+    options = as_list(example.columns.get("options"))
+    if options is None or len(options) < 2:
         raise _bad(example, "needs the column `options`, a list of texts")
-    options = [o for o in options if o != "N/A"]  # how some copies fill up to ten
-    return _with_label(example, _text(example), options, LETTERS[: len(options)])
+    # Some copies fill up to ten with "N/A"; each option's letter is that of its place before.
+    kept = [(text, label) for text, label in zip(options, LETTERS, strict=False) if text != "N/A"]
+    return _with_label(example, _text(example), *zip(*kept, strict=True))
 
 
 def _from_arc(example: Example) -> Question:
     choices = example.columns.get("choices")
     if not isinstance(choices, Mapping) or not {"text", "label"} <= choices.keys():
         raise _bad(example, "needs the column `choices` with `text` and `label`")
-    return _with_label(example, _text(example), choices["text"], choices["label"])
+    texts, labels = as_list(choices["text"]) or [], as_list(choices["label"]) or []
+    return _with_label(example, _text(example), texts, labels)
 
 
 _READERS: dict[str, Callable[[Example], Question]] = {

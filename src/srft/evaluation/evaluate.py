@@ -23,6 +23,7 @@ from srft.errors import DataError
 from srft.evaluation.journal import Entry, Journal
 from srft.evaluation.results import EvaluationResult, ProblemResult, Sample, problem_id
 from srft.evaluation.votes import vote_of
+from srft.rewards.registry import REWARDS
 from srft.types import (
     Completion,
     Example,
@@ -277,6 +278,11 @@ class _Judge:
             batch.append(drawn)
         return batch
 
+    def _vote(self, text: str, example: Example, correct: bool) -> str | None:
+        labels = getattr(self._scorer, "labels", ())
+        verifiers = [name for name in labels if name in REWARDS and REWARDS[name].needs_answer]
+        return vote_of(text, example.columns, verifiers, example.answer if correct else None)
+
     def _judge(self, batch: list[_Drawn]) -> None:
         scores = self._scorer.score(
             [d.item.example for d in batch],
@@ -294,7 +300,7 @@ class _Judge:
                 c.finish_reason,
                 None if math.isnan(score.reward) else float(score.reward),
                 bool(score.correct),
-                vote_of(c.text, drawn.item.example.columns),
+                self._vote(c.text, drawn.item.example, bool(score.correct)),
                 dict(score.parts),
                 dict(score.status),
             )

@@ -14,6 +14,7 @@ from srft.data.files import READERS
 from srft.errors import DataError
 from srft.evaluation.benchmarks import LAB_PER_FAMILY, Benchmark
 from srft.evaluation.choices import shuffle_options
+from srft.rewards.options import as_list
 from srft.types import Example, Message
 
 MATH_INSTRUCTION = "Reason step by step and put the final answer in \\boxed{}."
@@ -84,10 +85,7 @@ def _rows(
     local = _local(benchmark, data_dir)
     if local is not None:
         split = benchmark.split if local.is_dir() else None
-        if benchmark.file_layout != "hub":
-            return load_examples(str(local), split=split), benchmark.file_layout
-        columns = dict(benchmark.columns)
-        return load_examples(str(local), split=split, columns=columns), benchmark.layout
+        return _local_rows(benchmark, str(local), split)
     try:
         examples = load_examples(
             benchmark.hub,
@@ -103,10 +101,27 @@ def _rows(
     return examples, benchmark.layout
 
 
+def _local_rows(benchmark: Benchmark, path: str, split: str | None) -> tuple[list[Example], Any]:
+    """The rows of a local file: a copy of the hub's, or in the RL community's schema. The usual one
+    for this benchmark is tried first, and its error is the one that is raised."""
+    from srft.data.reading import load_examples
+
+    rl_layout = "letters" if benchmark.verifier == "choice" else "plain"
+    forms: list[tuple[dict[str, str] | None, Any]] = [(None, rl_layout)]
+    forms.insert(benchmark.file_layout != "hub", (dict(benchmark.columns), benchmark.layout))
+    errors = []
+    for columns, layout in forms:
+        try:
+            return load_examples(path, split=split, columns=columns), layout
+        except DataError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def _join_answers(example: Example) -> Example:
     """OlympiadBench: a list of answers, and at times a context that several questions share."""
-    answers = example.columns.get("final_answer")
-    if not isinstance(answers, list | tuple) or not answers:
+    answers = as_list(example.columns.get("final_answer"))
+    if not answers:
         raise DataError(f"{example.source}: needs the column `final_answer`, a list of answers.")
     context = str(example.columns.get("context") or "").strip()
     prompt = example.prompt

@@ -1,37 +1,56 @@
-"""The vote a response casts in majority@k. It decides nothing about right or wrong: that is the
-verifier's."""
+"""The vote a response casts in majority@k, read as the verifier reads it. It decides nothing about
+right or wrong: that is the verifier's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from srft.evaluation.choices import LETTERS
-from srft.rewards.answers import as_decimal, extract_answer, plain_text
-from srft.rewards.verifiers import read_choice
+from srft.rewards.answers import extract_answer, final_part
+from srft.rewards.options import choice_in, options_of
+from srft.rewards.quantities import as_number, plain_text, read_quantity
+from srft.rewards.verifiers import number_in
 
 _SPACING = re.compile(r"\\[,;!: ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])|\s+")
+_NUMBERS = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def vote_of(text: str, columns: Mapping[str, Any]) -> str | None:
-    r"""The announced answer (``\boxed``, ``####``, "answer is") in one spelling; None where nothing
-    is announced.
+def vote_of(
+    text: str, columns: Mapping[str, Any], verifiers: Collection[str] = (), right: str | None = None
+) -> str | None:
+    r"""The answer in `text` in one spelling; None where the verifier reads none.
 
-    ``5``, ``5.0`` and ``$5$`` are one vote; where the row lists ``options`` and one of them is
-    named, the vote is its letter.
-    Answers that are equal for deeper reasons (1/2 and 0.5) remain two votes.
+    verifiers: names of those that judge it. right: the ground truth where they call the text right;
+    it is the vote then, since all that is right is equal to the verifier's eyes. Numbers vote by
+    value (``5``, ``5.0``, ``$5$``, ``\frac{10}{2}``), options by their letter, words whatever their
+    case. Wrong answers that are equal for deeper reasons (x + 1 and 1 + x) remain two votes.
     """
-    announced = extract_answer(text)
-    if announced is None:
-        return None
-    options = columns.get("options")
-    if isinstance(options, list | tuple):
-        letter = read_choice(announced, {LETTERS[i]: str(o) for i, o in enumerate(options[:26])})
-        if letter is not None:
+    if right is not None:
+        return _one_spelling(extract_answer(right) or right)
+    choices, announced = options_of(columns), extract_answer(text)
+    if "choice" in verifiers or (not verifiers and (choices or announced is None)):
+        letter = choice_in(text, choices)
+        if letter is not None or "choice" in verifiers:
             return letter
-    plain = plain_text(announced)
-    number = as_decimal(plain)
+    if "numeric" in verifiers:
+        number = number_in(text)
+        return None if number is None else f"{number.value}{'%' if number.percent else ''}"
+    if "exact" in verifiers:
+        return _one_spelling(announced or final_part(text), exact=True)
+    if announced is None and "math" in verifiers:  # math-verify takes the last number
+        announced = next(reversed(_NUMBERS.findall(text)), None)
+    return None if announced is None else _one_spelling(announced)
+
+
+def _one_spelling(answer: str, exact: bool = False) -> str | None:
+    number = as_number(answer)
+    if number is None and not exact and (found := read_quantity(answer)) and not found.percent:
+        number = found.value
     if number is not None:
-        return f"{number.normalize():f}"
-    return _SPACING.sub("", plain).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac") or None
+        return str(number)
+    plain = plain_text(answer)
+    if exact:
+        return " ".join(plain.casefold().split()) or None
+    plain = _SPACING.sub("", plain).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    return (plain.casefold() if plain.isalpha() else plain) or None

@@ -1,38 +1,58 @@
 r"""Where the answer is in a text, and when two short answers are the same.
 
-The rule shared by the verifiers `exact`, `choice`, `numeric` and `countdown`: an answer is
-announced by ``\boxed{...}``, by ``####`` (GSM8K) or by "answer is" / "answer:" / "answer =", and
-the announcement that stands last in the text counts. Everything here is linear in the length of the
-text, whatever the text is.
+The order of precedence, for every verifier and for the votes of majority@k:
+
+1. a mark: ``\boxed{...}``, ``\fbox{...}``, ``<answer>...</answer>`` or Minerva's "The final answer is
+   ... I hope it is correct"; of several the last, and boxes that "and", "or" or a comma joins are one
+   answer, ``\boxed{1} and \boxed{2}`` being ``1, 2``;
+2. ``#### answer`` (GSM8K), where the line is an answer and no Markdown heading;
+3. prose: "answer is", "answer:", "answer =", or a line "Final answer" above it, to the end of the
+   sentence; of several the last;
+4. what is announced only in form: "the answer is clear", "if the answer is 5", and a last line
+   ``#### words``.
+
+What stands behind the last ``</think>`` goes before the thought, where it announces anything by 1 to
+3. Everything here is linear in the length of the text, whatever the text is.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from decimal import Decimal, InvalidOperation
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
-_BRACE = re.compile(r"\\boxed\s{0,8}\{|\\fbox\s{0,8}\{|\\.|[{}]", re.DOTALL)
+from srft.rewards.quantities import as_number, plain_text, read_quantity, words
+
+Kind = Literal["mark", "hashes", "prose", "form"]
+
+
+class Announcement(NamedTuple):
+    """An answer as it stands in a text: how it is announced, where, and what it is."""
+
+    kind: Kind
+    start: int
+    content: str
+
+
+# --- marks ----------------------------------------------------------------------------------------
+
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s{}$\\]{1,64})")
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_ANNOUNCED = re.compile(
-    r"\banswer(?:\*\*)?(?:\s{0,4}:|\s{0,4}=|\s{1,4}is\b)[\s:=*]{0,8}", re.IGNORECASE
+_CORRECTIONS = words("rather not no actually wait but so then finally after instead hence")
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s?\{|\\q?quad|\\[()\[\],;]")
+_FINAL = re.compile(  # Minerva's
+    r"final answer is:?\s{0,4}((?:[^\n.]|\.(?=\S)){1,200}?)\.\s{1,2}I hope", re.IGNORECASE
 )
-# Ends a sentence: a full stop with space after it, unless it follows a single letter ("B. Paris").
-_SENTENCE_END = re.compile(r"(?<!^[A-Za-z])(?<!\s[A-Za-z])\.(?=\s|$)")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname|mbox)\s?\{([^{}]*)\}")
-_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[+-]?\.\d+")
-_MAX_NUMBER = 200
+_SCALED = re.compile(
+    r"[\s$]{0,4}(?:\\text\s?\{\s{0,2})?(million|billion|trillion|thousand|dozen|\\?%|percent\b)"
+)
+_TAG = re.compile(r"<answer>([^<]*(?:<(?!/?answer>)[^<]*)*)(</answer>|\Z)?", re.IGNORECASE)
 
 
-def last_box(text: str) -> tuple[int, str] | None:
-    r"""Start and content of the ``\boxed{...}`` that closes last, or None.
-
-    Nested and escaped braces are honoured; a box that is never closed does not count. ``\boxed 5``
-    without braces is read as TeX reads it, up to the next space.
-    """
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every box that is closed and in no other one."""
     opened: list[tuple[int, int, bool]] = []
-    best: tuple[int, str] | None = None
+    places: list[tuple[int, int, int]] = []
     for token in _BRACE.finditer(text) if "boxed" in text or "fbox" in text else ():
         symbol = token.group()
         if symbol.endswith("{") and symbol != "\\{":
@@ -40,82 +60,225 @@ def last_box(text: str) -> tuple[int, str] | None:
         elif symbol == "}" and opened:
             start, inside, is_box = opened.pop()
             if is_box:
-                best = (start, text[inside : token.start()])
-    for bare in _BARE_BOX.finditer(text):
-        if best is None or bare.start() > best[0] + len(best[1]):
-            best = (bare.start(), bare.group(1))
-    return best
+                while places and places[-1][0] > start:
+                    places.pop()
+                places.append((start, inside, token.start()))
+    boxes = [(start, end + 1, text[inside:end]) for start, inside, end in places]
+    bare = [(m.start(), m.end(), m[1]) for m in _BARE_BOX.finditer(text)]
+    return sorted([*boxes, *bare]) if bare else boxes
 
 
-def after_hashes(text: str) -> tuple[int, str] | None:
-    """Start and content of the last ``#### answer`` line, or None where there is none."""
-    for match in reversed(list(_HASHES.finditer(text))):
-        if match.group(1).strip():
-            return match.start(), match.group(1).strip()
-    return None
+def last_box(text: str) -> tuple[int, str] | None:
+    r"""Start and content of the last ``\boxed{...}`` or ``\fbox{...}``, or of the several that are
+    joined there; None where there is none.
+
+    Nested and escaped braces are honoured; a box that is never closed does not count. ``\boxed 5``
+    without braces is read as TeX reads it, up to the next space.
+    """
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    start, end, content = boxes.pop()
+    scale = _SCALED.match(text, end)
+    contents = [f"{content} {scale[1]}" if scale else content]
+    while boxes and _are_joined(text[max(boxes[-1][1], start - 100) : start], start - boxes[-1][1]):
+        start, _, content = boxes.pop()
+        contents.append(content)
+    return start, ", ".join(dict.fromkeys(reversed(contents)))
 
 
-def _line_at(text: str, start: int) -> str:
+def _are_joined(between: str, length: int) -> bool:
+    """Whether what stands between two boxes makes one answer of them: "and", "or", a comma and at
+    most three words more."""
+    spoken = re.findall(r"(?<!\\)\b[A-Za-z]{2,}\b", _TEXT.sub(" ", between).lower())
+    if length > 80 or re.search(r"[.!?:]\s", between) or not _CORRECTIONS.isdisjoint(spoken):
+        return False
+    linked = not {"and", "or"}.isdisjoint(spoken) or re.search("[,;]", between)
+    return len(spoken) <= 4 if linked else not between.strip(" \t$")
+
+
+def _last_mark(text: str) -> Announcement | None:
+    found = [box] if (box := last_box(text)) and box[1].strip() else []
+    # A tag that is never closed counts where it is the last thing: a stop string was cut off.
+    found += [
+        (tag.start(), tag[1])
+        for tag in _TAG.finditer(text)
+        if tag[1].strip() and tag[2] is not None
+    ][-1:]
+    found += [(m.start(), m[1]) for m in _FINAL.finditer(text) if not _JUDGED.match(m[1])][-1:]
+    return Announcement("mark", *max(found)) if found else None
+
+
+# --- GSM8K's mark ---------------------------------------------------------------------------------
+
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,16}([^\n#]*)")
+_ANSWER_WORD = re.compile(
+    r"[*_]*(?:the\s+)?(?:final\s+)?answer\b[*_]*\s*(?:is\b|[:=])?[\s*_]*", re.I
+)
+_NUMBERED = re.compile(r"\d+\s*[.):]\s+\D|\(?[a-z]\)\s", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_SAID = words("yes no true false none")
+_HEADS = re.compile(
+    r"\b(?:facts?|steps?|cases?|ways?|things?|methods?|notes?|points?|parts?|reasons?|options?|"
+    r"examples?|checks?|remarks?|approach(?:es)?|tips?)\b"
+)
+
+
+def _hashes(text: str) -> Iterator[Announcement]:
+    end = len(text.rstrip())
+    for match in _HASHES.finditer(text):
+        content = _ANSWER_WORD.sub("", match[1].strip(), count=1).strip()
+        if not content:
+            continue
+        last = match.end() >= end
+        if _is_answer(content, last):
+            yield Announcement("hashes", match.start(), content)
+        elif last:
+            yield Announcement("form", match.start(), content)
+
+
+def _is_answer(content: str, last: bool) -> bool:
+    """Whether the rest of a line of hashes is an answer, not a heading. last: nothing follows it."""
+    if _NUMBERED.match(content):
+        return False
+    spoken = _WORD.findall(plain_text(content))
+    if not spoken or content.strip(" *.").lower() in _SAID:
+        return True
+    if read_quantity(content) is None:
+        return False
+    return last or (len(spoken) <= 2 and not _HEADS.search(content))
+
+
+# --- prose ----------------------------------------------------------------------------------------
+
+_ANNOUNCED = re.compile(
+    r"\banswers?(?:\s(?:to|for)\s[^.:=\n]{1,80}?)?(?:\*\*)?"
+    r"(?:\s{0,4}[:=]|\s{1,4}(?:is|are|equals|(?:would|must|should)\sbe)\b)[\s:=*]{0,8}"
+    r"|^[\s#*]{0,8}(?:the\s)?(?:final\s|correct\s)?answer[ \t*]{0,4}\n\s{0,8}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_DISPLAYED = re.compile(r"(?:\$\$|\\\[)\s{0,8}([^$]{1,400}?)\s{0,8}(?:\$\$|\\\])")
+_SAYS = re.compile(r"[ *_`]{0,16}[^\s*_`]")
+_UNSURE = re.compile(
+    r"\b(?:if|whether|hope|unless|suppose|assume|assuming|check|verify|ensure|sure)\s+(?:that\s+)?"
+    r"(?:(?:the|this|that|my|your|our|an)\s+)?(?:final\s+|correct\s+)?$",
+    re.IGNORECASE,
+)
+_JUDGED = re.compile(
+    r"not\s|(?:(?:not|also|indeed|thus|therefore|now|very|quite|still|clearly|likely|definitely)\s+)*"
+    r"(?:in)?(?:correct|right|clear|wrong|consistent|reasonable|valid|verified|confirmed|certain|"
+    r"helpful|useful|good|fine|plausible|sensible|complete|accurate|checked|unclear|ok|okay)"
+    r"(?:\.?\s*$|\.\s|[,;:!?]|\s+(?:with|by|for|as|in|because|since|and|to|at|here|now|enough|above)\b)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_STOP = re.compile(r"\.(?=\s|$)|(?<=[A-Za-z]{2})[!?](?=\s|$)|,?\s(?:because|since)\b")
+_INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
+_ABBREVIATIONS = words(
+    "dr mr mrs ms prof st mt ft sr jr vs approx inc ltd co corp gen col sgt capt lt gov sen rep "
+    "rev hon ave blvd fig eq"
+)
+_BEFORE_NUMBERS = words("no nos jan feb mar apr jun jul aug sep sept oct nov dec art vol p pp")
+_STARTERS = words(
+    "i the this that these those we let so hence thus therefore note remember it since because if "
+    "however hope here there please you my our and but then now he she they to in as for"
+)
+
+
+def _prose(text: str) -> list[Announcement]:
+    """The last announcement in prose and the last one in form, where there are such."""
+    found: dict[Kind, int] = {}
+    starts: dict[Kind, int] = {}
+    for match in _ANNOUNCED.finditer(text):
+        if _SAYS.match(text, match.end()):
+            before = text[max(0, match.start() - 60) : match.start()]
+            formal = _UNSURE.search(before) or _JUDGED.match(text, match.end())
+            kind: Kind = "form" if formal else "prose"
+            found[kind], starts[kind] = match.end(), match.start()
+    return [Announcement(kind, starts[kind], _content(text, at)) for kind, at in found.items()]
+
+
+def _content(text: str, start: int) -> str:
+    if shown := _DISPLAYED.match(text, start):
+        return shown[1]
     end = text.find("\n", start)
-    return text[start:] if end < 0 else text[start:end]
+    return _sentence(text[start : end if end >= 0 else len(text)].strip())
 
 
-def _announced(text: str) -> tuple[int, str] | None:
-    for match in reversed(list(_ANNOUNCED.finditer(text))):
-        line = _line_at(text, match.end())
-        sentence = _SENTENCE_END.split(line.strip(), maxsplit=1)[0].strip(" *_`")
-        if sentence:
-            return match.start(), sentence
-    return None
+def _sentence(text: str) -> str:
+    """The first sentence of a line, up to a reason that is given for it."""
+    for stop in _STOP.finditer(text):
+        if stop.start() and not (stop[0] == "." and _abbreviates(text, stop.start())):
+            text = text[: stop.start()]
+            break
+    return text.strip(" *_`")
+
+
+def _abbreviates(text: str, dot: int) -> bool:
+    """Whether the full stop at `dot` belongs to an abbreviation, initials or an option's letter."""
+    word = text[max(0, dot - 24) : dot].split()[-1:] or [""]
+    after = text[dot + 1 : dot + 40].split()[:1] or [""]
+    initials = word[0].strip("(*\"'\u201c\u2018")
+    name = initials.lower()
+    if not after[0] or name in _ABBREVIATIONS:
+        return bool(after[0])
+    if name in _BEFORE_NUMBERS and after[0][0].isdigit():
+        return True
+    if not _INITIALS.fullmatch(initials) or after[0].lower().strip(",'") in _STARTERS:
+        return False
+    alone = len(word[0]) == dot
+    return alone or "." in initials or (initials.isupper() and after[0][0].isupper())
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def announcements(text: str) -> list[Announcement]:
+    """What is announced in `text`, the one that counts first (see the head of this module)."""
+    _, closed, said = text.rpartition("</think>")
+    if closed and (found := [one for one in announcements(said) if one.kind != "form"]):
+        return [Announcement(kind, start + len(text) - len(said), c) for kind, start, c in found]
+    found = [*_hashes(text), *_prose(text)]
+    best = [mark] if (mark := _last_mark(text)) else []
+    for kind in ("hashes", "prose", "form"):
+        best += [one for one in found if one.kind == kind][-1:]
+    return [Announcement(kind, start, _inner(content)) for kind, start, content in best]
+
+
+def _inner(content: str) -> str:
+    """ "The answer is ``\\boxed{5}``": the box inside the announcement is the answer."""
+    inner = last_box(content)
+    if inner is None:
+        inner = next(((a.start, a.content) for a in _prose(content) if a.kind == "prose"), None)
+    return (inner[1] if inner else content).strip()
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The announced answer that stands last in `text`, or None where nothing is announced.
+    r"""The announced answer that counts, or None where nothing is announced.
 
-    >>> extract_answer("so x = \\boxed{\\frac{1}{2}}.")
+    >>> extract_answer("so x = \\boxed{\\frac{1}{2}}. Let me know if the answer is clear.")
     '\\frac{1}{2}'
     >>> extract_answer("3 + 4 = 7\n#### 7")
     '7'
     >>> extract_answer("The answer is 12. I hope it is correct.")
     '12'
     """
-    found = [place for place in (last_box(text), after_hashes(text), _announced(text)) if place]
-    if not found:
-        return None
-    content = max(found)[1]
-    # "The answer is \boxed{5}": the box inside the announcement is the answer.
-    inner = last_box(content)
-    return (inner[1] if inner else content).strip() or None
+    return next((one.content for one in announcements(text) if one.content), None)
 
 
-def plain_text(answer: str) -> str:
-    r"""`answer` without its dress: dollar signs, ``\text{}``, markdown stars, a final full stop."""
-    text = unicodedata.normalize("NFKC", answer).replace("\u2212", "-")
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\\,", "").replace("\\!", "")
-    text = _TEXT_COMMAND.sub(r"\1", text)
-    text = text.strip().strip("$*`").strip()
-    text = text.removeprefix("\\(").removesuffix("\\)").strip()
-    return text.rstrip(".").strip() if len(text) > 1 else text
+def final_part(text: str) -> str:
+    """What is said after the thought, or the whole where there is no thought or nothing after it."""
+    said = text.rpartition("</think>")[2].strip()
+    return said or text.strip()
 
 
-def as_decimal(text: str) -> Decimal | None:
-    """The number written in `text` (thousands commas allowed), or None where it is not just one."""
-    text = text.strip()
-    if len(text) > _MAX_NUMBER or not _PLAIN_NUMBER.fullmatch(text):
-        return None
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
+def same_answer(answer: str, gold: str, case: bool = False) -> bool:
+    """Equal after white space, dress and (unless `case`) case are normalised; numbers by value.
 
-
-def same_answer(answer: str, gold: str) -> bool:
-    """Equal after white space, case and dress are normalised; numbers compare by value.
-
-    "1,234.50" equals "1234.5", "Paris." equals "paris", "x  + 1" equals "x + 1" but not "x+1".
+    "1,234.50" equals "1234.5" and "1.2345e3", "Paris." equals "paris", "x  + 1" equals "x + 1" but
+    not "x+1".
     """
-    left, right = plain_text(answer), plain_text(gold)
-    number, target = as_decimal(left), as_decimal(right)
+    number, target = as_number(answer), as_number(gold)
     if number is not None and target is not None:
         return number == target
-    return " ".join(left.casefold().split()) == " ".join(right.casefold().split())
+    left, right = (" ".join(plain_text(text).split()) for text in (answer, gold))
+    return left == right if case else left.casefold() == right.casefold()

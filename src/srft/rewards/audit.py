@@ -1,17 +1,24 @@
 r"""Can the verifier be trusted with this data? Checks to run before training.
 
-`check_answers`: does every ground truth verify against itself? `check_demonstrations`: does every
-demonstration earn its reward, by the path the rollouts take? `audit`: how often does the verifier
-agree with labels somebody else gave?
+`check_answers`: does every ground truth verify against itself, in a second spelling too?
+`check_demonstrations`: does every demonstration earn its reward, by the path the rollouts take?
+`audit`: how often does the verifier agree with labels somebody else gave?
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal
 
+from srft.data.formats import answer_texts, index_column
+from srft.data.row_errors import RowError
 from srft.errors import DataError
+from srft.rewards.options import gold_choice, options_of
+from srft.rewards.quantities import as_number
 from srft.rewards.scorer import Score, Scorer
 from srft.rewards.verifiers import math_gold_text
 from srft.types import Example
@@ -41,8 +48,8 @@ class Finding:
 @dataclass(frozen=True)
 class AnswerReport:
     """checked: ground truths tried; failed: those that do not verify against themselves.
-    text_only: those math-verify finds no meaning in, so that only an answer of the same spelling
-    will be right."""
+    text_only: those of which only the same spelling will be right: math-verify finds no meaning in
+    them, or they do not verify in a second spelling (`other_spelling`)."""
 
     checked: int
     failed: tuple[Finding, ...]
@@ -144,7 +151,8 @@ def _scored(
 
 
 def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
-    """Verify each ground truth against itself, as if the model had boxed it.
+    """Verify each ground truth against itself, as if the model had boxed it, and against a second
+    spelling of it.
 
     Covers the verifiers that compare with an answer; rewards that do not (functions, format,
     countdown) have nothing to check here. A row without an answer is a finding.
@@ -156,12 +164,17 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
         for example in examples
         if example.answer is None
     ]
-    rows = [example for example in examples if example.answer is not None]
+    rows = [
+        replace(example, answer=answer, other_answers=())
+        for example in examples
+        if example.answer is not None
+        for answer in (example.answer, *example.other_answers)
+    ]
     text_only: list[Finding] = []
     compared = False
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]
-        texts = [math_gold_text(str(example.answer)) for example in part]
+        texts = [_own_spelling(example, scorer.labels) for example in part]
         for example, text, verdicts in zip(part, texts, scorer.verdicts(part, texts), strict=True):
             compared = compared or bool(verdicts)
             for label, verdict in verdicts.items():
@@ -171,9 +184,79 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
                 elif verdict.status == "text_only":
                     why = f"{label}: {_REASONS['text_only']}"
                     text_only.append(Finding(example.source, text, example.answer, why))
+        text_only += _second_spellings(part, scorer)
     if rows and not compared:
         return AnswerReport(0, ())
+    known = {finding.source for finding in failed}
+    text_only = [finding for finding in text_only if finding.source not in known]
     return AnswerReport(len(rows), tuple(failed), tuple(text_only))
+
+
+def _own_spelling(example: Example, labels: Sequence[str]) -> str:
+    answer = str(example.answer)
+    if "choice" in labels and answer.strip().isdigit():  # it may be an index, which nobody answers
+        choices = options_of(example.columns)
+        answer = gold_choice(answer, choices, example.columns.get("answer_index")) or answer
+    return math_gold_text(answer)
+
+
+def _second_spellings(rows: Sequence[Example], scorer: Scorer) -> list[Finding]:
+    findings = []
+    for label in scorer.labels:
+        spelled = [
+            (row, f"\\boxed{{{other}}}") for row in rows if (other := other_spelling(row, label))
+        ]
+        verdicts = scorer.verdicts([row for row, _ in spelled], [text for _, text in spelled])
+        findings += [
+            Finding(
+                row.source, text, row.answer, f"{label}: in another spelling it is not recognised"
+            )
+            for (row, text), verdict in zip(spelled, verdicts, strict=True)
+            if label in verdict and verdict[label].score != 1.0
+        ]
+    return findings
+
+
+def other_spelling(example: Example, verifier: str) -> str | None:
+    r"""Another spelling of an example's ground truth that a model may well write: decimals for a power
+    of ten and the other way round, ``\dfrac`` for ``\frac``, an option's text for its letter; None
+    where there is none that the verifier promises to know."""
+    answer = math_gold_text(str(example.answer)).removeprefix("\\boxed{")[:-1].strip()
+    if verifier == "choice":
+        choices = options_of(example.columns)
+        letter = gold_choice(str(example.answer), choices, example.columns.get("answer_index"))
+        alone = letter in choices and list(choices.values()).count(choices[letter]) == 1
+        return choices[letter] if alone and letter else f"({letter})"
+    number = as_number(answer)
+    if verifier in ("math", "exact", "numeric") and number is not None:
+        return _other_number(answer, number)
+    if verifier in ("exact", "numeric"):
+        return f"  {answer} "
+    return _other_formula(answer) if verifier == "math" and answer else None
+
+
+def _other_number(answer: str, number: Fraction) -> str | None:
+    digits = next((n for n in range(400) if (number * 10**n).denominator == 1), None)
+    if digits is None:  # 3^{-2}
+        return None
+    whole = int(number * 10**digits)
+    if "^" in answer:
+        return format(Decimal(f"{whole}e-{digits}"), "f")
+    if digits == 0 and abs(number) < 1000:
+        return f"{whole}.0"
+    power = len(str(abs(whole))) - 1
+    mantissa = format(Decimal(f"{whole}e-{power}"), "f").rstrip("0").rstrip(".")
+    return rf"{mantissa} \times 10^{{{power - digits}}}"
+
+
+def _other_formula(answer: str) -> str:
+    if answer.isalpha() and len(answer) > 1:
+        return rf"\text{{{answer}}}"
+    other = answer.replace("\\dfrac", "\\frac").replace("\\left", "").replace("\\right", "")
+    other = re.sub(r"(?<![A-Za-z]) +(?! )", "", other.replace("\\frac", "\\dfrac"))
+    if other == answer:
+        other = re.sub(r"(?<=[^\s\\{^_(])([-+=,])(?=[^\s])", r"\1 ", answer)
+    return other if other != answer else rf"\displaystyle {answer}"
 
 
 def check_demonstrations(
@@ -244,16 +327,19 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
             f"{where}: no {' and no '.join(missing)}; an audit needs the columns completion, "
             f"answer and label (the row has {', '.join(row) or 'none'})"
         )
+    try:
+        answers = answer_texts(row.get("answer"), "`answer`")
+    except RowError as error:
+        raise DataError(f"{where}: {error}") from None
+    own = ("prompt", "completion", "answer", "label")
+    columns = {name: value for name, value in row.items() if name not in own}
     prompt = row.get("prompt", "")
     return Example(
         prompt=prompt if isinstance(prompt, str) else tuple(prompt or ()),
-        answer=None if row.get("answer") is None else str(row["answer"]),
-        columns={
-            name: value
-            for name, value in row.items()
-            if name not in ("prompt", "completion", "answer", "label")
-        },
+        answer=answers[0] if answers else None,
+        columns=columns | index_column(row.get("answer"), columns),
         source=where,
+        other_answers=answers[1:],
     )
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from srft.rewards.answers import extract_answer, plain_text
+from srft.rewards.answers import extract_answer
+from srft.rewards.quantities import plain_text
 from srft.rewards.verifiers import BAD_GOLD, NO_ANSWER, RIGHT, WRONG, Verdict
 
 _MAX_LENGTH = 1000
-_TAGS = ("<answer>", "</answer>")
 _WRITTEN = (
     ("\\times", "*"),
     ("\\cdot", "*"),
@@ -69,14 +69,10 @@ def evaluate(expression: str) -> tuple[Fraction, Counter[int]]:
 
 
 def _expression_in(text: str) -> str | None:
-    start = text.rfind(_TAGS[0])
-    if start >= 0:
-        found: str | None = text[start + len(_TAGS[0]) :].split(_TAGS[1], 1)[0]
-    else:
-        found = extract_answer(text)
-    if not found or not found.strip():
+    found = extract_answer(text)
+    if not found:
         return None
-    expression = plain_text(found[: 2 * _MAX_LENGTH])
+    expression = plain_text(found)
     for written, meant in _WRITTEN:
         expression = expression.replace(written, meant)
     return expression.split("=", 1)[0].strip()
@@ -85,7 +81,7 @@ def _expression_in(text: str) -> str | None:
 def check_countdown(
     text: str, answer: str | None, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
-    """The expression between the last ``<answer>`` tags (or announced otherwise) has exactly the
+    """The announced expression (``<answer>...</answer>`` or otherwise) has exactly the
     target's value and uses each given number at most once (exactly once with ``use_all``).
 
     Reads the columns ``numbers`` (or ``nums``) and ``target`` (or the example's answer).

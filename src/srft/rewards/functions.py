@@ -129,12 +129,18 @@ class Batch:
             name: [example.columns.get(name) for example in self.examples] for name in names
         }
         if any(example.answer is not None for example in self.examples):
-            values.setdefault("answer", [example.answer for example in self.examples])
+            values.setdefault("answer", [_answers(example) for example in self.examples])
         values |= self.extras
         values |= {"prompts": prompts, "completions": completions}
         if self.token_ids is not None:
             values["completion_ids"] = [list(ids) for ids in self.token_ids]
         return values
+
+
+def _answers(example: Example) -> str | list[str] | None:
+    """The answer, or the list of all that are right."""
+    others = example.other_answers
+    return [str(example.answer), *others] if others else example.answer
 
 
 def _accepted(function: RewardFunction, values: Mapping[str, Any]) -> dict[str, Any]:

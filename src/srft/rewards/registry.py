@@ -13,7 +13,7 @@ class Verifier:
     isolated: runs in the worker pool, because one hostile answer can take hours or all memory.
     needs_answer: the example must have an answer.
     options: names of the options it takes.
-    columns: the dataset columns it reads.
+    columns: the dataset columns it reads. prompt_end: reads the end of the prompt as well.
     """
 
     check: str
@@ -21,14 +21,17 @@ class Verifier:
     needs_answer: bool = True
     options: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    prompt_end: bool = False
 
 
 REWARDS: dict[str, Verifier] = {
     "math": Verifier(
         "srft.rewards.verifiers:check_math", isolated=True, options=("announced_only",)
     ),
-    "exact": Verifier("srft.rewards.verifiers:check_exact"),
-    "choice": Verifier("srft.rewards.verifiers:check_choice", columns=("options", "choices")),
+    "exact": Verifier("srft.rewards.verifiers:check_exact", options=("case_sensitive",)),
+    "choice": Verifier(
+        "srft.rewards.verifiers:check_choice", columns=("options", "choices", "answer_index")
+    ),
     "numeric": Verifier(
         "srft.rewards.verifiers:check_numeric", options=("tolerance", "relative_tolerance")
     ),
@@ -42,5 +45,5 @@ REWARDS: dict[str, Verifier] = {
     "reasoning-gym": Verifier(
         "srft.rewards.gym:check_gym", isolated=True, columns=("reasoning_gym",)
     ),
-    "format": Verifier("srft.rewards.verifiers:check_format", needs_answer=False),
+    "format": Verifier("srft.rewards.verifiers:check_format", needs_answer=False, prompt_end=True),
 }

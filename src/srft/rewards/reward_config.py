@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from srft.errors import did_you_mean
 from srft.rewards.registry import REWARDS
 
-OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all")
+OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all", "case_sensitive")
 
 
 class RewardSpec(BaseModel):
@@ -33,7 +33,10 @@ class RewardSpec(BaseModel):
     )
     weight: float = Field(1.0, description="Factor of this reward in the weighted sum.")
     tolerance: float | None = Field(
-        None, ge=0, description="numeric: largest absolute difference that counts as right (1e-6)."
+        None,
+        ge=0,
+        description="numeric: largest absolute difference that counts as right (1e-6, or "
+        "a ten-thousandth of the ground truth where that is less).",
     )
     relative_tolerance: float | None = Field(
         None, ge=0, description="numeric: the same as a fraction of the ground truth (0)."
@@ -45,6 +48,9 @@ class RewardSpec(BaseModel):
     )
     use_all: bool | None = Field(
         None, description="countdown: each number must be used exactly, not at most, once (true)."
+    )
+    case_sensitive: bool | None = Field(
+        None, description="exact: `Paris` and `paris` are different answers (false)."
     )
 
     @model_validator(mode="after")

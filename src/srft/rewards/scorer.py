@@ -32,7 +32,7 @@ from srft.rewards.functions import (
 from srft.rewards.pool import VerifierPool
 from srft.rewards.registry import REWARDS, Verifier
 from srft.rewards.reward_config import RewardConfig, RewardSpec
-from srft.rewards.verifiers import Verdict
+from srft.rewards.verifiers import OTHER_ANSWERS, PROMPT_END, Verdict
 from srft.types import Example
 
 
@@ -197,6 +197,10 @@ class Scorer:
             )
         present = [name for name in verifier.columns if name in example.columns]
         columns = {name: example.columns[name] for name in present}
+        if example.other_answers:
+            columns[OTHER_ANSWERS] = list(example.other_answers)
+        if verifier.prompt_end:
+            columns[PROMPT_END] = example.prompt_end
         if verifier.isolated:
             return self._pool.submit(verifier.check, text, example.answer, columns, part.options)
         future: Future[Verdict] = Future()

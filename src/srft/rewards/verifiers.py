@@ -7,20 +7,18 @@ neither torch nor anything of the package that does.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
 from typing import Any, Literal
 
-from srft.rewards.answers import (
-    after_hashes,
-    as_decimal,
-    extract_answer,
-    last_box,
-    plain_text,
-    same_answer,
-)
+from srft.rewards.answers import announcements, extract_answer, final_part, same_answer
+from srft.rewards.options import choice_in, gold_choice, options_of
+from srft.rewards.quantities import Quantity, plain_text, read_quantity, without_e_notation
 
 Status = Literal["ok", "text_only", "no_answer", "bad_gold", "timeout", "memory", "crash"]
 
@@ -43,171 +41,204 @@ class Verdict:
 
 RIGHT, WRONG = Verdict(1.0), Verdict(0.0)
 NO_ANSWER, BAD_GOLD = Verdict(0.0, "no_answer"), Verdict(None, "bad_gold")
+# What the scorer puts beside the row's columns.
+OTHER_ANSWERS = "other_answers"
+PROMPT_END = "prompt_end"
+
+Check = Callable[[str, str, Mapping[str, Any], Mapping[str, Any]], Verdict]
+
+
+def _any_of(check: Check) -> Check:
+    """`check` for rows with several right answers, the others in the column `other_answers`: right
+    by any of them is right."""
+
+    @functools.wraps(check)
+    def checked(
+        text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Verdict:
+        verdict = check(text, answer, columns, options)
+        for other in columns.get(OTHER_ANSWERS, ()):
+            if verdict.score == 1.0:
+                break
+            found = check(text, other, columns, options)
+            verdict = found if (found.score or 0.0) >= (verdict.score or 0.0) else verdict
+        return verdict
+
+    return checked
 
 
 # --- math -----------------------------------------------------------------------------------------
+
+_POINT = re.compile(r"(?<=\d)\.(?![\d.])(?=\s*[/*+\-^)}\\])")  # "-1./3"
+_MODULE = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])(arc(?:sin|cos|tan)|sin|cos|tan|sqrt|log|ln|exp)(?=\()")
+_LIMIT = re.compile(r"\{\s*\\(max|min)\s*\}")  # an index, not the function
+_UPRIGHT = re.compile(r"\\math(?:rm|it|bf)\s?\{\s*([A-Za-z])\s*\}")
+_MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
+_SHAPE = re.compile(r"\s+|\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
+_ONE_IN_BRACES = re.compile(r"\{(\w)\}")
 
 
 def math_gold_text(answer: str) -> str:
     r"""The text math-verify reads the ground truth from: ``\boxed{answer}``.
 
-    Ground truths come bare (``\frac{1}{2}``), between dollars, boxed, or at the end of a solution
-    (``... #### 7``); without a box math-verify looks for prose around numbers and misreads
-    bare LaTeX (``\text{east}``, ``x^2 + 1``).
+    Ground truths come bare (``\frac{1}{2}``), between dollars, in one or several boxes, or at the
+    end of a solution (``... #### 7``); without a box math-verify looks for prose around numbers and
+    misreads bare LaTeX (``\text{east}``, ``x^2 + 1``).
     """
-    boxed, hashes = last_box(answer), after_hashes(answer)
-    if boxed or hashes:
-        answer = max(place for place in (boxed, hashes) if place)[1]
-    answer = answer.strip()
+    answer = next((a.content for a in announcements(answer) if a.kind != "form"), answer).strip()
     if len(answer) > 1 and answer[0] == answer[-1] == "$" and answer.strip("$").count("$") == 0:
         answer = answer.strip("$")
     return f"\\boxed{{{answer}}}"
 
 
 def math_completion_text(text: str) -> str:
-    r"""The text math-verify reads the model's answer from: the completion itself, except that an
-    answer announced by ``####``, a mark math-verify does not know, is boxed for it."""
-    hashes, boxed = after_hashes(text), last_box(text)
-    if hashes and not (boxed and boxed[0] > hashes[0]):
-        return f"\\boxed{{{plain_text(hashes[1])}}}"
-    return text
+    r"""The text math-verify reads the model's answer from: ``\boxed{...}`` with what a mark or
+    ``####`` announces, else what is said after the thought, where math-verify looks for itself."""
+    first = next((one for one in announcements(text) if one.kind != "form"), None)
+    if first is None:
+        return text
+    if first.kind != "prose":
+        return f"\\boxed{{{first.content}}}"
+    thought = text.rfind("</think>", 0, first.start)
+    return text[thought + len("</think>") :] if thought >= 0 else text
 
 
-@lru_cache(maxsize=512)
-def _parsed_gold(answer: str) -> list[Any]:
+def _readable(text: str) -> str:
+    """Spellings that math-verify does not know, in ones that it does."""
+    text = _POINT.sub("", _MODULE.sub("", without_e_notation(text)))
+    text = _UPRIGHT.sub(r"{\1}", _LIMIT.sub(r"{\1}", text))
+    return _FUNCTION.sub(r"\\\1", text) if "\\boxed" in text else text
+
+
+@functools.lru_cache(maxsize=512)
+def _parsed_gold(gold: str) -> list[Any]:
     from math_verify import parse
 
     # math-verify's own limits are signals, which exist in the main thread only; the pool has its
     # own clock, so they are switched off.
-    parsed: list[Any] = parse(math_gold_text(answer), parsing_timeout=None)
+    parsed: list[Any] = parse(_readable(gold), parsing_timeout=None)
     return parsed
 
 
-def check_math(
-    text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
-) -> Verdict:
-    """math-verify's verdict. Runs without a time limit of its own: call it through the pool."""
-    from math_verify import parse, verify
+def _parsed(text: str, said: str | None, announced_only: bool) -> list[Any]:
+    from math_verify import parse
 
-    gold = _parsed_gold(answer)
-    if not gold:
-        return BAD_GOLD
-    if options.get("announced_only"):
-        announced = extract_answer(text)
-        if announced is None:
-            return NO_ANSWER
-        text = f"\\boxed{{{announced}}}"
-    found = parse(math_completion_text(text), parsing_timeout=None)
-    if not found:
-        return NO_ANSWER
-    right = verify(gold, found, timeout_seconds=None)
-    return Verdict(float(right), "text_only" if all(isinstance(g, str) for g in gold) else "ok")
-
-
-# --- exact ----------------------------------------------------------------------------------------
-
-
-def check_exact(
-    text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
-) -> Verdict:
-    """The announced answer (the whole completion where nothing is announced) equals the ground
-    truth after normalisation (`srft.rewards.answers.same_answer`)."""
-    gold = extract_answer(answer) or answer
-    if not plain_text(gold):
-        return BAD_GOLD
-    found = extract_answer(text) or text
-    if not found.strip():
-        return NO_ANSWER
-    return RIGHT if same_answer(found, gold) else WRONG
-
-
-# --- choice ---------------------------------------------------------------------------------------
-
-_LETTER_ALONE = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)\s*(?:is\s*)?:?\s*)?"
-    r"[(\[{]?\s*([A-Za-z1-9])\s*[)\]}]?\s*[.:,;]?",
-    re.IGNORECASE,
-)
-_LETTER_FIRST = re.compile(
-    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice)\s+([A-Za-z1-9])\b"
-    r"|\(\s*([A-Za-z1-9])\s*\)"
-    r"|\[\s*([A-Za-z1-9])\s*\]"
-    r"|([A-Za-z1-9])\s*[).:](?!\d)"
-    r"|([B-HJ-Z])\s*(?:,|-|\s(?:because|since|as|is)\b)"
-    r"|(A)\s*(?:,|-|\s(?:because|since)\b))",
-    re.IGNORECASE,
-)
-_OPTION_LAST = re.compile(
-    r"\b(?:option|choice)\s+[(\[]?([A-Za-z1-9])\b[)\]]?|\(([A-Z1-9])\)", re.IGNORECASE
-)
-_MORE_LETTERS = re.compile(
-    r"\s*(?:,|/|&|\band\b|\bor\b)\s*[(\[]?[A-Za-z1-9][)\]]?(?![A-Za-z0-9])", re.I
-)
-_LONGEST_LINE = 2000
-
-
-def _options_of(columns: Mapping[str, Any]) -> dict[str, str]:
-    """The options by letter, from a column `options` or `choices`: a list of texts, a mapping from
-    letters to texts, or the hub's ``{"label": [...], "text": [...]}``."""
-    raw = columns.get("options", columns.get("choices"))
-    if isinstance(raw, Mapping):
-        if "text" in raw and "label" in raw:
-            return {str(k).upper(): str(v) for k, v in zip(raw["label"], raw["text"], strict=False)}
-        return {str(k).upper(): str(v) for k, v in raw.items()}
-    if isinstance(raw, list | tuple):
-        return {chr(ord("A") + i): str(text) for i, text in enumerate(raw[:26])}
-    return {}
-
-
-def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The option's letter (upper case) or digit that a short answer names, or None.
-
-    >>> [read_choice(a, {}) for a in ("(B)", "B.", "Option b", "B. Paris", "A and C")]
-    ['B', 'B', 'B', 'B', None]
-    >>> read_choice("Paris", {"A": "Rome", "B": "Paris"})
-    'B'
-    """
-    text = plain_text(answer[:_LONGEST_LINE])
-    named = [letter for letter, option in choices.items() if same_answer(text, option)]
-    if len(named) == 1:
-        return named[0]
-    alone = _LETTER_ALONE.fullmatch(text)
-    first = None if alone else _LETTER_FIRST.match(text)
-    match = alone or first
-    if match is None:
-        return None
-    letter = next(group for group in match.groups() if group).upper()
-    if first and any(_MORE_LETTERS.match(text, first.end() - back) for back in (0, 1)):
-        return None
-    if choices and letter not in choices:
-        return None
-    return letter
-
-
-def _choice_in(text: str, choices: Mapping[str, str]) -> str | None:
-    announced = extract_answer(text)
-    if announced is not None:
-        return read_choice(announced, choices)
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    if not lines:
-        return None
-    last = lines[-1].strip()
-    found = read_choice(last, choices)
-    if found is None:
-        letters = {(m[1] or m[2]).upper() for m in _OPTION_LAST.finditer(last[-_LONGEST_LINE:])}
-        found = letters.pop() if len(letters) == 1 else None
+    found: list[Any] = []
+    if not announced_only:
+        found = parse(_readable(math_completion_text(text)), parsing_timeout=None)
+    if not found and said:
+        found = parse(_readable(f"\\boxed{{{said}}}"), parsing_timeout=None)
     return found
 
 
+@_any_of
+def check_math(
+    text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
+) -> Verdict:
+    """math-verify's verdict, but numbers by value and words letter by letter. Runs without a time
+    limit of its own: call it through the pool."""
+    boxed = math_gold_text(answer)
+    gold_text = boxed.removeprefix("\\boxed{")[:-1]
+    said = next((one.content for one in announcements(text) if one.kind != "form"), None)
+    number, value = read_quantity(gold_text), None if said is None else read_quantity(said)
+    if number and value and not (number.percent or value.percent):
+        return RIGHT if _same_value(value, number) else WRONG
+    gold = _parsed_gold(boxed)
+    if not gold:
+        return BAD_GOLD
+    if said is None and options.get("announced_only"):
+        return NO_ANSWER
+    found = _parsed(text, said, bool(options.get("announced_only")))
+    if not found:
+        return NO_ANSWER
+    last = str(found[-1]) if said is None else said
+    right = _squeezed(last) == _squeezed(gold_text)
+    if not right and not _other_word(last, gold_text):
+        right = _equal(gold, found)
+    if not right and number and "%" not in text and "percent" not in text:
+        value = read_quantity(last)  # math-verify compares no whole number with 6.02 * 10^23
+        right = value is not None and _same_value(value, number)
+    return Verdict(float(right), "text_only" if all(isinstance(g, str) for g in gold) else "ok")
+
+
+def _same_value(value: Quantity, gold: Quantity) -> bool:
+    """Equal as math-verify has it: exactly, or to six decimals where one is written in decimals; but
+    to three digits at least, where six decimals hold fewer (0 is not 1e-8)."""
+    a, b = value.value, gold.value
+    if a == b or not (value.rounded or gold.rounded):
+        return a == b
+    return round(a, 6) == round(b, 6) and abs(a - b) <= abs(b) / 1000
+
+
+def _equal(gold: list[Any], found: list[Any]) -> bool:
+    """math-verify's verdict, to so many decimals that small numbers are compared at all."""
+    from math_verify import verify
+
+    if not verify(gold, found, timeout_seconds=None):
+        return False
+    least = min((size for part in (gold[0], found[0]) for size in _sizes(part)), default=1.0)
+    if least >= 1e-3:
+        return True
+    decimals = 3 - math.floor(math.log10(least))
+    return bool(verify(gold, found, float_rounding=decimals, timeout_seconds=None))
+
+
+def _sizes(parsed: Any) -> Iterator[float]:
+    """The magnitudes of the numbers in what math-verify parsed, zeros left out."""
+    if getattr(parsed, "is_number", False):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            size = abs(complex(parsed))
+            if 0 < size < math.inf:
+                yield size
+    elif not getattr(parsed, "free_symbols", True):
+        for part in getattr(parsed, "args", ()):
+            yield from _sizes(part)
+
+
+def _other_word(answer: str, gold: str) -> bool:
+    """Whether both are words, and different ones: to math-verify ``lube`` and ``blue`` are the same
+    product of letters. Up to three letters without e, i, o, u (xyz, ab) are a product."""
+    left, right = plain_text(answer).casefold(), plain_text(gold).casefold()
+    if not (_MADE_OF_LETTERS.fullmatch(left) and _MADE_OF_LETTERS.fullmatch(right)):
+        return False
+    product = len(right) <= 3 and not set(right) & set("eiou") and "\\text" not in gold
+    return left != right and not product
+
+
+def _squeezed(text: str) -> str:
+    """A formula without white space, dollars and braces around single characters."""
+    return _ONE_IN_BRACES.sub(r"\1", _SHAPE.sub("", text).replace("\\dfrac", "\\frac"))
+
+
+# --- exact, choice --------------------------------------------------------------------------------
+
+
+@_any_of
+def check_exact(
+    text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
+) -> Verdict:
+    """The announced answer (all that is said after the thought where nothing is announced) equals the
+    ground truth after normalisation (`srft.rewards.answers.same_answer`)."""
+    gold = extract_answer(answer) or answer
+    if not plain_text(gold):
+        return BAD_GOLD
+    found = extract_answer(text) or final_part(text)
+    if not found:
+        return NO_ANSWER
+    return RIGHT if same_answer(found, gold, bool(options.get("case_sensitive"))) else WRONG
+
+
+@_any_of
 def check_choice(
     text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
     """The announced option, by letter or by its text, is the right one."""
-    choices = _options_of(columns)
-    gold = read_choice(extract_answer(answer) or answer, choices)
+    choices = options_of(columns)
+    gold = gold_choice(answer, choices, columns.get("answer_index"))
     if gold is None:
         return BAD_GOLD
-    found = _choice_in(text, choices)
+    found = choice_in(text, choices)
     if found is None:
         return NO_ANSWER
     return RIGHT if found == gold else WRONG
@@ -215,85 +246,58 @@ def check_choice(
 
 # --- numeric --------------------------------------------------------------------------------------
 
-_NUMBER = r"[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d{0,50})?|\d{1,50}(?:\.\d{0,50})?|\.\d{1,50})"
-_TIMES_TEN = r"(?:\\times|\\cdot|\u00d7|\*|x)\s?10\s?(?:\^|\*\*)\s?"
-_EXPONENT = rf"(?:\s?(?:[eE]\s?|{_TIMES_TEN})\{{?([+-]?\d{{1,3}})\}}?)?"
-_SCIENTIFIC = re.compile(rf"({_NUMBER}){_EXPONENT}")
-_FRACTION = re.compile(
-    r"([+-])?\s?(?:(\d{1,15})\s?)??(?:\\[dt]?frac\s?\{\s?([+-]?\d{1,15})\s?\}\s?\{\s?(\d{1,15})\s?\}"
-    r"|(\d{1,15})\s?/\s?(\d{1,15}))"
+_LEADS_TO = re.compile(  # "It costs", "Total:"
+    r"(?:[A-Za-z\u2019',()\s]|(?<=[A-Za-z])-(?=[A-Za-z]))*"
+    r"(?::|\b(?:is|are|was|were|be|costs?|equals?|makes?|has|have|gets?|totals?|needs?|pays?|paid|spen[dt]s?|"
+    r"earns?|gives?|takes?|leaves?|sells?|sold|weighs?|saves?|obtain|find|about))\s+",
+    re.IGNORECASE,
 )
-_MIXED = re.compile(r"([+-])?\s?(\d{1,15})\s+(\d{1,15})\s?/\s?(\d{1,15})")
-# What may follow the number: nothing, a percent sign or a unit; not a formula ("2\\sqrt{3}", "2x"),
-# a second number ("3, 5", "2 and 3") or the rest of a sum.
-_UNIT = re.compile(
-    r"\s*(?:%|\^?\\?(?:circ|degree)|(?!(?:and|or)\b|[a-eknpqxyz](?![A-Za-z]))"
-    r"[A-Za-z\u00b0\u00b5\u03a9$\u20ac\u00a3][^\d\\=+*<>]*(?:[\^]?\{?-?[123]\}?)?)?\s*"
+_BOUNDS = re.compile(
+    r"\b(?:not?|least|most|more|less|fewer|than|if|unless|minus|times)\b|n't", re.I
 )
-_CURRENCY = re.compile(r"^(?:[$€£¥₹]|USD|EUR|GBP)\s?|^([+-])\s?[$€£¥₹]\s?")
 
 
-def read_number(answer: str) -> tuple[float, bool] | None:
-    r"""The number at the start of a short answer and whether a percent sign follows it, or None.
-
-    Reads ``1,234.5``, ``$5``, ``3/4``, ``\frac{3}{4}``, ``1 1/2``, ``1.2 \times 10^{3}``, ``5 cm``
-    and ``x = 5``.
-    """
-    text = plain_text(answer[:_MAX_NUMBER_TEXT])
-    if "=" in text:
-        text = text.rsplit("=", 1)[1].strip()
-    text = _CURRENCY.sub(lambda m: m.group(1) or "", text).strip()
-    text = text.removeprefix("\\approx").removeprefix("\u2248").strip()
-    value, rest = _leading_number(text)
-    if value is None or not _UNIT.fullmatch(rest):
-        return None
-    return value, rest.lstrip().startswith(("%", "percent"))
+def number_in(text: str) -> Quantity | None:
+    """The number that a completion answers: the announced one, or else all that is said after the
+    thought, or its last line where words lead to one number ("It costs $29.00")."""
+    for one in announcements(text):
+        found = read_quantity(one.content)
+        if found or one.kind != "form":
+            return found
+    said = final_part(text)
+    line = said.rpartition("\n")[2].strip()
+    words = _LEADS_TO.match(line)
+    if words and not _BOUNDS.search(words[0]):
+        line = line[words.end() :]
+    return read_quantity(said) or read_quantity(line)
 
 
-_MAX_NUMBER_TEXT = 400
-
-
-def _leading_number(text: str) -> tuple[float | None, str]:
-    mixed = _MIXED.match(text)
-    if mixed and int(mixed[4]):
-        value = int(mixed[2]) + int(mixed[3]) / int(mixed[4])
-        return (-value if mixed[1] == "-" else value), text[mixed.end() :]
-    fraction = _FRACTION.match(text)
-    if fraction:
-        top, bottom = int(fraction[3] or fraction[5]), int(fraction[4] or fraction[6])
-        if bottom == 0:
-            return None, text
-        value = int(fraction[2] or 0) + top / bottom
-        return (-value if fraction[1] == "-" else value), text[fraction.end() :]
-    number = _SCIENTIFIC.match(text)
-    if number is None:
-        return None, text
-    return float(f"{number[1].replace(',', '')}e{number[2] or 0}"), text[number.end() :]
-
-
+@_any_of
 def check_numeric(
     text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
-    """The announced number is within ``tolerance`` (absolute) or ``relative_tolerance`` times the
-    ground truth. A percent sign on one side only may mean either reading: 50% matches 50 and 0.5.
+    """The announced number is within ``tolerance`` (absolute; where none is given 1e-6, or a
+    ten-thousandth of the ground truth if that is less) or ``relative_tolerance`` times the ground
+    truth. A percent sign on one side only may mean either reading: 50% matches 50 and 0.5.
     """
-    gold = read_number(extract_answer(answer) or answer)
+    gold = read_quantity(extract_answer(answer) or answer)
     if gold is None:
         return BAD_GOLD
-    announced = extract_answer(text)
-    found = read_number(announced if announced is not None else text.strip())
+    found = number_in(text)
     if found is None:
         return NO_ANSWER
-    target, target_percent = gold
-    value, percent = found
-    relative = options.get("relative_tolerance", 0.0)
-    allowed = max(options.get("tolerance", 1e-6), relative * abs(target))
-    readings = [(value, target)]
-    if percent != target_percent:
-        readings.append((value / 100, target) if percent else (value, target / 100))
-    # The slack is the rounding of the subtraction itself: 1.001 is within 0.001 of 1.
-    close = any(abs(a - b) <= allowed * (1 + 1e-9) + 4e-16 * abs(b) for a, b in readings)
-    return RIGHT if close else WRONG
+    readings = [(found.value, gold.value)]
+    if found.percent != gold.percent:
+        a, b = found.value, gold.value
+        readings.append((a / 100, b) if found.percent else (a, b / 100))
+    relative = Fraction(str(options.get("relative_tolerance", 0)))
+    tolerance = options.get("tolerance")
+    for value, target in readings:
+        default = min(Fraction(1, 10**6), abs(target) / 10**4)
+        allowed = default if tolerance is None else Fraction(str(tolerance))
+        if abs(value - target) <= max(allowed, relative * abs(target)):
+            return RIGHT
+    return WRONG
 
 
 # --- format ---------------------------------------------------------------------------------------
@@ -302,22 +306,13 @@ def check_numeric(
 def check_format(
     text: str, answer: str | None, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
-    """The completion is ``<think>`` reasoning ``</think>`` and then an answer, each tag once."""
+    """The completion is ``<think>`` reasoning ``</think>`` and then an answer, each tag once. Where
+    the prompt has opened the thought (`PROMPT_END`), the completion goes on with it."""
+    opened_before = str(columns.get(PROMPT_END, "")).rstrip().endswith("<think>")
+    if opened_before and not text.lstrip().startswith("<think>"):
+        text = f"<think>{text}"
     head, opened, rest = text.partition("<think>")
     thought, closed, said = rest.partition("</think>")
     tags = text.count("<think>") == text.count("</think>") == 1
     good = opened and closed and tags and not head.strip() and thought.strip() and said.strip()
     return RIGHT if good else WRONG
-
-
-__all__ = [
-    "Verdict",
-    "as_decimal",
-    "check_choice",
-    "check_exact",
-    "check_format",
-    "check_math",
-    "check_numeric",
-    "read_choice",
-    "read_number",
-]

@@ -41,6 +41,7 @@ from srft.trainer.train_config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
 
 _SHOWN = 5
+_FEW = 0.03  # of the demonstrations may be dropped without a warning
 _AHEAD_CAP = 2.0
 
 
@@ -364,12 +365,18 @@ def _score_demonstrations(
     policy = config.reward.failed_demonstrations
     if report.failed:
         shown = "\n".join(f"  {finding}" for finding in report.failed[:_SHOWN])
-        text = f"{len(report.failed):,} of {report.total:,} demonstrations fail their own verifier:\n{shown}"
+        share = len(report.failed) / report.total
+        text = (
+            f"{len(report.failed):,} of {report.total:,} demonstrations ({share:.1%}) fail their own "
+            f"verifier:\n{shown}"
+        )
         if policy == "drop" and not report.passed:
             raise DataError(
                 f"{text}\nIs {' + '.join(scorer.labels)} the right reward, and does the answer column "
                 "hold the answer? `srft data check` shows them as tokens"
             )
+        if policy == "drop" and share > _FEW:
+            text = f"WARNING: a part of the data is LEFT OUT of training. {text}"
         notes.append(f"{text}\nreward.failed_demonstrations={policy}")
     kept_examples, kept_scores = [], []
     for example, scores in zip(examples, report.scores, strict=True):
