@@ -54,7 +54,7 @@ audit: .venv-audit/.installed
 	touch $@
 
 docs: $(VENV)/.installed
-	$(BIN)/python -m srft.reference docs
+	$(BIN)/python docs/generate.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

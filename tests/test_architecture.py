@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from docs.generate import metrics_tables, reference
 
 from srft.config import SRFTConfig, load_config
 from srft.lab import QUICKSTART
-from srft.reference import metrics_tables, reference
 from srft.runs.metrics import GROUPS
 from srft.trainer.setup import build_methods
 

@@ -63,19 +63,17 @@ class ProbabilitySpace:
     """Reference vectors, and the distances of further models to them."""
 
     def __init__(self, references: Mapping[str, np.ndarray], demo_T: np.ndarray) -> None:
-        self.references = dict(references)
-        self._demo_T = demo_T
-        if demo_T.any() and DEMONSTRATIONS not in self.references:
-            self.references[DEMONSTRATIONS] = np.ones(len(demo_T))
+        self.references, self._demo_T = dict(references), demo_T
+        if demo_T.any():
+            self.references.setdefault(DEMONSTRATIONS, np.ones(len(demo_T)))
 
     def distances(self, probability_T: np.ndarray) -> dict[str, float]:
-        """Distance to each reference."""
-        return {
-            name: distance(probability_T[self._demo_T], vector[self._demo_T])
-            if name == DEMONSTRATIONS
-            else distance(probability_T, vector)
-            for name, vector in self.references.items()
-        }
+        """Distance to each reference; to the demonstrations on their own tokens."""
+        found = {}
+        for name, vector in self.references.items():
+            here = self._demo_T if name == DEMONSTRATIONS else slice(None)
+            found[name] = distance(probability_T[here], vector[here])
+        return found
 
 
 def learning_dynamics(
@@ -98,14 +96,10 @@ def learning_dynamics(
     )
     space = ProbabilitySpace({base[0]: base[1], **references}, demo_T)
     start = Point(0, space.distances(base[1]))
-    method_of = {
-        run.path: name for name, members in group_by_method(runs).items() for run in members
-    }
     trajectories = [
-        Trajectory(
-            run.name, method_of[run.path], (start, *_points(run.path, responses, space, device))
-        )
-        for run in runs
+        Trajectory(run.name, name, (start, *_points(run.path, responses, space, device)))
+        for name, members in group_by_method(runs).items()
+        for run in members
     ]
     return Dynamics(
         references=tuple(space.references),

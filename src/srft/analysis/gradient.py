@@ -89,9 +89,9 @@ def gradient_view(
     table = replace(table, advantage_S=method.advantage(table, method.switches))
     batch = _batch(model, responses, table)
     derivatives = {term.name: _derivatives(term, method, batch, progress) for term in method.terms}
-    tallies = {term.name: _Tally() for term in method.terms}
     head = output_head(model)
     vocabulary = head.weight.shape[0]
+    tallies = {term.name: _Tally(vocabulary) for term in method.terms}
     starts = np.concatenate([[0], np.cumsum([len(r.ids) for r in responses])]).tolist()
     with torch.no_grad():
         for row, hidden in hidden_states(model, responses):
@@ -102,15 +102,10 @@ def gradient_view(
                 for term in method.terms:
                     covered_T, g_T, h_T = (x[at].to(logp.device) for x in derivatives[term.name])
                     if covered_T.any():
-                        tallies[term.name].add(
-                            logit_gradient(
-                                logp[covered_T],
-                                target_T[part][covered_T],
-                                g_T[covered_T],
-                                h_T[covered_T],
-                            )
-                        )
-    terms = tuple(tallies[term.name].result(term, vocabulary) for term in method.terms)
+                        of_term = (logp, target_T[part], g_T, h_T)
+                        gradient_TV = logit_gradient(*(x[covered_T] for x in of_term))
+                        tallies[term.name].add(gradient_TV)
+    terms = tuple(tallies[term.name].result(term) for term in method.terms)
     return GradientView(method.name, name, len(responses), vocabulary, terms)
 
 
@@ -179,14 +174,13 @@ def _derivatives(
 
 
 class _Tally:
-    """Sums over the tokens of one term."""
+    """Sums over the tokens of one term; the arrays have a row a threshold."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int) -> None:
         self.tokens = self.moved = 0
         self.size = self.entries = 0.0
-        self.positions = np.zeros(len(THRESHOLDS))
-        self.vocabulary = np.zeros(len(THRESHOLDS))
-        self.union: list[Tensor | None] = [None] * len(THRESHOLDS)
+        self.positions = self.vocabulary = np.zeros(len(THRESHOLDS))
+        self.union_HV = torch.zeros((len(THRESHOLDS), vocabulary), dtype=torch.bool)
 
     def add(self, gradient_TV: Tensor) -> None:
         size_TV = gradient_TV.abs()
@@ -198,30 +192,20 @@ class _Tally:
         ordered = size_TV[moved].sort(dim=1, descending=True).values
         below = ordered.cumsum(1) < 0.9 * total_T[moved][:, None]
         self.entries += float((below.sum(1) + 1).sum())
-        for i, threshold in enumerate(THRESHOLDS):
-            over = size_TV > threshold
-            self.positions[i] += float(over.any(1).sum())
-            self.vocabulary[i] += float(over.float().mean(1).sum())
-            seen = over.any(0)
-            before = self.union[i]
-            self.union[i] = seen if before is None else before | seen
+        over = [size_TV > threshold for threshold in THRESHOLDS]
+        self.positions = self.positions + [float(o.any(1).sum()) for o in over]
+        self.vocabulary = self.vocabulary + [float(o.float().mean(1).sum()) for o in over]
+        self.union_HV |= torch.stack([o.any(0) for o in over]).cpu()
 
-    def result(self, term: Term, vocabulary: int) -> TermGradient:
+    def result(self, term: Term) -> TermGradient:
         n = max(1, self.tokens)
-        touched = tuple(
-            Touched(
-                threshold,
-                float(self.positions[i] / n),
-                float(self.vocabulary[i] / n),
-                0.0 if (union := self.union[i]) is None else float(union.sum()) / vocabulary,
-            )
-            for i, threshold in enumerate(THRESHOLDS)
-        )
+        shares = (self.positions / n, self.vocabulary / n, self.union_HV.double().mean(1))
+        touched = zip(THRESHOLDS, *(share.tolist() for share in shares), strict=True)
         return TermGradient(
             term=term.name,
             source=term.source,
             tokens=self.tokens,
             size=self.size / n,
             entries_90=self.entries / max(1, self.moved),
-            touched=touched,
+            touched=tuple(Touched(*row) for row in touched),
         )

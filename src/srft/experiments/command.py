@@ -38,11 +38,7 @@ def run_experiments(
             console.print(render(result))
         for run, error in result.failed.items():
             console.print(f"[red]failed[/] {run}: {escape(error)}", highlight=False, soft_wrap=True)
-        console.print(
-            f"tables: {out / chosen}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"tables: {out / chosen}", highlight=False, soft_wrap=True)
         if result.stopped_by:
             left = len(result.missing)
             console.print(f"stopped by {result.stopped_by}; {left} runs left, same command goes on")

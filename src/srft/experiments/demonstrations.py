@@ -6,7 +6,7 @@ With them in place of an expert's, whatever a method gains cannot come from the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from srft.errors import ConfigError
 from srft.evaluation.evaluate import evaluate
 from srft.evaluation.open_model import Source, find_model, load, weights_digest
 from srft.rewards.scorer import Scorer
+from srft.runs.files import to_json, write_whole
 from srft.types import Example, SamplingParams
 
 SAMPLES = 8
@@ -52,14 +53,10 @@ def make_demonstrations(
     right = _right_rollouts(base, examples, source, folder, samples)
     if not any(right):
         raise ConfigError(f"{source.place}: none of its rollouts on the training prompts was right")
-    kinds: dict[str, list[tuple[str, ...]]] = {
-        "self-made": [(text,) if text else () for text in right],
-        "expert-same": [
-            e.demonstrations if text else () for e, text in zip(examples, right, strict=True)
-        ],
-    }
-    for kind, demonstrations in kinds.items():
-        _write(paths[kind], examples, demonstrations)
+    both = list(zip(examples, right, strict=True))
+    _write(paths["self-made"], both)
+    expert = [(e, next(iter(e.demonstrations), None) if text else None) for e, text in both]
+    _write(paths["expert-same"], expert)
     count = sum(text is not None for text in right)
     about.write_text(json.dumps({"origin": origin, "prompts": len(right), "covered": count}))
     console.print(f"{count} of {len(right)} prompts have a self-made demonstration")
@@ -93,12 +90,9 @@ def _right_rollouts(
     ]
 
 
-def _write(path: Path, examples: list[Example], demonstrations: list[tuple[str, ...]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for example, texts in zip(examples, demonstrations, strict=True):
-            row = {
-                "prompt": example.prompt,
-                "demonstration": texts[0] if texts else None,
-                "answer": example.answer,
-            }
-            file.write(json.dumps({**example.columns, **row}, ensure_ascii=False) + "\n")
+def _write(path: Path, rows: Sequence[tuple[Example, str | None]]) -> None:
+    lines = (
+        {**e.columns, "prompt": e.prompt, "demonstration": text, "answer": e.answer}
+        for e, text in rows
+    )
+    write_whole(path, "".join(to_json(line) + "\n" for line in lines))

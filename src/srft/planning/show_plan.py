@@ -10,13 +10,12 @@ from srft.planning.devices import GIB
 from srft.planning.plan import Plan
 
 
-def show(plan: Plan, console: Console, *, assumptions: bool = True) -> None:
-    """Prints ``plan``; with ``assumptions`` every one of them, as it can be given to --assume."""
+def show(plan: Plan, console: Console) -> None:
+    """Prints ``plan``, with every assumption as it can be given to --assume."""
     for line in _heading(plan):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_memory(plan))
-    if assumptions:
-        console.print(_assumptions(plan))
+    console.print(_assumptions(plan))
     for line in _outcome(plan):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -50,8 +49,8 @@ def _memory(plan: Plan) -> Table:
         style = "bold" if phase is memory.peak else None
         table.add_column(phase.name, justify="right", style=style)
     table.add_column("how", style="dim")
-    names = list(dict.fromkeys(item.name for phase in memory.phases for item in phase.items))
-    for name in [n for n in names if n not in _LAST] + [n for n in _LAST if n in names]:
+    names = dict.fromkeys(item.name for phase in memory.phases for item in phase.items)
+    for name in sorted(names, key=lambda name: name in ("allocator", "runtime")):
         found = [{i.name: i for i in phase.items}.get(name) for phase in memory.phases]
         how = next((i.how for i in reversed(found) if i is not None and i.how), "")
         table.add_row(name, *("" if i is None else _gib(i.bytes) for i in found), how)
@@ -59,9 +58,6 @@ def _memory(plan: Plan) -> Table:
     table.add_row("together", *(_gib(phase.bytes) for phase in memory.phases))
     table.add_row("of", *[_gib(memory.capacity)] * len(memory.phases))
     return table
-
-
-_LAST = ("allocator", "runtime")
 
 
 def _gib(count: float) -> str:
@@ -81,12 +77,9 @@ def _assumptions(plan: Plan) -> Table:
 
 def _outcome(plan: Plan) -> list[str]:
     memory = plan.memory
-    peak = (
-        f"{_gib(memory.peak.bytes)} of {_gib(memory.capacity)} GiB in the phase {memory.peak.name}"
-    )
-    if plan.fits:
-        return [f"[bold green]fits[/]: {peak}"]
-    lines = [f"[bold red]does not fit[/]: {peak}"] if not memory.fits else []
+    word = "[bold green]fits[/]" if memory.fits else "[bold red]does not fit[/]"
+    peak = f"{_gib(memory.peak.bytes)} of {_gib(memory.capacity)} GiB"
+    lines = [f"{word}: {peak} in the phase {memory.peak.name}"]
     lines += [f"[bold red]problem[/]: {problem}" for problem in plan.problems]
     if not memory.fits:
         lines.append("what helps, each alone:" if plan.hints else "no setting here helps;")

@@ -1,10 +1,9 @@
-"""``python -m srft.reference docs``: configuration.md from the config's own descriptions, metrics.md from
-the registry of metrics."""
+"""``make docs``: configuration.md from the config's own descriptions, metrics.md from the registry of
+metrics."""
 
 from __future__ import annotations
 
 import re
-import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 
 
 if __name__ == "__main__":
-    docs = Path(sys.argv[1])
+    docs = Path(__file__).parent
     write_whole(docs / "configuration.md", reference())
     metrics = docs / "metrics.md"
     write_whole(metrics, metrics_tables(metrics.read_text(encoding="utf-8")))
