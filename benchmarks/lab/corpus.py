@@ -105,8 +105,21 @@ def _write(
     return " ".join([*written, end] if start + most >= len(steps) else [*written, ";"])
 
 
+def terse(step: str) -> str:
+    """A worked step with only its result, a dialect that no demonstration is written in: ``k = 7 + 5 = 2``
+    is ``k = 2``, ``tom 3 + 5 = 8`` is ``tom 8``, ``3 * 4 = 2`` is ``2``, ``x + 3 : 4 5`` is ``4 5``."""
+    words = step.split()
+    if "is" in words:
+        return step
+    if ":" in words:
+        return step.partition(" : ")[2]
+    if words[0].isdigit():
+        return words[-1]
+    return " ".join([*words[: 2 if words[1] == "=" else 1], words[-1]])
+
+
 def _dialect(rng: random.Random, problem: Problem, mix: Mix) -> tuple[str, ...]:
-    return problem.terse if rng.random() < mix.terse else problem.steps
+    return tuple(map(terse, problem.steps)) if rng.random() < mix.terse else problem.steps
 
 
 def _fact(rng: random.Random, mix: Mix) -> Document:

@@ -1,45 +1,73 @@
 """Secrets stay out of what is written: logs, recipes, reports, model cards, error messages.
 
-A secret is the value of an environment variable whose name says so (``HF_TOKEN``,
-``WANDB_API_KEY``, ``AWS_SECRET_ACCESS_KEY``), a setting whose key says so (``api_key: ...``), the user
-part of a URL, or a text of a well-known shape (``hf_...``, ``sk-...``). It is replaced by a word that
-says what stood there.
+A secret is the value of an environment variable or a setting whose name says so (``HF_TOKEN``,
+``PGPASSWORD``, ``clientSecret``), the user part of a URL, or a text of a well-known shape (``hf_...``,
+``sk-...``, a JSON Web Token, a private key) whatever it is called. It is replaced by a word that says what
+stood there.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
-_NAME = re.compile(
-    r"(?:^|_)(?:token|secret|password|passwd|credentials?|api_?key|access_key|private_key|auth)(?:$|_)|_key$",
-    re.IGNORECASE,
+# Inside a name, its words run together: PGPASSWORD, CLIENTSECRET, aws_access_key_id.
+_INSIDE = re.compile(
+    r"passw(?:or)?d|passphrase|passcode|secret|credential|(?:api|access|private|signing|encryption)keys?"
+    r"|(?:auth|access|refresh|bearer|session|api|csrf)tokens?|webhook|sshpass"
 )
-# Of this package's own settings: what these hold is no secret.
-_HARMLESS = re.compile(r"token_ids?$|^(?:pad|eos|bos|unk)_token$|_tokens?_|tokens$", re.IGNORECASE)
+_WORD = re.compile(r"\w*tokens?|auth|authorization|bearer|jwt|creds?|cookies?")
+_LAST_WORDS = frozenset(("key", "keys", "pass", "pwd", "pat"))  # behind another: DB_PASS, GH_PAT
+# Tokens of a language model: max_tokens, eos_token, stop_token_ids, tokens_per_micro_batch.
+_OF_TEXT = re.compile(
+    "max|min|mean|median|n|num|total|new|per|count|budget|limit|batched|cache|prefill|prompt|completion|response|"
+    "demonstration|generated|input|output|entropy|reasoning|thinking|stop|start|end|pad|[ebu]os|unk|sep|cls|mask|"
+    "special|image"
+)
 _SHAPES = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abp]-[A-Za-z0-9-]{10,})\b"
+    r"\b(?:(?:hf|npm|gsk|r8|gh[pousr]|[srp]k_(?:live|test))_[A-Za-z0-9]{16,}"
+    r"|(?:github_pat_|dckr_pat_|glpat-|nvapi-|pypi-Ag|sk-)[\w-]{16,}|xox[a-z]-[A-Za-z0-9-]{10,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|hooks\.slack\.com/services/[\w/]+"
+    r"|(?i:authorization\W{1,4}basic|bearer) [\w.~+/-]{16,}=*)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
 _URL_USER = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
-_ASSIGNMENT = re.compile(r"(?<![\w.])((?:[\w-]+\.)*[\w-]+)=([^\s'\"]+)")
 _QUERY = re.compile(
-    r"([?&](?:[\w-]*_)?(?:token|key|secret|password|signature|sig)=)[^&\s'\"]+", re.I
+    r"([?&](?:[\w-]*_)?(?:token|key|secret|password|signature|sig|auth)=)[^&\s'\"]+", re.I
 )
-_SHORTEST = 8
+# name=value, and "name": value where the name can mean nothing else.
+_ASSIGNMENT = re.compile(r"""(?<![\w.])((?:[\w-]+\.)*[\w-]+)(['"]?\s?[=:]\s?['"]?)([^\s'",}]+)""")
+_SHORTEST = 6
 """Shorter values are words that stand in any text; replacing them would blot out half of a log."""
+_FOR_VERIFIERS = frozenset(
+    ("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+     "DYLD_FALLBACK_LIBRARY_PATH")
+)  # fmt: skip
 
 
+@functools.lru_cache(4096)
 def is_secret_name(name: str) -> bool:
     """Whether a variable or a setting of this name holds a secret."""
-    return bool(_NAME.search(name.replace("-", "_"))) and not _HARMLESS.search(name)
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().replace("-", "_").split("_")
+    if _INSIDE.search("".join(words)):
+        return True
+    if any(map(_WORD.fullmatch, words)):
+        ids = words == ["tokens"] or words[-1] in ("id", "ids")
+        return not ids and not any(map(_OF_TEXT.fullmatch, words))
+    return len(words) > 1 and words[-1] in _LAST_WORDS and "public" not in words
 
 
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that has no business with secrets."""
-    return {name: value for name, value in environment.items() if not is_secret_name(name)}
+def for_verifiers(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of an environment what a process needs to find its libraries, and nothing else."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _FOR_VERIFIERS or name.startswith("LC_")
+    }
 
 
 def redact(text: str) -> str:
@@ -56,15 +84,19 @@ def redact(text: str) -> str:
 def redact_values(values: Any, key: str = "") -> Any:
     """Plain data (dicts, lists, texts) with every secret replaced, also by the names of its keys."""
     if isinstance(values, Mapping):
-        return {name: redact_values(value, str(name)) for name, value in values.items()}
+        secret = is_secret_name(key)
+        return {n: redact_values(value, key if secret else str(n)) for n, value in values.items()}
     if isinstance(values, list | tuple):
         return [redact_values(value, key) for value in values]
-    if isinstance(values, str):
-        return "<secret>" if values and is_secret_name(key) else redact(values)
-    return values
+    if is_secret_name(key) and values and not isinstance(values, bool):
+        return "<secret>"
+    return redact(values) if isinstance(values, str) else values
 
 
 def _assignment(match: re.Match[str]) -> str:
-    name, value = match[1], match[2]
-    hidden = is_secret_name(name.rpartition(".")[2]) and not value.startswith("<")
-    return f"{name}=<secret>" if hidden else match[0]
+    name, between, value = match[1].rpartition(".")[2], match[2], match[3]
+    if value.startswith("<") or not is_secret_name(name):
+        return match[0]
+    if ":" in between and not _INSIDE.search(re.sub("[_-]", "", name.lower())):
+        return match[0]  # "unexpected token: ..."
+    return f"{match[1]}{between}<secret>"

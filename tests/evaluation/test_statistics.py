@@ -95,54 +95,136 @@ def test_majority_refuses_k_beyond_n_and_unequal_lengths():
         stats.majority_at_k(["1", "2"], [True], 1)
 
 
-def test_replicate_means_have_the_moments_of_resampling():
-    scores = np.random.default_rng(0).random(50)
-    draws = stats.replicate_means(scores, seed=1, replicates=20_000)
-    assert draws.mean() == pytest.approx(scores.mean(), abs=0.002)
-    assert draws.std() == pytest.approx(scores.std() / np.sqrt(50), rel=0.03)
-
-
-def test_interval_over_problems_agrees_with_scipy():
+def test_interval_over_many_problems_agrees_with_scipys_bootstrap():
     from scipy.stats import bootstrap
 
-    scores = np.random.default_rng(3).binomial(4, 0.4, 60) / 4
+    scores = np.random.default_rng(3).binomial(4, 0.4, 600) / 4
     ours = stats.interval_over_problems(scores, seed=5)
     theirs = bootstrap(
         (scores,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
     assert ours == stats.interval_over_problems(scores, seed=5)
+
+
+@given(st.integers(1, 60), st.data())
+@settings(max_examples=40, deadline=None)
+def test_of_scores_that_are_0_or_1_it_is_scipys_exact_binomial_interval(problems, data):
+    """And the drawn form, which all other scores get, is the same but for the drawing."""
+    from scipy.stats import binomtest
+
+    right = data.draw(st.integers(0, problems))
+    scores = np.array([1.0] * right + [0.0] * (problems - right))
+    exact = binomtest(right, problems).proportion_ci(method="exact")
+    ours = stats.interval_over_problems(scores)
+    assert (ours.low, ours.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
+    nearly = np.clip(scores, 1e-9, 1 - 1e-9)
+    drawn = stats.interval_over_problems(nearly)
+    assert (drawn.low, drawn.high) == pytest.approx((exact.low, exact.high), abs=0.012)
+
+
+POPULATIONS = {
+    "many hard": lambda rng, size: rng.beta(0.6, 1, size),
+    "nearly all hard": lambda rng, size: rng.beta(0.1, 2, size),
+    "hard or easy": lambda rng, size: rng.beta(0.2, 0.2, size),
+}
+
+
+@pytest.mark.parametrize("problems", [3, 5, 10, 20])
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_intervals_over_few_problems_hold(problems, n, name):
+    """Single, paired, over samples, and averages of three; 93 % less two standard errors."""
+    rng, trials = np.random.default_rng(problems), 100
+    many = POPULATIONS[name](rng, 200_000)
+    mean, gain = many.mean(), (np.minimum(many + 0.1, 1) - many).mean()
+    hits = np.zeros(5)
+    for trial in range(trials):
+        single, paired = [], []
+        for member in range(3):
+            p = POPULATIONS[name](rng, problems)
+            c, better = rng.binomial(n, p), rng.binomial(n, np.minimum(p + 0.1, 1))
+            single.append(stats.interval_over_problems(c / n, 3 * trial + member, 0.95, 300))
+            paired.append(stats.paired_difference(better / n, c / n, replicates=1).interval)
+        whole = [stats.interval_of_average(part) for part in (single, paired)]
+        for place, (found, truth) in enumerate(
+            [(single[0], mean), (paired[0], gain), (whole[0], mean), (whole[1], gain)]
+        ):
+            hits[place] += found.low - 1e-9 <= truth <= found.high + 1e-9
+        if n > 1:
+            found = stats.interval_over_samples([n] * problems, c)
+            hits[4] += found.low <= p.mean() <= found.high
+    assert (hits[: 5 if n > 1 else 4] / trials >= 0.93 - 2 * np.sqrt(0.93 * 0.07 / trials)).all()
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=6), min_size=1,
+                max_size=5))  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_an_average_is_consistent_with_its_members(members):
+    """It holds their mean, lies within the average of their intervals, and of one member is that one's."""
+    parts = [stats.interval_over_problems(scores, replicates=500) for scores in members]
+    whole = stats.interval_of_average(parts)
+    assert whole.estimate == pytest.approx(np.mean([np.mean(scores) for scores in members]))
+    assert np.mean([p.low for p in parts]) - 1e-9 <= whole.low <= whole.estimate + 1e-9
+    assert whole.estimate - 1e-9 <= whole.high <= np.mean([p.high for p in parts]) + 1e-9
+    one = stats.interval_of_average(parts[:1])
+    assert (one.low, one.high) == pytest.approx((parts[0].low, parts[0].high))
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_an_average_of_members_all_wrong_or_all_right_has_its_estimate_at_the_end(right):
+    parts = [stats.interval_over_problems([right] * size) for size in (3, 5, 30)]
+    whole = stats.interval_of_average(parts)
+    assert (whole.low if right == 0 else whole.high) == whole.estimate == right
+    assert 0.05 < whole.high - whole.low < max(p.high - p.low for p in parts)
+
+
+def test_an_average_of_differences_keeps_its_members_doubt():
+    same = [stats.paired_difference([1, 0, 1], [1, 0, 1]).interval for _ in range(2)]
+    whole = stats.interval_of_average(same)
+    assert whole.high == -whole.low == pytest.approx((1 - 0.025 ** (1 / 3)) / np.sqrt(2))
 
 
 def test_interval_over_problems_covers_the_population_mean():
     rng = np.random.default_rng(0)
-    hits, trials = 0, 400
+    hits, trials, widths = 0, 400, []
     for trial in range(trials):
         difficulty = rng.beta(1, 1, 60)
         interval = stats.interval_over_problems(rng.binomial(4, difficulty) / 4, trial, 0.95, 1000)
         hits += interval.low <= 0.5 <= interval.high
-    assert 0.91 <= hits / trials <= 0.98
+        widths.append(interval.high - interval.low)
+    error = np.sqrt((1 / 12 + 1 / 6 / 4) / 60)  # of beta(1, 1), and of four samples of each
+    assert hits / trials >= 0.93 and np.mean(widths) < 1.25 * 2 * 1.96 * error
 
 
 @pytest.mark.parametrize("n", [2, 8])
 def test_interval_over_samples_covers_the_true_accuracy_of_fixed_problems(n):
     rng = np.random.default_rng(1)
     difficulty = rng.beta(1, 1, 60)
-    hits, trials = 0, 400
-    for trial in range(trials):
-        counts = rng.binomial(n, difficulty)
-        interval = stats.interval_over_samples(np.full(60, n), counts, trial, replicates=1000)
+    hits, trials, widths = 0, 400, []
+    for _ in range(trials):
+        interval = stats.interval_over_samples(np.full(60, n), rng.binomial(n, difficulty))
         hits += interval.low <= difficulty.mean() <= interval.high
-    assert 0.91 <= hits / trials <= 0.985
+        widths.append(interval.high - interval.low)
+    error = np.sqrt((difficulty * (1 - difficulty) / n).sum()) / 60
+    assert hits / trials >= 0.93 and np.mean(widths) < 1.35 * 2 * 1.96 * error
+
+
+def test_interval_over_samples_of_one_problem_is_the_binomial_one():
+    from scipy.stats import binomtest
+
+    for n, c in ((2, 1), (8, 0), (8, 8), (32, 5)):
+        exact = binomtest(c, n).proportion_ci(method="exact")
+        ours = stats.interval_over_samples([n], [c])
+        assert exact.low - 1e-9 <= ours.low and ours.high <= exact.high + 1e-9
+        assert ours.high - ours.low > 0.85 * (exact.high - exact.low)
 
 
 def test_interval_over_samples_has_a_width_where_all_samples_agree():
     wrong = stats.interval_over_samples([32] * 30, [0] * 30)
     assert (wrong.low, wrong.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 960)))
     mixed = stats.interval_over_samples([4] * 10, [4, 0] * 5)
-    assert mixed.low == pytest.approx(1 - mixed.high) and mixed.high - 0.5 == pytest.approx(
-        1 - 0.025 ** (1 / 40)
-    )
+    assert 0.2 < mixed.low == pytest.approx(1 - mixed.high) and mixed.high > 0.55
 
 
 def test_interval_over_samples_needs_two_samples():
@@ -173,16 +255,15 @@ def test_no_problem_is_refused():
 
 def test_interval_of_average_is_narrower_than_its_parts():
     rng = np.random.default_rng(0)
-    parts = [rng.binomial(1, 0.5, 50) for _ in range(4)]
+    parts = [stats.interval_over_problems(rng.binomial(1, 0.5, 50)) for _ in range(4)]
     whole = stats.interval_of_average(parts)
-    assert whole.estimate == pytest.approx(np.mean([p.mean() for p in parts]))
-    single = stats.interval_over_problems(parts[0])
-    assert whole.high - whole.low < 0.7 * (single.high - single.low)
+    assert whole.high - whole.low < 0.7 * (parts[0].high - parts[0].low)
 
 
-def test_average_of_perfect_benchmarks_still_has_a_width():
-    whole = stats.interval_of_average([[1.0] * 30, [1.0] * 40])
-    assert whole.estimate == 1 and 0.8 < whole.low < 0.999
+def test_scores_outside_0_and_1_are_refused():
+    for scores in ([0.5, 1.5], [-0.1], [float("nan")]):
+        with pytest.raises(ValueError, match="must lie in"):
+            stats.interval_over_problems(scores)
 
 
 def test_pairing_removes_what_the_problems_have_in_common():
@@ -222,6 +303,25 @@ def test_identical_results_differ_by_zero_with_a_width_and_no_evidence():
     found = stats.paired_difference([1, 0, 1], [1, 0, 1])
     assert found.interval.estimate == 0 and found.p_value == 1
     assert found.interval.low < 0 < found.interval.high
+
+
+def test_the_paired_interval_is_students():
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(2)
+    a, b = rng.binomial(8, 0.6, 25) / 8, rng.binomial(8, 0.5, 25) / 8
+    theirs = ttest_rel(a, b).confidence_interval(0.9)
+    ours = stats.paired_difference(a, b, confidence=0.9).interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    wild = stats.paired_difference([1, 0, 0], [0, 0, 1]).interval
+    assert (wild.low, wild.high) == (-1, 1)
+
+
+def test_differences_that_are_equal_but_for_rounding_are_equal():
+    found = stats.paired_difference([0.3, 0.2, 0.9], [0.2, 0.1, 0.8])
+    unseen = 1 - 0.025 ** (1 / 3)
+    assert found.interval.high - 0.1 == pytest.approx(0.9 * unseen)
+    assert 0.1 - found.interval.low == pytest.approx(1.1 * unseen)
 
 
 def test_unequal_lengths_are_refused():

@@ -257,6 +257,13 @@ def test_a_worker_that_was_taken_over_can_do_nothing(whole, intruders, surroundi
     assert state(surroundings["folder"]) == before
 
 
+def test_a_worker_sees_no_variable_that_is_not_listed(monkeypatch, intruders):
+    monkeypatch.setenv("HARMLESS_NAME", "canary-in-the-environment")
+    with VerifierPool(workers=1) as pool:
+        sees = "assert 'canary' not in repr(os.environ) and 'PATH' in os.environ"
+        assert pool.submit("intruder:attempt", sees, None).result().score == 1.0
+
+
 def test_the_attempts_work_where_nothing_contains_them(surroundings):
     """They are refused by the sandbox, not by a slip in them."""
     able = [

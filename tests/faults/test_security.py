@@ -15,7 +15,7 @@ from rich.console import Console
 
 from srft.cli import main
 from srft.report.report_page import render_report
-from srft.secrets import is_secret_name, redact, redact_values
+from srft.secrets import for_verifiers, is_secret_name, redact, redact_values
 from srft.trainer.trainer import SRFTTrainer
 
 PACKAGE = Path(__file__).parents[2] / "src/srft"
@@ -93,19 +93,118 @@ def test_secrets_reach_no_error_message(tmp_path, canaries, capsys):
     assert CANARIES["HF_TOKEN"] not in err and "<HF_TOKEN>" in err
 
 
+SECRET = re.findall(
+    r"\S+",
+    """
+    HF_TOKEN HF_TOKEN_READ GITHUB_TOKENS PGPASSWORD CLIENTSECRET DB_PASS MYSQL_PWD REDISCLI_AUTH
+    SSHPASS OPENAI_API_KEY OPENAI_APIKEY APIKEY AZURE_STORAGE_KEY AWS_SECRET_ACCESS_KEY
+    AWS_ACCESS_KEY_ID AWS_SESSION_TOKEN KAGGLE_KEY GOOGLE_APPLICATION_CREDENTIALS clientSecret
+    client-secret hfToken HFTOKEN accessToken authToken api_key apiKey password passwd token auth
+    secret GH_PAT NPM_AUTH_TOKEN NPMTOKEN SLACK_WEBHOOK_URL SESSION_COOKIE JWT_SECRET SIGNING_KEY
+    SSH_KEYS PASSPHRASE private_key SECRET_KEY_BASE db_password_file API_TOKEN_V2 MY_CREDS
+    access_tokens id_token PASSWORDS tokenValue
+    """,
+)
+PLAIN = re.findall(
+    r"\S+",
+    """
+    max_tokens stop_token_ids pad_token eos_token cache_tokens keep tokenizer tokens
+    tokens_per_second prompt_tokens max_new_tokens eos_token_id PWD OLDPWD HOME monkey keyboard
+    author authority passes pass_at_k pass keys key compass bypass num_tokens public_key image_token
+    TOKENIZERS_PARALLELISM best_metric prefill_tokens end_token
+    """,
+)
+SHAPED = {
+    "hub": "hf_" + "aB3" * 11,
+    "github": "ghp_" + "x" * 36,
+    "github, fine-grained": "github_pat_11ABCDEFG_" + "y" * 40,
+    "openai": "sk-proj-" + "a_-1" * 12,
+    "aws": "AKIAIOSFODNN7EXAMPLE",
+    "slack": "xoxb-1234567890-abcdef",
+    "gitlab": "glpat-" + "z" * 20,
+    "google": "AIza" + "S" * 35,
+    "json web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIBOgIBAAJBAK\n-----END RSA PRIVATE KEY-----",
+    "stripe": "sk_live_" + "q" * 24,
+    "header": "Bearer abcdefghijklmnopqrstuvwxyz",
+}
+
+
 def test_what_is_a_secret_and_what_is_not():
-    for name in ("HF_TOKEN", "OPENAI_API_KEY", "AZURE_STORAGE_KEY", "api_key", "password", "token"):
-        assert is_secret_name(name), name
-    for name in ("max_tokens", "stop_token_ids", "pad_token", "eos_token", "cache_tokens", "keep"):
-        assert not is_secret_name(name), name
+    assert [name for name in SECRET if not is_secret_name(name)] == []
+    assert [name for name in PLAIN if is_secret_name(name)] == []
     assert redact("a https://me:pw@host/x b") == "a https://<secret>@host/x b"
-    assert redact("train.steps=5 rollout.max_tokens=64") == "train.steps=5 rollout.max_tokens=64"
+    assert redact("postgres://u:hunter2@db/x") == "postgres://<secret>@db/x"
+    for plain in (
+        "train.steps=5 rollout.max_tokens=64", "unexpected token: x", "hf-internal-testing/tiny-random-model",
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "model.eos_token=<|im_end|>", "the key: 5, pass: 3",
+    ):  # fmt: skip
+        assert redact(plain) == plain
+    for text in (
+        "password: hunter2",
+        '{"api_key": "hunter2"}',
+        "PGPASSWORD=hunter2",
+        "client-secret = hunter2",
+    ):
+        assert "hunter2" not in redact(text) and "<secret>" in redact(text)
     values = {"arguments": {"token": "t", "n": 3}, "max_tokens": 7, "list": ["sk-" + "a" * 24]}
     assert redact_values(values) == {
         "arguments": {"token": "<secret>", "n": 3},
         "max_tokens": 7,
         "list": ["<secret>"],
     }
+    nested = {"credentials": {"user": "me", "parts": ["a", 12345]}, "password": 12345, "auth": True}
+    hidden = {"credentials": {"user": "<secret>", "parts": ["<secret>", "<secret>"]}}
+    assert redact_values(nested) == {**hidden, "password": "<secret>", "auth": True}
+
+
+def setting_names(model):
+    from pydantic import BaseModel
+
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in [field.annotation, *getattr(field.annotation, "__args__", ())]:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from setting_names(inner)
+
+
+def test_no_setting_of_a_recipe_is_taken_for_a_secret(recipe):
+    names = set(setting_names(type(recipe())))
+    assert {"max_tokens", "tokens_per_micro_batch"} < names
+    assert [name for name in names if is_secret_name(name)] == []
+
+
+@pytest.mark.parametrize("kind", SHAPED)
+def test_a_known_shape_is_a_secret_under_any_name(kind, recipe):
+    value = SHAPED[kind]
+    for text in (
+        value,
+        f"cannot log in with {value}.",
+        f"MY_SETTING={value}",
+        f"url?x={value}&y=1",
+    ):
+        said = redact(text)
+        assert "<secret>" in said and value.split()[-1] not in said and value[12:24] not in said
+    config = recipe(reward={"function": "m:f", "arguments": {"plain_name": value}})
+    assert value[12:24] not in config.to_yaml(redacted=True)
+
+
+def test_verifier_processes_get_listed_variables_alone():
+    environment = {"PATH": "/bin", "LC_ALL": "C", "HOME": "/root", "FOO": "bar", **CANARIES}
+    assert for_verifiers(environment) == {"PATH": "/bin", "LC_ALL": "C"}
+
+
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "CLIENTSECRET", "HF_TOKEN_READ", "GITHUB_TOKENS", "DB_PASS"]
+)
+def test_a_secret_of_any_name_reaches_no_dry_run_and_no_error(name, monkeypatch, capsys):
+    monkeypatch.setenv(name, "canary-value-17")
+    with pytest.raises(SystemExit):
+        main(["train", "--dry-run", "model.path=/no/canary-value-17", "data.train=lab"])
+    with pytest.raises(SystemExit):
+        main(["train", "model.path=/no/canary-value-17", "data.train=lab"])
+    said = capsys.readouterr()
+    assert "canary-value-17" not in said.out + said.err and f"<{name}>" in said.out + said.err
 
 
 def test_the_recipe_that_is_resumed_keeps_its_secrets(recipe):

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from benchmarks.lab.corpus import Loss, Mix, next_document
+from benchmarks.lab.corpus import Loss, Mix, next_document, terse
 from benchmarks.lab.tokenizer import EOS, TOKEN_ID, VOCABULARY, build_tokenizer, encode
 from transformers import AutoTokenizer
 
@@ -37,7 +37,7 @@ def first_learned(doc) -> tuple[int, Loss]:
 def test_every_family_round_trips_through_the_tokenizer(tokenizer, family):
     for i in range(50):
         problem = make_problem(family, 0, i)
-        for text in (f"{problem.prompt} {problem.trace}", " ; ".join(problem.terse)):
+        for text in (f"{problem.prompt} {problem.trace}", " ; ".join(map(terse, problem.steps))):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids) == text
@@ -91,3 +91,17 @@ def test_no_document_holds_an_evaluation_prompt():
     for doc in documents(Mix(fact=0), 1000):
         words = [VOCABULARY[i] for i in doc.ids]
         assert not is_held_out(" ".join(words[: words.index("?") + 1]))
+
+
+@pytest.mark.parametrize(
+    ("step", "result"),
+    [
+        ("k = 7 + 5 = 2", "k = 2"),
+        ("tom 3 + 5 = 8", "tom 8"),
+        ("3 * 4 = 2", "2"),
+        ("x + y : 4 5", "4 5"),
+        ("5 is B", "5 is B"),
+    ],
+)
+def test_the_terse_dialect_gives_results_only(step, result):
+    assert terse(step) == result

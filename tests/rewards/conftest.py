@@ -55,9 +55,6 @@ HOSTILE = textwrap.dedent(
 
     def pid(text, answer, columns, options):
         return Verdict(float(os.getpid()))
-
-    def sees(text, answer, columns, options):
-        return Verdict(float(text in repr(dict(os.environ))))
     """
 )
 

@@ -94,12 +94,6 @@ def _read(place: str | Path, first_group: int) -> list[Response]:
         )
     if path.is_file() and path.suffix == ".jsonl":
         rows = list(_rows(path))
-        if rows and "responses" in rows[0][1] and _is_sample(rows[0][1]):
-            return [
-                r
-                for i, (at, row) in enumerate(rows)
-                for r in _from_sample(row, at, first_group + i)
-            ]
         if rows and any(key in rows[0][1] for key in _RESPONSE_KEYS):
             return [
                 r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)
@@ -114,54 +108,32 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", row
 
 
-def _is_sample(row: dict[str, Any]) -> bool:
-    responses = row["responses"]
-    return isinstance(responses, list) and bool(responses) and isinstance(responses[0], dict)
-
-
-def _from_sample(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
-    for item in row.get("responses") or []:
-        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
-            raise DataError(f"{at}: a response without `text`; this is not a samples.jsonl of srft")
-        yield Response(
-            prompt=row.get("prompt") or "",
-            text=item["text"],
-            kind=str(item.get("kind", "rollout")),
-            source=str(row.get("source") or at),
-            group=group,
-            reward=float(item["reward"]) if is_number(item.get("reward")) else None,
-            correct=item.get("correct"),
-            truncated=bool(item.get("truncated")),
-            answer=row.get("answer"),
-            rendered=True,
-            prompt_ids=_ids(row.get("prompt_ids")),
-            ids=_ids(item.get("token_ids")),
-        )
-
-
 def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
-    key = (
-        next(key for key in _RESPONSE_KEYS if key in row)
-        if any(k in row for k in _RESPONSE_KEYS)
-        else None
-    )
+    """Of a row of samples.jsonl, whose responses are objects, or of one whose responses are text."""
+    key = next((key for key in _RESPONSE_KEYS if key in row), None)
     if key is None or "prompt" not in row:
         missing = "prompt" if key else "response"
         raise DataError(f"{at}: no `{missing}`; every row needs `prompt` and `response`")
     values = row[key] if isinstance(row[key], list) else [row[key]]
+    sampled = bool(values) and isinstance(values[0], dict)
     for value in values:
-        if not isinstance(value, str):
-            raise DataError(f"{at}: `{key}` holds {type(value).__name__}, not text")
+        item = value if sampled else {**row, "text": value}
+        if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+            what = "an object without `text`" if sampled else f"{type(value).__name__}, not text"
+            raise DataError(f"{at}: `{key}` holds {what}")
         yield Response(
             prompt=row["prompt"],
-            text=value,
-            kind=str(row.get("kind", "response")),
-            source=at,
+            text=item["text"],
+            kind=str(item.get("kind", "rollout" if sampled else "response")),
+            source=str(row.get("source") or at) if sampled else at,
             group=group,
-            reward=float(row["reward"]) if is_number(row.get("reward")) else None,
-            correct=row.get("correct"),
-            truncated=bool(row.get("truncated")),
+            reward=float(item["reward"]) if is_number(item.get("reward")) else None,
+            correct=item.get("correct"),
+            truncated=bool(item.get("truncated")),
             answer=None if row.get("answer") is None else str(row["answer"]),
+            rendered=sampled,
+            prompt_ids=_ids(row.get("prompt_ids")),
+            ids=_ids(item.get("token_ids")),
         )
 
 

@@ -1,6 +1,6 @@
 """The statistics of sampled accuracy: estimates, intervals, paired differences. Pure and seeded.
 
-Notation: P problems, n samples of each, c of them correct; R bootstrap replicates. A *score* is one
+Notation: P problems, n samples of each, c of them correct. A *score* is one
 number per problem, usually the fraction correct c/n; score_P is the vector over problems.
 """
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
+from math import comb, hypot, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -129,118 +129,87 @@ def standard_error(score_P: ArrayLike) -> float | None:
     return float(scores.std(ddof=1) / np.sqrt(scores.size)) if scores.size > 1 else None
 
 
-def replicate_means(score_P: ArrayLike, seed: int, replicates: int = REPLICATES) -> Floats:
-    """``replicates`` means of P scores drawn with replacement: the bootstrap over problems.
-
-    Drawing P times from P scores is a multinomial draw over their distinct values, of which there
-    are few (n + 1 for a fraction correct), so 12,000 problems cost no more than 30.
-    """
-    values, counts = np.unique(np.asarray(score_P, dtype=np.float64), return_counts=True)
-    total = int(counts.sum())
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(total, counts / total, size=replicates) @ values / total
-
-
 def interval_over_problems(
     score_P: ArrayLike, seed: int = 0, confidence: float = 0.95, replicates: int = REPLICATES
 ) -> Interval:
-    """Percentile bootstrap over problems: where would the mean be on other problems of this kind?
+    """Where would the mean be on other problems of this kind? For scores in [0, 1], of any
+    distribution, from one problem up (Learned-Miller and Thomas 2019, arXiv 1905.06208).
+
+    The P scores get random weights (Dirichlet, all ones: the Bayesian bootstrap), together with one
+    problem more that was not seen: of score 0 for the lower end, of score 1 for the upper. The ends are
+    quantiles of such means. For scores that are 0 or 1 this is Clopper-Pearson's interval, and that is
+    computed. The extra problem's share is 1 in P + 1, so with many problems it is the bootstrap.
 
     Only problems are resampled, not the samples within: the scatter of the problem scores already
-    holds the sampling noise, and resampling both levels would count it twice. Where all scores are
-    equal resampling shows nothing, and the Clopper-Pearson interval takes over: of P problems
-    P * score were successes. For a score in [0, 1] that is the widest case, so it is conservative.
+    holds the sampling noise, and resampling both levels would count it twice.
 
     Raises:
-        ValueError: no problem, or equal scores outside [0, 1] (no interval can be given).
+        ValueError: no problem, or a score outside [0, 1].
     """
     scores = np.asarray(score_P, dtype=np.float64)
     if scores.size == 0:
         raise ValueError("no interval over zero problems")
-    mean = float(scores.mean())
-    if np.ptp(scores) == 0:
-        low, high = clopper_pearson(mean * scores.size, scores.size, confidence)
-        return Interval(mean, low, high, confidence)
-    return _percentiles(mean, replicate_means(scores, seed, replicates), confidence)
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("scores must lie in [0, 1]")
+    values, counts = np.unique(scores, return_counts=True)
+    if np.isin(values, (0.0, 1.0)).all():
+        low, high = clopper_pearson(float(scores.sum()), scores.size, confidence)
+    else:
+        rng = np.random.default_rng(seed)
+        weights = rng.gamma(counts, size=(replicates, counts.size))  # equal scores stand together
+        unseen = rng.exponential(size=replicates)
+        sums, total = weights @ values, weights.sum(axis=1) + unseen
+        tail = (1 - confidence) / 2
+        low = float(np.quantile(sums / total, tail))
+        high = float(np.quantile((sums + unseen) / total, 1 - tail))
+    return Interval(float(scores.mean()), low, high, confidence)
 
 
-def clopper_pearson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact binomial interval, by quantiles of the beta distribution.
-
-    Raises:
-        ValueError: successes outside 0..trials.
-    """
+def clopper_pearson(
+    successes: float, trials: float, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The exact binomial interval, by quantiles of the beta distribution."""
     from scipy.stats import beta
 
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials: scores must lie in [0, 1]")
     tail, failures = (1 - confidence) / 2, trials - successes
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, failures + 1))
-    high = 1.0 if failures == 0 else float(beta.ppf(1 - tail, successes + 1, failures))
+    low = 0.0 if successes <= 0 else float(beta.ppf(tail, successes, failures + 1))
+    high = 1.0 if failures <= 0 else float(beta.ppf(1 - tail, successes + 1, failures))
     return low, high
 
 
-def interval_over_samples(
-    n_P: ArrayLike,
-    c_P: ArrayLike,
-    seed: int = 0,
-    confidence: float = 0.95,
-    replicates: int = 2_000,
-) -> Interval:
-    """Bootstrap over samples, problems fixed: where would avg@k of these very problems be with
-    other random seeds?
+def interval_over_samples(n_P: ArrayLike, c_P: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Where would avg@k of these very problems be with other random seeds? Problems are fixed.
 
-    Within each problem n - 1 of its n samples are drawn with replacement. Drawing n would give the
-    variance p(1-p)/n with p = c/n, which is too small by (n-1)/n (half for n = 2); drawing n - 1
-    makes it unbiased (Rao and Wu 1988). Where every problem's samples agree with each other,
-    drawing shows nothing; the half-width is then the share of samples that could differ and still
-    not have been seen among all N, 1 - (alpha/2)^(1/N).
+    Clopper-Pearson's interval with the effective number of samples (Korn and Graubard 1998): as many
+    coin flips of the mean's chance as have the variance sum p(1-p)/n / P^2, and never fewer than
+    there were samples. In that variance p = (c+1)/(n+2), which a problem whose few samples agree does
+    not make zero.
 
     Raises:
         ValueError: a problem with fewer than two samples.
     """
-    n, c = np.asarray(n_P, dtype=np.int64), np.asarray(c_P, dtype=np.int64)
+    n, c = np.asarray(n_P, dtype=np.float64), np.asarray(c_P, dtype=np.float64)
     if n.size == 0 or n.min() < 2:
         raise ValueError("an interval over samples needs two samples or more of each problem")
-    share = c / n
-    if ((c == 0) | (c == n)).all():
-        return _around(float(share.mean()), int(n.sum()), confidence)
-    rng = np.random.default_rng(seed)
-    # Problems with the same (n, c) are drawn together: the sum of their binomials is a binomial.
-    kinds, sizes = np.unique(np.stack([n, c], axis=1), axis=0, return_counts=True)
-    total = np.zeros(replicates)
-    for (kind_n, kind_c), size in zip(kinds, sizes, strict=True):
-        drawn = rng.binomial(size * (kind_n - 1), kind_c / kind_n, size=replicates)
-        total += drawn / (kind_n - 1)
-    return _percentiles(float(share.mean()), total / n.size, confidence)
+    mean, chance = float((c / n).mean()), (c + 1) / (n + 2)
+    variance_of_sum = float((chance * (1 - chance) / n).sum())
+    trials = n.size**2 * max(1 / float((1 / n).sum()), mean * (1 - mean) / variance_of_sum)
+    low, high = clopper_pearson(mean * trials, trials, confidence)
+    return Interval(mean, low, high, confidence)
 
 
-def interval_of_average(
-    scores: Sequence[ArrayLike],
-    seed: int = 0,
-    confidence: float = 0.95,
-    replicates: int = REPLICATES,
-) -> Interval:
-    """Interval of the unweighted average of several benchmarks' means, problems resampled within
-    each benchmark (a stratified bootstrap; benchmarks themselves are not resampled).
+def interval_of_average(parts: Sequence[Interval]) -> Interval:
+    """Interval of the unweighted average of independent estimates, benchmarks' means or differences,
+    from their own intervals: distances from the estimate add in squares (Zou and Donner 2008).
 
-    A benchmark whose scores are all equal draws from the Jeffreys posterior of its mean instead,
-    so that it does not count as known exactly.
+    Where every member is all wrong its lower end is 0, and so is the average's.
     """
-    if not scores:
+    if not parts:
         raise ValueError("no interval over zero benchmarks")
-    means = [float(np.mean(np.asarray(score_P, dtype=np.float64))) for score_P in scores]
-    draws = [_benchmark_draws(s, seed + i, replicates) for i, s in enumerate(scores)]
-    return _percentiles(float(np.mean(means)), np.mean(draws, axis=0), confidence)
-
-
-def _benchmark_draws(score_P: ArrayLike, seed: int, replicates: int) -> Floats:
-    scores = np.asarray(score_P, dtype=np.float64)
-    if np.ptp(scores) > 0:
-        return replicate_means(scores, seed, replicates)
-    right = float(scores.mean()) * scores.size
-    rng = np.random.default_rng(seed)
-    return rng.beta(right + 0.5, scores.size - right + 0.5, size=replicates)
+    mean = sum(part.estimate for part in parts) / len(parts)
+    below = hypot(*(part.estimate - part.low for part in parts)) / len(parts)
+    above = hypot(*(part.high - part.estimate for part in parts)) / len(parts)
+    return Interval(mean, mean - below, mean + above, parts[0].confidence)
 
 
 def paired_difference(
@@ -252,41 +221,35 @@ def paired_difference(
 ) -> PairedDifference:
     """Mean difference a - b of two models on the same problems, in the same order.
 
-    The interval resamples the P differences, which takes out what the problems' difficulty has in
-    common. Where all differences are equal, the half-width is the share of problems that could
-    differ and still not have been seen among P, 1 - (alpha/2)^(1/P).
+    Student's interval of the P differences, which takes out what the problems' difficulty has in
+    common, within [-1, 1]. Where all differences are equal it reaches as far as the share of problems
+    that could differ and still not have been seen among P, 1 - (alpha/2)^(1/P), would take the mean.
+    Problems of another kind than those seen (one in many gains everything, the others nothing) are
+    beyond it.
 
     Raises:
         ValueError: vectors of different lengths, or empty.
     """
+    from scipy.stats import t as student
+
     a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"paired scores must be two equal-length vectors: {a.shape}, {b.shape}")
-    difference = a - b
-    mean = float(difference.mean())
+    difference = (a - b).round(12)  # 0.3 - 0.2 is 0.2 - 0.1
+    mean, tail = float(difference.mean()), (1 - confidence) / 2
     if np.ptp(difference) == 0:
-        interval = _around(mean, a.size, confidence, lowest=-1.0)
+        unseen = 1 - tail ** (1 / a.size)
+        below, above = unseen * (mean + 1), unseen * (1 - mean)
     else:
-        interval = _percentiles(mean, replicate_means(difference, seed, replicates), confidence)
+        error = float(difference.std(ddof=1)) / sqrt(a.size)
+        below = above = float(student.ppf(1 - tail, a.size - 1)) * error
     return PairedDifference(
-        interval,
+        Interval(mean, max(-1.0, mean - below), min(1.0, mean + above), confidence),
         _sign_flip_p(difference, seed, replicates),
         a.size,
         int((difference > 0).sum()),
         int((difference < 0).sum()),
     )
-
-
-def average_difference(
-    differences: Sequence[ArrayLike], seed: int = 0, confidence: float = 0.95
-) -> Interval:
-    """Interval of the unweighted average of several benchmarks' mean paired differences, problems
-    resampled within each. A benchmark without any difference adds zero and no width."""
-    if not differences:
-        raise ValueError("no interval over zero benchmarks")
-    means = [float(np.mean(np.asarray(d, dtype=np.float64))) for d in differences]
-    draws = [replicate_means(d, seed + i) for i, d in enumerate(differences)]
-    return _percentiles(float(np.mean(means)), np.mean(draws, axis=0), confidence)
 
 
 def _sign_flip_p(difference_P: Floats, seed: int, replicates: int) -> float:
@@ -297,15 +260,3 @@ def _sign_flip_p(difference_P: Floats, seed: int, replicates: int) -> float:
     sums = np.abs((2 * positive - counts) @ sizes)
     # One for the observed assignment itself: a p-value is never zero. The slack is for rounding.
     return float(((sums >= abs(difference_P.sum()) - 1e-9).sum() + 1) / (replicates + 1))
-
-
-def _around(mean: float, trials: int, confidence: float, lowest: float = 0.0) -> Interval:
-    """Where no trial of so many differed: the mean and the share that could have, unseen."""
-    width = 1 - ((1 - confidence) / 2) ** (1 / trials)
-    return Interval(mean, max(lowest, mean - width), min(1.0, mean + width), confidence)
-
-
-def _percentiles(estimate: float, draws_R: Floats, confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws_R, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), confidence)

@@ -51,7 +51,7 @@ class ComparisonTable:
         a, b = self.label_a, self.label_b
         lines = [
             f"a = {a}, b = {b}. Difference a - b in percentage points with its "
-            f"{self.average.confidence:.0%} interval (problems resampled), p of a sign-flip test, "
+            f"{self.average.confidence:.0%} interval (over problems), p of a sign-flip test, "
             "and on how many problems a scores higher or lower.",
             "",
             "| benchmark | problems | a | b | a - b | interval | p | higher / lower |",
@@ -98,7 +98,7 @@ def compare(
             f"nothing to compare: {label_a} has {', '.join(sets_a)}, {label_b} has "
             f"{', '.join(sets_b)}. Evaluate both on the same benchmark."
         )
-    rows, differences = [], []
+    rows = []
     for name in names:
         a, b = sets_a[name], sets_b[name]
         common = sorted(a.keys() & b.keys())
@@ -112,8 +112,7 @@ def compare(
         mean_a, mean_b = sum(score_a) / len(common), sum(score_b) / len(common)
         left_out = len(a.keys() ^ b.keys())
         rows.append(Comparison(name, mean_a, mean_b, found, left_out))
-        differences.append([x - y for x, y in zip(score_a, score_b, strict=True)])
-    average = accuracy_statistics.average_difference(differences, seed, confidence)
+    average = accuracy_statistics.interval_of_average([row.difference.interval for row in rows])
     return ComparisonTable(label_a, label_b, tuple(rows), average)
 
 

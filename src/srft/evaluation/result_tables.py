@@ -179,7 +179,7 @@ def _range(interval: Sequence[float]) -> str:
 def _legend(results: Sequence[Results], tables: Sequence[Table]) -> list[str]:
     confidence = results[0]["settings"].get("confidence", 0.95)
     lines = [
-        f"Percent, with {confidence:.0%} intervals [low, high] (problems resampled). avg@n is the "
+        f"Percent, with {confidence:.0%} intervals [low, high] (over problems of this kind). avg@n is the "
         "mean over n samples of each problem; pass@1 is one sample."
     ]
     if any(quoted for table in tables for _, quoted, _ in table.rows):

@@ -133,15 +133,15 @@ class EvaluationResult:
         return sum(votes) / len(votes)
 
     def interval(self, confidence: float = 0.95, seed: int = 0) -> Interval:
-        """Interval of the accuracy, problems resampled (see ``statistics``)."""
+        """Interval of the accuracy over problems of this kind (see ``accuracy_statistics``)."""
         return accuracy_statistics.interval_over_problems(self.scores, seed, confidence)
 
-    def sampling_interval(self, confidence: float = 0.95, seed: int = 0) -> Interval | None:
-        """Interval of the accuracy on these very problems, samples resampled; None for n = 1."""
+    def sampling_interval(self, confidence: float = 0.95) -> Interval | None:
+        """Interval of the accuracy on these very problems, over seeds; None for n = 1."""
         if any(p.n < 2 for p in self.problems):
             return None
         counts = [p.n for p in self.problems], [p.c for p in self.problems]
-        return accuracy_statistics.interval_over_samples(*counts, seed, confidence)
+        return accuracy_statistics.interval_over_samples(*counts, confidence)
 
     @property
     def standard_error(self) -> float | None:

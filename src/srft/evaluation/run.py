@@ -12,7 +12,8 @@ from typing import Any
 
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, DataError
-from srft.evaluation import accuracy_statistics, result_tables
+from srft.evaluation import result_tables
+from srft.evaluation.accuracy_statistics import Interval, interval_of_average
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES, Benchmark, resolve
 from srft.evaluation.evaluate import ProgressCallback, ScorerLike, evaluate, tokenize_problems
 from srft.evaluation.evaluation_config import EvaluationConfig
@@ -310,9 +311,10 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     for suite in ("math5", "ood3", "lab"):
         members = SUITES[suite]
         if all(member in found for member in members):
-            problems = [found[m]["problems"].values() for m in members]
-            scores = [[p["correct"] / p["n"] for p in group] for group in problems]
-            mean = accuracy_statistics.interval_of_average(scores, confidence=confidence)
+            parts = [
+                Interval(found[m]["accuracy"], *found[m]["interval"], confidence) for m in members
+            ]
+            mean = interval_of_average(parts)
             averages[suite] = {
                 "accuracy": mean.estimate,
                 "interval": [mean.low, mean.high],

@@ -30,15 +30,13 @@ ANSWER_MARK = "####"
 class Problem:
     """One problem with its expert trace.
 
-    `steps` are the worked steps, `terse` the same steps with only their results (a dialect found in
-    the pre-training corpus, never in demonstrations). `depth` is what the generator was asked for:
-    how many things have to be worked out.
+    `steps` are the worked steps. `depth` is what the generator was asked for: how many things have to
+    be worked out.
     """
 
     family: str
     prompt: str
     steps: tuple[str, ...]
-    terse: tuple[str, ...]
     answer: str
     depth: int
 
@@ -63,19 +61,17 @@ def _operation(rng: random.Random) -> tuple[str, int]:
 
 @dataclass
 class _Worked:
-    """A problem under construction: prompt lines, their steps in both dialects, the last value."""
+    """A problem under construction: prompt lines, their steps, the last value."""
 
     value: int
     lines: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
-    terse: list[str] = field(default_factory=list)
 
     def assign(self, label: str, before: str, op: str, operand: int) -> None:
         """`label = before op operand`, where `before` has the last value."""
         result = apply(op, self.value, operand)
         self.lines.append(f"{label} = {before} {op} {operand}")
         self.steps.append(f"{label} = {self.value} {op} {operand} = {result}")
-        self.terse.append(f"{label} = {result}")
         self.value = result
 
     def compare(self, name: str, before: str, op: str, operand: int) -> None:
@@ -84,14 +80,12 @@ class _Worked:
         relation = {"+": "more than", "-": "less than", "*": "times"}[op]
         self.lines.append(f"{name} has {operand} {relation} {before}")
         self.steps.append(f"{name} {self.value} {op} {operand} = {result}")
-        self.terse.append(f"{name} {result}")
         self.value = result
 
     def problem(self, family: str, prompt: str, answer: str | None = None) -> Problem:
         """The finished problem; the answer is the last value unless told otherwise."""
         answer = str(self.value) if answer is None else answer
-        steps, terse = tuple(self.steps), tuple(self.terse)
-        return Problem(family, prompt, steps, terse, answer, len(steps))
+        return Problem(family, prompt, tuple(self.steps), answer, len(self.steps))
 
 
 def _chain(rng: random.Random, depth: int) -> tuple[_Worked, str]:
@@ -123,31 +117,28 @@ def dot(rng: random.Random, depth: int) -> Problem:
     """Dot product of two vectors with depth + 1 components, summed from left to right."""
     xs, ys = ([rng.randint(1, 9) for _ in range(depth + 1)] for _ in range(2))
     products = [apply("*", x, y) for x, y in zip(xs, ys, strict=True)]
-    steps, terse, total = [], [], 0
+    steps, total = [], 0
     for i, (x, y, product) in enumerate(zip(xs, ys, products, strict=True)):
         steps.append(f"{x} * {y} = {product}")
-        terse.append(str(product))
         if i:
             steps.append(f"{total} + {product} = {apply('+', total, product)}")
-            terse.append(str(apply("+", total, product)))
         total = apply("+", total, product)
     prompt = f"dot ( {' '.join(map(str, xs))} ) ( {' '.join(map(str, ys))} ) ?"
-    return Problem("dot", prompt, tuple(steps), tuple(terse), str(total), depth)
+    return Problem("dot", prompt, tuple(steps), str(total), depth)
 
 
 def poly(rng: random.Random, depth: int) -> Problem:
     """A polynomial of degree `depth` at a digit, by Horner's scheme: two steps per degree."""
     coefficients = [rng.randint(1, 9), *(rng.randint(0, 9) for _ in range(depth))]
     x, value = rng.randint(2, 9), coefficients[0]
-    steps, terse = [], []
+    steps = []
     for coefficient in coefficients[1:]:
         product = apply("*", value, x)
         total = apply("+", product, coefficient)
         steps += [f"{value} * {x} = {product}", f"{product} + {coefficient} = {total}"]
-        terse += [str(product), str(total)]
         value = total
     prompt = f"poly {' '.join(map(str, coefficients))} at {x} ?"
-    return Problem("poly", prompt, tuple(steps), tuple(terse), str(value), depth)
+    return Problem("poly", prompt, tuple(steps), str(value), depth)
 
 
 def total(rng: random.Random, depth: int) -> Problem:
@@ -156,8 +147,7 @@ def total(rng: random.Random, depth: int) -> Problem:
     running = [sum(digits[: i + 1]) % 10 for i in range(depth + 1)]
     steps = [f"{running[i]} + {digits[i + 1]} = {running[i + 1]}" for i in range(depth)]
     prompt = f"sum {' '.join(map(str, digits))} ?"
-    terse = tuple(map(str, running[1:]))
-    return Problem("total", prompt, tuple(steps), terse, str(running[-1]), depth)
+    return Problem("total", prompt, tuple(steps), str(running[-1]), depth)
 
 
 def machine(rng: random.Random, depth: int) -> Problem:
@@ -165,7 +155,7 @@ def machine(rng: random.Random, depth: int) -> Problem:
     state = {"x": rng.randint(0, 9), "y": rng.randint(0, 9)}
     start = f"x {state['x']} y {state['y']}"
     code: list[str] = []
-    steps, terse = [], []
+    steps = []
     while len(code) < depth:
         target, other = rng.sample(("x", "y"), 2)
         op, literal = _operation(rng)
@@ -176,10 +166,9 @@ def machine(rng: random.Random, depth: int) -> Problem:
         state[target] = apply(op, state[target], state.get(source, literal))
         code.append(instruction)
         steps.append(f"{instruction} : {state['x']} {state['y']}")
-        terse.append(f"{state['x']} {state['y']}")
     asked = code[-1].split()[0]
     prompt = f"{start} : {' ; '.join(code)} ; {asked} ?"
-    return Problem("machine", prompt, tuple(steps), tuple(terse), str(state[asked]), depth)
+    return Problem("machine", prompt, tuple(steps), str(state[asked]), depth)
 
 
 def long(rng: random.Random, depth: int) -> Problem:
@@ -210,7 +199,6 @@ def choice(rng: random.Random, depth: int) -> Problem:
     letter = OPTIONS[values.index(work.value)]
     listed = " ".join(f"{o} {v}" for o, v in zip(OPTIONS, values, strict=True))
     work.steps.append(f"{work.value} is {letter}")
-    work.terse.append(f"{work.value} is {letter}")
     return work.problem("choice", f"{' ; '.join(work.lines)} ; {last} in {listed} ?", letter)
 
 

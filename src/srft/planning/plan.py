@@ -39,22 +39,18 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers (bytes, tokens), for --json."""
-        layout, work, memory = self.case.layout, self.case.work, self.memory
-        counted = asdict(replace(self.shape, config=None))
-        del counted["config"]
+        case, memory = self.case, self.memory
+        model = asdict(replace(self.shape, config=None))
+        phases = {p.name: {i.name: i.bytes for i in p.items} for p in memory.phases}
         return {
             "fits": self.fits,
             "problems": list(self.problems),
             "cluster": asdict(self.cluster),
-            "processes": {
-                "world": layout.world,
-                "replicate": layout.replicate,
-                "shard": layout.shard,
-            },
-            "model": counted,
+            "processes": {k: getattr(case.layout, k) for k in ("world", "replicate", "shard")},
+            "model": {k: v for k, v in model.items() if k != "config"},
             "work": {
-                "micro_batch_tokens": work.micro_batch,
-                "longest_sequence": work.longest,
+                "micro_batch_tokens": case.work.micro_batch,
+                "longest_sequence": case.work.longest,
             },
             "memory": {
                 "capacity_bytes": memory.capacity,
@@ -62,12 +58,12 @@ class Plan:
                 "peak_phase": memory.peak.name,
                 "rows": memory.rows,
                 "phases": {
-                    p.name: {"bytes": p.bytes, "items": {i.name: i.bytes for i in p.items}}
-                    for p in memory.phases
+                    name: {"bytes": sum(items.values()), "items": items}
+                    for name, items in phases.items()
                 },
             },
             "hints": [asdict(hint) for hint in self.hints],
-            "assumptions": self.case.assumed.model_dump(),
+            "assumptions": case.assumed.model_dump(),
         }
 
 

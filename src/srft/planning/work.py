@@ -42,24 +42,18 @@ def read_layout(config: SRFTConfig, cluster: Cluster) -> Layout:
     """
     parallel = config.parallel
     world = cluster.size
-    if world % parallel.replicate or (parallel.shard or 1) > world:
-        raise ConfigError(
-            f"parallel: replicate={parallel.replicate}, shard={parallel.shard} do not divide the "
-            f"{world} processes of {cluster.describe()}"
-        )
-    shard = parallel.shard or world // parallel.replicate
+    shard = parallel.shard or max(1, world // parallel.replicate)
     if shard * parallel.replicate != world:
         raise ConfigError(
             f"parallel: replicate x shard is {parallel.replicate * shard}, but {cluster.describe()} "
-            f"runs {world} processes; set parallel.shard={world // parallel.replicate} or leave it out"
+            f"runs {world} processes; set parallel.shard or parallel.replicate so that they "
+            "multiply to that"
         )
     weights = parameter_dtype(config.model)
     compute = weights
-    if weights == torch.float32 and config.model.autocast != "float32":
+    if weights == torch.float32 and (config.model.autocast != "auto" or not cluster.is_cpu):
         auto = config.model.autocast == "auto"
-        named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-        fast = torch.float32 if cluster.is_cpu else torch.bfloat16
-        compute = fast if auto else named[config.model.autocast]
+        compute = torch.bfloat16 if auto else getattr(torch, config.model.autocast)
     dtypes = {"auto": compute, "float32": torch.float32, "bfloat16": torch.bfloat16}
     return Layout(
         world,

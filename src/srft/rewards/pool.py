@@ -36,7 +36,7 @@ import psutil
 from srft.errors import RewardError
 from srft.rewards.verifiers import Status, Verdict
 from srft.rewards.worker import LONGEST, READY, line
-from srft.secrets import without_secrets
+from srft.secrets import for_verifiers
 
 logger = logging.getLogger(__name__)
 _FIRST_LOOK_S = 0.02
@@ -125,16 +125,11 @@ class _Nursery:
         if self._control is not None:
             return self._control
         self._control, theirs = socket.socketpair()
-        environment = without_secrets(os.environ)
-        environment |= {
-            "PYTHONHASHSEED": "0",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        environment.pop("PYTHONSTARTUP", None)
+        environment = for_verifiers(os.environ)
+        environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         with tempfile.TemporaryFile() as errors, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOTSTRAP, str(theirs.fileno()),
+                [sys.executable, "-PB", "-c", _BOOTSTRAP, str(theirs.fileno()),
                  json.dumps([path for path in sys.path if isinstance(path, str)])],
                 pass_fds=[theirs.fileno()], env=environment, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
