@@ -6,6 +6,7 @@ problems, learning rate, batch and number of steps, unless the arm says otherwis
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,28 +16,7 @@ from typing import Any, Literal
 from srft.config import SRFTConfig, load_config, parse_config
 from srft.errors import ConfigError
 from srft.lab import QUICKSTART
-
-SMALL = (
-    "data.train=lab-hard",
-    "data.eval=lab-hard",
-    "data.limit=200",
-    "data.eval_limit=160",
-    "rollout.max_tokens=80",
-    "evaluation.max_tokens=80",
-    "train.steps=40",
-    "train.prompts_per_step=4",
-    "train.learning_rate=5e-4",
-    "evaluation.temperature=0.6",
-    "evaluation.at_start=false",
-    "evaluation.every_steps=0",
-    "evaluation.best_metric=null",
-    "run.samples_every=0",
-    "run.samples_prompts=1",
-    "run.checkpoint_every=20",
-    "run.keep_checkpoints=1",
-)
-"""What makes the quickstart small enough to be run a hundred times, and hard enough that methods
-differ also where they are decoded greedily (docs/experiments.md says how it was chosen)."""
+from srft.runs.files import flatten
 
 _NOT_FOR_ALL = ("method", "objective", "stages")
 
@@ -83,8 +63,9 @@ class Arm:
 class Experiment:
     """Arms, and the one (``reference``) that the others are compared with.
 
-    recipe: settings of every arm. keep_models: export each run's final model, and keep its
-    checkpoints. then: what to do with the runs, for the reader.
+    base, recipe: settings of every arm, on top of the quickstart's: those that experiments share, and
+    the experiment's own. keep_models: export each run's final model, and keep its checkpoints. then:
+    what to do with the runs, for the reader.
     """
 
     name: str
@@ -92,6 +73,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     reference: str = "srft"
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keep_models: bool = False
     then: str = ""
 
@@ -103,7 +85,7 @@ class Experiment:
 
 
 def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTConfig:
-    """The recipe that every arm starts from: quickstart, made small, the experiment's, the user's.
+    """The recipe that every arm starts from: the quickstart's, the experiment's, the user's settings.
 
     Raises:
         ConfigError: a wrong setting, or one that the arms decide.
@@ -114,8 +96,8 @@ def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTCo
                 f"{override}: method, objective and stages are what the arms of {experiment.name} "
                 "differ in; leave it out, or train it by `srft train`"
             )
-    own = [f"{s}.{k}={v}" for s, part in experiment.recipe.items() for k, v in part.items()]
-    return load_config(QUICKSTART, [*SMALL, *own, *overrides])
+    own = {**flatten(experiment.base), **flatten(experiment.recipe)}
+    return load_config(QUICKSTART, [*(f"{k}={json.dumps(v)}" for k, v in own.items()), *overrides])
 
 
 def arm_recipe(
