@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 import yaml
 
 from srft.cli import main
+from srft.cli_options import as_options
+from srft.config import SRFTConfig
+from srft.section import Section
 from srft.trainer.checkpoint import list_checkpoints
 
 
@@ -216,3 +223,172 @@ def test_reward_check_lists_disagreements(tmp_path, capsys):
     assert not stopped.value.code
     assert "of 2 labelled right 1 scored wrong" in out and "outcome: ok 2" in out
     assert "agreement 50.00%" in out and "labelled.jsonl:2" in out
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command, without its warnings of loading."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return stopped.value.code or 0, out, err
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "lab"}, ["model: {path: lab}"]),
+        ({"data": "x.jsonl"}, ["data: {train: x.jsonl}"]),
+        ({"train": {"betas": 0.9}}, ["train.betas", "such as [0.9, 0.999]"]),
+        ({"train": {"betas": [True, 0.9]}}, ["train.betas", "no number"]),
+        ({"evaluation": {"suites": "lab"}}, ["evaluation.suites", "['lab']"]),
+        ({"train": {"steps": True}}, ["train.steps: is true, which is no number"]),
+        ({"train": {"learning_rate": False}}, ["train.learning_rate: is false"]),
+        ({"stages": [{"method": "srft", "steps": True}]}, ["stages.0.steps: is true"]),
+        ({"rollout": {"vllm": {"tensor_parallel_size": True}}}, ["tensor_parallel_size: is true"]),
+        ({"alarms": {"mine": {"metric": "x", "steps": True}}}, ["alarms.mine.steps: is true"]),
+        ({"reward": {"name": "numeric", "tolerence": 0.1}}, ["did you mean 'tolerance'?"]),
+        ({"reward": [{"name": "numeric", "tolerence": 0.1}]}, ["did you mean 'tolerance'?"]),
+        ({"data": {"columns": ["prompt"]}}, ["data.columns: is no mapping"]),
+    ],
+)
+def test_a_recipe_of_the_wrong_shape_is_told_the_right_one(tmp_path, capsys, values, words):
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(values))
+    code, _, err = command(capsys, "train", str(path), "--dry-run")
+    assert code == 2
+    for word in words:
+        assert word in " ".join(err.split())
+
+
+def test_true_is_no_number_in_any_section():
+    """Of every number of every section, so that a new setting is held to it too."""
+    seen = 0
+
+    def models(annotation):
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield kind
+            elif kind is not annotation:
+                yield from models(kind)
+
+    def look(kind: type[Section]) -> None:
+        nonlocal seen
+        for name, field in kind.model_fields.items():
+            for inner in models(field.annotation):
+                look(inner)
+            kinds = {field.annotation, *get_args(field.annotation)}
+            if kinds & {int, float} and not kinds & {bool}:
+                seen += 1
+                for value in (True, False):
+                    with pytest.raises(ValueError, match="no number"):
+                        kind.__pydantic_validator__.validate_assignment(
+                            kind.model_construct(), name, value
+                        )
+
+    look(SRFTConfig)
+    assert seen > 60
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
+def test_a_recipe_that_is_not_utf8_is_told_how_to_convert_it(tmp_path, capsys, encoding):
+    path = tmp_path / "r.yaml"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    path.write_bytes(mark + "run: {dir: café}\n".encode(encoding))
+    code, _, err = command(capsys, "train", str(path), "--dry-run")
+    name = "CP1252" if encoding == "latin-1" else "UTF-16"
+    assert code == 2 and "not UTF-8" in err and f"iconv -f {name} -t UTF-8 r.yaml" in err
+    path.write_bytes("train: {steps: 7}\n".encode("utf-8-sig"))
+    code, out, _ = command(capsys, "train", str(path), "--dry-run")
+    assert code == 0 and "steps: 7" in out
+
+
+PROBLEM = json.dumps({"problem": "a = 1 + 1 ; a ?", "solution": "2"})
+
+
+def test_eval_proposes_its_own_options_and_they_do_what_they_say(tmp_path, capsys):
+    path = write(tmp_path / "p.jsonl", PROBLEM)
+    code, _, err = command(capsys, "eval", "lab", "--dataset", path)
+    assert code == 3 and "data.columns" not in err
+    (proposed,) = [line.strip() for line in err.splitlines() if "--columns" in line]
+    assert proposed == "--columns '{prompt: problem, demonstration: solution}'"
+    options = shlex.split(proposed.replace("demonstration", "answer"))
+    run = ["eval", "lab", "--dataset", path, "--max-tokens", "4", "--out", str(tmp_path / "e")]
+    code, out, err = command(capsys, *run, "--reward", "exact", *options)
+    assert code == 0, err
+    assert "…" not in out  # no cell of a table is cut, however narrow the terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words", "absent"),
+    [
+        (["eval", "EMPTY", "--suite", "lab"], 4, ["holds no model"], ["model.path"]),
+        (["eval", "/no/such", "--suite", "lab"], 4, ["no such folder"], ["model.path", "Repo id"]),
+        (["sample", "EMPTY", "hi"], 4, ["holds no model"], ["model.path"]),
+        (["eval", "lab", "--suite", "gsm8k", "--data-dir", "/no"], 3, ["--data-dir"], ["evaluation"]),
+        (["analyze", "lab", "lab", "--data", "FILE"], 3, ["--setting 'data.columns={"], [": {prompt"]),
+        (["eval", "lab", "--setting", "train.steps=3"], 2, ["data.KEY=VALUE"], []),
+        (["eval", "lab", "--setting", "data.colums={}"], 2, ["did you mean"], []),
+        (["compare", "/no/a", "/no/b"], 3, ["No such file or directory)"], ["Errno"]),
+        (["compare", "EMPTY", "EMPTY"], 3, ["results.json", "No such file"], ["Errno"]),
+        (["reward", "check", "BROKEN"], 3, ["Fix them."], ["data."]),
+    ],
+)  # fmt: skip
+def test_commands_without_a_recipe_propose_no_settings_of_one(
+    tmp_path, capsys, arguments, code, words, absent
+):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "p.jsonl", PROBLEM)
+    write(tmp_path / "b.jsonl", json.dumps({"completion": "x", "answer": "x", "label": 1}), "{x")
+    places = {"EMPTY": "empty", "FILE": "p.jsonl", "BROKEN": "b.jsonl"}
+    given = [str(tmp_path / places[a]) if a in places else a for a in arguments]
+    got, _, err = command(capsys, *given)
+    assert got == code, err
+    for word in words:
+        assert word in err
+    for word in absent:
+        assert word not in err.replace(str(tmp_path), "")
+
+
+def test_names_of_settings_become_options_and_other_dotted_names_stay():
+    options = {"model_path": "MODEL"}
+    for text, expected in (
+        ("set data.columns: {prompt: a b}", "set --setting 'data.columns={prompt: a b}'"),
+        ("or data.invalid_rows: drop to go on", "or --setting data.invalid_rows=drop to go on"),
+        ("model.trust_remote_code=true.", "--setting model.trust_remote_code=true."),
+        ("data.columns.prompt: no row has", "--setting data.columns.prompt: no row has"),
+        (
+            "Check model.path, or rollout.engine=generate",
+            "Check MODEL, or --rollout engine=generate",
+        ),
+        ("data.jsonl and model.safetensors", "data.jsonl and model.safetensors"),
+        ("my.data.columns", "my.data.columns"),
+    ):
+        assert as_options(text, options) == expected
+
+
+def test_a_run_says_once_which_columns_it_uses_and_what_it_checked(srft, tmp_path):
+    rows = [row(demonstration="a = 1 + 1 = 2 #### 2", level=3)] * 2
+    path = write(tmp_path / "train.jsonl", *rows)
+    code, out, _ = srft(f"data.train={path}")
+    assert code == 0
+    used = "`prompt`: prompt; `demonstration`: demonstration; `answer`: answer; for rewards only: `level`"
+    assert out.count(used) == 1
+
+
+def test_nothing_of_bitsandbytes_is_loaded_or_said_where_it_is_not_needed(tmp_path):
+    code = (
+        "import sys; import srft.trainer.setup\n"
+        "assert not {'peft', 'bitsandbytes'} & set(sys.modules)\n"
+        "import peft"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "gemm" not in done.stderr
+
+
+def test_a_run_of_a_name_in_another_script_is_drawn_without_a_word_for_each_letter(
+    srft, tmp_path, recwarn
+):
+    code, out, err = srft(f"run.dir={tmp_path}/日本語のラン한국어", "train.steps=1")
+    assert code == 0, err
+    assert not [w for w in recwarn if "Glyph" in str(w.message)] and "Glyph" not in out + err

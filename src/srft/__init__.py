@@ -1,5 +1,6 @@
 """srft: Supervised Reinforcement Fine-Tuning of language models (arXiv 2506.19767)."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +8,9 @@ if TYPE_CHECKING:
     from srft.trainer.trainer import SRFTTrainer
 
 from srft.version import __version__
+
+# It complains on every import of a kernel for CPUs that it does without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__ = ["SRFTConfig", "SRFTTrainer", "__version__"]
 

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from srft import cli_measure
-from srft.cli_options import Overrides, console, load_recipe
+from srft.cli_options import (
+    Overrides,
+    Setting,
+    console,
+    data_and_model,
+    load_recipe,
+    show_tables,
+    with_options,
+)
 from srft.errors import PeerError, SRFTError
 from srft.failure import fail, leave_quietly, out_of_memory
 from srft.version import __version__
@@ -185,6 +192,7 @@ def report(
 
 
 @app.command()
+@with_options(model_path="MODELS")
 def analyze(
     models: Annotated[list[str], typer.Argument(help="The base, then what was made from it.")],
     data: Annotated[
@@ -202,11 +210,13 @@ def analyze(
     method: Annotated[str | None, typer.Option(help="Whose gradient to look at.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most responses of each kind.")] = 500,
     seed: Annotated[int, typer.Option(help="Seed of choices and intervals.")] = 0,
+    setting: Setting = None,
 ) -> None:
     """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 and 3, Eq. 4)."""
     from srft.analysis.analyze import analyze as analyze_models
     from srft.analysis.show_analysis import render
 
+    data_config, model_config = data_and_model(setting)
     with console.status("starting") as status:
         result = analyze_models(
             models,
@@ -217,10 +227,12 @@ def analyze(
             method=method,
             limit=limit,
             seed=seed,
+            data_config=data_config,
+            model_options=model_config.model_dump(exclude_unset=True),
             progress=status.update,
         )
     # Names of models and runs are paths: what looks like markup in them is none.
-    Console(markup=False).print(render(result))
+    show_tables(render(result))
 
 
 @lab_app.command("data")

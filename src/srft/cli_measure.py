@@ -12,14 +12,25 @@ from srft.cli_options import (
     Engine,
     Overrides,
     Rollout,
+    Setting,
+    asked_as,
     console,
     load_recipe,
     print_json,
     reward_section,
     rollout_section,
+    show_tables,
+    with_options,
+    yaml_of,
 )
 
 
+@with_options(
+    model_path="MODEL",
+    evaluation_columns="--columns",
+    evaluation_data_dir="--data-dir",
+    evaluation_split="--split",
+)
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
@@ -31,6 +42,10 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option(help="File or hub id to evaluate on instead.")
     ] = None,
+    columns: Annotated[
+        str, typer.Option(help="Columns of --dataset: '{prompt: problem, answer: solution}'.")
+    ] = "{}",
+    split: Annotated[str, typer.Option(help="Split of a --dataset of the hub.")] = "test",
     reward: Annotated[
         str, typer.Option(help="Verifier of --dataset, or YAML: '{name: numeric, tolerance: 0.1}'.")
     ] = "math",
@@ -54,16 +69,18 @@ def evaluate(
     ] = None,
     engine: Engine = None,
     rollout: Rollout = None,
+    setting: Setting = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on benchmarks or a dataset, with intervals."""
-    from rich.markdown import Markdown
-
+    from srft.config import section
     from srft.evaluation.run import evaluate_model
 
     settings = {
         "suites": suite or ([] if dataset else ["lab"]),
         "dataset": dataset,
+        "columns": yaml_of("--columns", columns),
+        "split": split,
         "n": n,
         "temperature": temperature,
         "max_tokens": max_tokens,
@@ -71,8 +88,6 @@ def evaluate(
         "data_dir": data_dir,
         "seed": seed,
     }
-    from srft.config import section
-
     result = evaluate_model(
         model,
         section("evaluation", settings),
@@ -80,11 +95,12 @@ def evaluate(
         label=label,
         reward=reward_section(reward),
         rollout=rollout_section(engine, rollout),
+        **asked_as(model, setting),
     )
     if as_json:
         print_json({"folder": str(result.folder), **result.summary})
         return
-    console.print(Markdown(result.markdown))
+    show_tables(result.markdown)
     console.print(f"written to {result.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -98,8 +114,6 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Paired differences between evaluated models, each against the first, with intervals."""
-    from rich.markdown import Markdown
-
     from srft.errors import ConfigError
     from srft.evaluation.compare import compare as paired
     from srft.evaluation.run import load_results, write_tables
@@ -113,11 +127,12 @@ def compare(
         print_json([table.as_dict() for table in tables])
         return
     for table in tables:
-        console.print(Markdown(table.markdown()))
+        show_tables(table.markdown())
     if written:
         console.print(f"written to {written}", highlight=False, markup=False, soft_wrap=True)
 
 
+@with_options(model_path="MODEL")
 def sample(
     model: Annotated[
         str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
@@ -130,6 +145,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     engine: Engine = None,
     rollout: Rollout = None,
+    setting: Setting = None,
 ) -> None:
     """Show what a model answers."""
     from rich.markup import escape
@@ -152,13 +168,14 @@ def sample(
         max_tokens=max_tokens,
         seed=seed,
         rollout=rollout_section(engine, rollout),
+        **asked_as(model, setting),
     )
     for (text, answer), completions in zip(asked, answered, strict=True):
         note = f"  [dim](right: {escape(answer)})[/]" if answer else ""
-        console.print(f"[bold]{escape(text)}[/]{note}", highlight=False)
+        console.print(f"[bold]{escape(text)}[/]{note}", highlight=False, soft_wrap=True)
         for completion in completions:
             cut = "" if completion.finish_reason == "stop" else " [yellow](cut)[/]"
-            console.print(f"  {escape(completion.text)}{cut}", highlight=False)
+            console.print(f"  {escape(completion.text)}{cut}", highlight=False, soft_wrap=True)
 
 
 def data_check(
@@ -194,7 +211,7 @@ def reward_check(
 
     problems = Problems(str(file))
     rows = read_file(file, problems)
-    problems.settle(len(rows), "error")
+    problems.settle(len(rows), "refuse")
     with Scorer(reward_section(reward)) as scorer:
         found = audit([row.values for row in rows], scorer, str(file))
         outcomes = {k: n for k, n in scorer.stats()["pool"].items() if n}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from srft.errors import ConfigError, DataError, ModelError, RolloutError
 
 # Of several processes the first one speaks.
 console = Console(quiet=os.environ.get("RANK", "0") != "0")
@@ -24,6 +30,14 @@ Rollout = Annotated[
 
 Engine = Annotated[
     str | None, typer.Option(help="What generates: embedded, generate, vllm or vllm-server.")
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Setting of a recipe's sections data and model, such as model.trust_remote_code=true; "
+        "repeat.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")]
 
@@ -50,17 +64,100 @@ def rollout_section(engine: str | None, rollout: list[str] | None) -> Any:
     return section_from("rollout", [*([f"engine={engine}"] if engine else []), *(rollout or [])])
 
 
-def reward_section(text: str) -> Any:
-    """The reward section from a verifier's name, path.py:function, or YAML in brackets."""
+def data_and_model(settings: list[str] | None) -> Any:
+    """The sections data and model from --setting."""
+    from srft.config import load_config
+
+    for setting in settings or []:
+        if not setting.startswith(("data.", "model.")):
+            raise ConfigError(f"--setting {setting!r}: write data.KEY=VALUE or model.KEY=VALUE")
+    config = load_config(None, settings or [])
+    return config.data, config.model
+
+
+def asked_as(model: str, settings: list[str] | None) -> dict[str, Any]:
+    """How a model is opened and asked: by the recipe beside it, with --setting on top."""
+    from srft.evaluation.open_model import find_model, template_of
+
+    data, model_config = data_and_model(settings)
+    own = template_of(find_model(model, model_config))
+    changed = {key: getattr(data, key) for key in data.model_fields_set}
+    return {"data": own.model_copy(update=changed), "model": model_config}
+
+
+_VALUE = r"\{[^}]*\}|\[[^\]]*\]|true|false|null|none|auto|drop|keep|\d+\b"
+_SETTING = re.compile(
+    r"(?<![\w./-])((data|model|rollout|evaluation)\.([a-z_]+)(?:\.[a-z_]+)*)\b"
+    rf"(?::\ ({_VALUE})|=({_VALUE}|[^\s,;)]+))?"
+)
+
+
+def with_options(**options: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a command without a recipe: errors propose its options where they name a recipe's settings.
+    ``options``: those with a name of their own, ``model_path="MODEL"`` for model.path."""
+
+    def spoken(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                command(*args, **kwargs)
+            except (ConfigError, DataError, ModelError, RolloutError) as error:
+                raise type(error)(as_options(str(error), options)) from error
+
+        return run
+
+    return spoken
+
+
+def as_options(text: str, options: dict[str, str]) -> str:
+    """A message with options in place of a recipe's settings."""
+    from srft.config import SRFTConfig
+
+    def option(match: re.Match[str]) -> str:
+        name, section, first, *values = match.groups()
+        value = next(filter(None, values), None)
+        fields: Any = SRFTConfig.model_fields[section].annotation
+        if first not in fields.model_fields:
+            return match[0]  # a file's name, say
+        own = options.get(name.replace(".", "_"))
+        if own is not None:
+            return f"{own} {shlex.quote(value)}" if value else own
+        if section == "evaluation":
+            return match[0]
+        given = name.removeprefix("rollout.") + (f"={value}" if value else "")
+        return f"--{'rollout' if section == 'rollout' else 'setting'} {shlex.quote(given)}"
+
+    return _SETTING.sub(option, text)
+
+
+def show_tables(tables: Any) -> None:
+    """Markdown or rich's tables on the console, wide enough that no cell is cut."""
+    from rich.markdown import Markdown
+
+    if isinstance(tables, str):
+        needed = max((len(row) for row in tables.splitlines() if row.startswith("|")), default=0)
+        tables = Markdown(tables)
+    else:
+        needed = console.measure(tables, options=console.options.update(width=300)).maximum
+    wide = Console(width=max(console.width, needed), markup=False, quiet=console.quiet)
+    wide.print(tables)
+
+
+def yaml_of(option: str, text: str) -> Any:
+    """An option's value, YAML where it stands in brackets."""
     import yaml
 
-    from srft.config import section
-    from srft.errors import ConfigError
-
     try:
-        return section("reward", yaml.safe_load(text) if text[:1] in ("{", "[") else text)
+        return yaml.safe_load(text) if text[:1] in ("{", "[") else text
     except yaml.YAMLError as error:
-        raise ConfigError(f"--reward {text!r}: not valid YAML: {error}") from error
+        raise ConfigError(f"{option} {text!r}: not valid YAML: {error}") from error
+
+
+def reward_section(text: str) -> Any:
+    """The reward section from a verifier's name, path.py:function, or YAML in brackets."""
+    from srft.config import section
+
+    return section("reward", yaml_of("--reward", text))
 
 
 def print_json(values: Any) -> None:

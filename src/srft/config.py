@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, did_you_mean
@@ -20,16 +20,15 @@ from srft.parallel.parallel_config import ParallelConfig
 from srft.rewards.reward_config import RewardConfig
 from srft.rollout.rollout_config import RolloutConfig
 from srft.secrets import redact_values
+from srft.section import Section
 from srft.trainer.alarms import BUILT_IN, Alarm, with_built_in
 from srft.trainer.teacher_config import TeacherConfig
 from srft.trainer.train_config import RunConfig, Stage, TrainConfig
 
 
-class SRFTConfig(BaseModel):
+class SRFTConfig(Section):
     """Everything that defines a run. ``srft train recipe.yaml key=value`` and
     ``SRFTTrainer(args=SRFTConfig(...))`` read the same fields."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str = Field("srft", description="How to train: a name from the table of methods.")
     objective: Switches = Field(
@@ -180,7 +179,7 @@ def section(name: str, values: Any) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from error
+        raise ConfigError("; ".join(_explain(item, kind) for item in error.errors())) from error
 
 
 def section_from(name: str, overrides: Sequence[str]) -> Any:
@@ -216,8 +215,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*.yaml")]
         raise ConfigError(f"{path}: no such recipe{did_you_mean(path.name, beside)}")
+    raw = path.read_bytes()
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "CP1252"
+        raise ConfigError(
+            f"{path}: is not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1}), probably {kind}. "
+            f"Convert it: iconv -f {kind} -t UTF-8 {path.name} > new{path.suffix}"
+        ) from error
+    try:
+        values = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if values is None:
@@ -229,19 +237,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] != "extra_forbidden":
-        message = str(item["msg"]).removeprefix("Value error, ")
-        return f"{key}: {message}" if key else message
-    fields = _fields_at(SRFTConfig, item["loc"][:-1])
-    known = f"; known here: {', '.join(sorted(fields))}"
-    hint = did_you_mean(str(item["loc"][-1]), fields, known, cutoff=0.5)
-    return f"{key}: unknown key{hint}"
+def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
+    """One of pydantic's errors in a line: which key of ``root`` (the recipe), what is wrong, the fix."""
+    root = root or SRFTConfig
+    where = item["loc"]
+    key = ".".join(str(part) for part in where)
+    model = _model_at(root, where[:-1])
+    if item["type"] == "extra_forbidden":
+        known = f"; known here: {', '.join(sorted(model.model_fields))}"
+        hint = did_you_mean(str(where[-1]), model.model_fields, known, cutoff=0.5)
+        return f"{key}: unknown key{hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item["input"]
+    if item["type"] == "model_type":
+        first = next(iter(_model_at(root, where).model_fields))
+        told = given if isinstance(given, str) or type(given) is int else "..."
+        message = f"is a section with settings of its own; write {key}: {{{first}: {told}}}"
+    elif item["type"] in ("tuple_type", "list_type"):
+        default = model.model_fields[str(where[-1])].get_default(call_default_factory=True)
+        message = f"is no list; write one, such as {list(default or [given])}"
+    elif item["type"] == "dict_type":
+        message = "is no mapping; write {name: value}"
+    return f"{key}: {message}" if key else message
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the (nested) model that ``location`` points to."""
+def _model_at(model: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    """The (nested) model that ``location`` points to."""
     for part in location:
         field = model.model_fields.get(str(part))
         if field is None:
@@ -251,4 +272,4 @@ def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[st
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 model = candidate
                 break
-    return list(model.model_fields)
+    return model

@@ -82,7 +82,8 @@ def analyze(
     read = read_runs(runs) if runs else []
     places = [data] if isinstance(data, (str, Path)) else list(data)
     say("reading responses")
-    responses = read_responses(places, kinds=kinds, limit=limit, seed=seed)
+    columns = {str(role): name for role, name in (data_config or DataConfig()).columns.items()}
+    responses = read_responses(places, kinds=kinds, limit=limit, seed=seed, columns=columns)
     tokenizer = load_tokenizer(sources[0].config)
     tokenized, notes = tokenize(responses, tokenizer, data_config, max_tokens)
 

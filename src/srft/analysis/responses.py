@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ def read_responses(
     kinds: Sequence[str] | None = None,
     limit: int | None = 500,
     seed: int = 0,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Response]:
     """Responses from one or several places.
 
@@ -63,6 +64,7 @@ def read_responses(
         ``prompt`` and ``response`` (or ``responses``, ``completion``, ``completions``, ``output``;
         text or a list, optionally ``kind`` and ``reward``), or any training data with
         demonstrations (``lab``, hub name, JSONL, Parquet).
+    columns: of training data, as ``load_examples`` takes them.
     kinds: keep these kinds only. limit: at most so many responses of each kind, drawn with
         ``seed`` by whole prompts; None takes all.
 
@@ -72,7 +74,7 @@ def read_responses(
     places = [data] if isinstance(data, (str, Path)) else list(data)
     found: list[Response] = []
     for place in places:
-        found.extend(_read(place, first_group=len(found)))
+        found.extend(_read(place, len(found), columns))
     if kinds is not None:
         found = [response for response in found if response.kind in kinds]
     if not found:
@@ -84,7 +86,7 @@ def read_responses(
     return _draw(found, limit, seed)
 
 
-def _read(place: str | Path, first_group: int) -> list[Response]:
+def _read(place: str | Path, first_group: int, columns: Mapping[str, str] | None) -> list[Response]:
     path = Path(place).expanduser()
     if path.is_dir() and (path / "samples.jsonl").is_file():
         path = path / "samples.jsonl"
@@ -98,7 +100,7 @@ def _read(place: str | Path, first_group: int) -> list[Response]:
             return [
                 r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)
             ]
-    return _from_examples(str(place), first_group)
+    return _from_examples(str(place), first_group, columns)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,7 +139,9 @@ def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
         )
 
 
-def _from_examples(place: str, first_group: int) -> list[Response]:
+def _from_examples(
+    place: str, first_group: int, columns: Mapping[str, str] | None
+) -> list[Response]:
     from srft.data.reading import load_examples
 
     return [
@@ -152,7 +156,7 @@ def _from_examples(place: str, first_group: int) -> list[Response]:
             False,
             example.answer,
         )
-        for i, example in enumerate(load_examples(place))
+        for i, example in enumerate(load_examples(place, columns=columns, invalid_rows="refuse"))
         for text in example.demonstrations
     ]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from srft.section import Section
 
 Role = Literal["prompt", "demonstration", "answer", "system"]
 
 DEFAULT_PROMPT_TEMPLATE = "{prompt}\n"
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """The ``data`` section of a recipe. See docs/data.md for formats and policies."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     train: str | list[str] = Field(
         "lab",

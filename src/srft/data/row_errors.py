@@ -12,7 +12,8 @@ from srft.errors import DataError
 logger = logging.getLogger("srft.data")
 
 SHOWN = 10
-InvalidRows = Literal["error", "drop"]
+InvalidRows = Literal["error", "drop", "refuse"]
+"""``data.invalid_rows``; ``refuse``: as error, where there is no such setting to go on with."""
 
 
 class RowError(Exception):
@@ -41,11 +42,11 @@ class Problems:
         except RowError as error:
             self.add(where, str(error))
 
-    def settle(self, kept: int, policy: InvalidRows, mend: str | None = None) -> None:
+    def settle(self, kept: int, policy: InvalidRows, fix: str | None = None) -> None:
         """Raise DataError if there were problems, or log them where ``policy`` is ``drop``.
 
         ``kept`` is the number of good rows; with none left, DataError is raised in any case.
-        ``mend`` says what to do, where it is something else than mending the rows.
+        ``fix`` says what to do, where it is something else than fixing the rows.
         """
         if not self.count:
             return
@@ -56,14 +57,12 @@ class Problems:
         ]
         if self.count > len(self.shown):
             lines.append(f"  and {self.count - len(self.shown):,} more")
-        if mend is not None:
-            raise DataError("\n".join([*lines, mend]))
+        if fix is not None:
+            raise DataError("\n".join([*lines, fix]))
         if kept == 0:
-            lines.append("No row is left. Mend the rows, or name other columns in data.columns.")
+            lines.append("No row is left. Fix the rows, or name other columns in data.columns.")
             raise DataError("\n".join(lines))
-        if policy == "error":
-            lines.append(
-                f"Mend them, or set data.invalid_rows: drop to go on with the {kept:,} good rows."
-            )
-            raise DataError("\n".join(lines))
+        if policy != "drop":
+            go_on = f", or set data.invalid_rows: drop to go on with the {kept:,} good rows."
+            raise DataError("\n".join([*lines, f"Fix them{go_on if policy == 'error' else '.'}"]))
         logger.warning("%s", "\n".join([*lines, "They are left out (data.invalid_rows: drop)."]))

@@ -166,7 +166,7 @@ def _tokenize(
         if progress is not None:
             progress(min(start + _CHUNK, len(examples)), len(examples))
     _check_rendered(len(examples), config, tally)
-    overlong.settle(len(kept), "error", mend="Raise the limit or choose another policy.")
+    overlong.settle(len(kept), "error", fix="Raise the limit or choose another policy.")
     bad.settle(len(examples) - bad.count, config.invalid_rows)
     tally.counts["dropped_rows"] = bad.count
     return kept, _report(len(examples), kept, template, tally)

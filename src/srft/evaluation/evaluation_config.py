@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from srft.data.data_config import Role
 from srft.evaluation.benchmarks import resolve
+from srft.section import Section
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Section):
     """What to evaluate on, how to sample, and how often during training."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     suites: list[str] = Field(
         default_factory=list,
@@ -23,6 +23,9 @@ class EvaluationConfig(BaseModel):
         None,
         description="Another dataset to evaluate on: hub id, JSONL or Parquet file, in any form "
         "that training data may have.",
+    )
+    columns: dict[Role, str] = Field(
+        default_factory=dict, description="As `data.columns`, for `dataset`."
     )
     split: str = Field("test", description="Split of `dataset` where it comes from the hub.")
     data_dir: str | None = Field(

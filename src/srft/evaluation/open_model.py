@@ -69,6 +69,8 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
     path = Path(reference).expanduser()
     if str(reference) == "lab" and not path.exists():
         return Source("lab", ModelConfig(path=str(lab.base_model_path()), **given))
+    if not path.is_dir() and (path.is_absolute() or str(reference).startswith((".", "~"))):
+        raise ModelError(f"{path}: no such folder; name a model, a run directory or a hub id")
     if not path.is_dir():
         return Source(str(reference), ModelConfig(path=str(reference), **given))
     run = RunDir(path)
@@ -79,7 +81,10 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
     if (path / "weights").is_dir():
         return _checkpoint(path, given)
     if not run.is_run:
-        return Source(path.resolve().name, ModelConfig(path=str(path), **given))
+        raise ModelError(
+            f"{path}: holds no model (no config.json) and is no run directory; name a folder with a "
+            "model, a run directory or a hub id"
+        )
     checkpoints = checkpoints_of(path)
     if not checkpoints:
         raise ModelError(

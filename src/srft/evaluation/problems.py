@@ -65,7 +65,7 @@ def source_of(benchmark: Benchmark, data_dir: str | Path | None = None) -> str:
 def _local(benchmark: Benchmark, data_dir: str | Path | None) -> Path | None:
     folder = data_dir or os.environ.get("SRFT_DATA_DIR")
     if data_dir is not None and not Path(data_dir).is_dir():
-        raise DataError(f"{data_dir}: no such folder; --data-dir (data_dir) names one.")
+        raise DataError(f"{data_dir}: no such folder; evaluation.data_dir names one.")
     if not folder or not benchmark.file:
         return None
     path = Path(folder).expanduser() / benchmark.file
@@ -96,7 +96,7 @@ def _rows(
     except DataError as error:
         raise DataError(
             f"benchmark {benchmark.name}: {error}. A local copy is looked for at "
-            f"DATA_DIR/{benchmark.file} (or .jsonl, .csv); set SRFT_DATA_DIR or --data-dir."
+            f"DATA_DIR/{benchmark.file} (or .jsonl, .csv); set SRFT_DATA_DIR or evaluation.data_dir."
         ) from error
     return examples, benchmark.layout
 

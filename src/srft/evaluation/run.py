@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,7 +127,8 @@ def load_results(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as evaluation results ({error}).") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot be read as evaluation results ({why}).") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT or "benchmarks" not in found:
         raise DataError(f"{path}: not a results.json of `srft eval` (format {FORMAT}).")
     return found
@@ -174,7 +176,15 @@ def _dataset_set(config: EvaluationConfig, reward: RewardConfig) -> EvaluationSe
 
     assert config.dataset is not None
     local = Path(config.dataset).expanduser().is_file()
-    examples = load_examples(config.dataset, split=None if local else config.split)
+    columns = {str(role): name for role, name in config.columns.items()}
+    split = None if local else config.split
+    try:
+        examples = load_examples(
+            config.dataset, split=split, columns=columns, invalid_rows="refuse"
+        )
+    except DataError as error:  # which names the settings of training data
+        text = re.sub(r"\bdata\.(?:eval_)?(columns|split)\b", r"evaluation.\1", str(error))
+        raise DataError(text) from error
     if any(spec.name and REWARDS[spec.name].needs_answer for spec in reward.rewards):
         for example in examples:
             if example.answer is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from srft.section import Section
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -19,11 +21,9 @@ def holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(Section):
     """Low-rank adapters (LoRA): the model's own weights stay as they are, and each adapted matrix W
     becomes W + scale B A, of which only A and B are trained."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(16, ge=1, description="Columns of B and rows of A.")
     alpha: float = Field(
@@ -64,10 +64,8 @@ class LoraConfig(BaseModel):
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """The policy: where its weights are and how they are loaded."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str = Field(
         "",

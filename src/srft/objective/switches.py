@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from srft.section import Section
 
 Average = Literal["token", "sequence", "constant"]
 
 
-class Switches(BaseModel):
+class Switches(Section):
     """Set in a recipe under ``objective:``; what is not set there is the method's own default.
 
     Notation: lp = log pi(y_t), H = entropy of the next-token distribution in nats (no gradient),
@@ -17,7 +19,7 @@ class Switches(BaseModel):
     (arXiv 2506.19767) unless another paper is named.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
     # What multiplies the three losses of Eq. 13, and the two entropy weights.
     weight_sft: float = Field(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from srft.section import Section
 
 
-class ParallelConfig(BaseModel):
+class ParallelConfig(Section):
     """Several processes, started by torchrun, Slurm or anything else that sets torchrun's variables.
     One process reads none of this but the time-out's absence: it is the same loop with a world of one."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     replicate: int = Field(
         1,

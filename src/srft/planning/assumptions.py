@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from srft.errors import ConfigError
 from srft.planning.devices import Cluster
+from srft.section import Section
 
 
-class Assumptions(BaseModel):
+class Assumptions(Section):
     """Defaults are for GPUs; :func:`assume` knows those of a CPU."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt_tokens: int = Field(
         512, gt=0, description="longest prompt, tokens, where data.max_prompt_tokens is unset"

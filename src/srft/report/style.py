@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,11 @@ CYCLE = [
     PALETTE[name] for name in ("rollout", "demonstration", "second", "third", "fourth", "fifth")
 ]
 
+_OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans", "WenQuanYi Zen Hei", "Unifont")
+
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans", *_OTHER_SCRIPTS],
     "font.size": 9.5,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -71,7 +74,9 @@ def style() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     settings: Any = _STYLE
     try:
-        with matplotlib.rc_context(settings):
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            # Names in scripts that no installed font has are drawn as boxes: no word for each letter.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from")
             yield
     finally:
         log.setLevel(level)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from srft.errors import did_you_mean
 from srft.rewards.registry import REWARDS
+from srft.section import Section
 
 OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all", "case_sensitive")
 
 
-class RewardSpec(BaseModel):
+class RewardSpec(Section):
     """One reward: a verifier of this package by name, or a function of your own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
     name: str | None = Field(
         None, description="Verifier: math, exact, choice, numeric, countdown or format."
@@ -87,14 +88,14 @@ def _names() -> str:
     return ", ".join(REWARDS)
 
 
-class RewardConfig(BaseModel):
+class RewardConfig(Section):
     """What is rewarded and how it is checked.
 
     Written as a name (``reward: math``), one reward with its options (``reward: {name: numeric,
     tolerance: 1e-3}``), a list of rewards, or in full with ``rewards:``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
 
     rewards: list[RewardSpec] = Field(
         default_factory=lambda: [RewardSpec.model_validate({"name": "math"})],
@@ -142,7 +143,12 @@ class RewardConfig(BaseModel):
         if not isinstance(value, Mapping):
             return value
         value = dict(value)
-        own = {key: value.pop(key) for key in list(value) if key in RewardSpec.model_fields}
+        one = not value.keys().isdisjoint(("name", "function"))  # then what is unknown is its, too
+        known = [key for key in value if key in RewardSpec.model_fields]
+        own = {
+            key: value.pop(key)
+            for key in ([k for k in value if k not in cls.model_fields] if one else known)
+        }
         if own:
             if "rewards" in value:
                 raise ValueError(f"{', '.join(own)}: put this into an item of `rewards`")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from srft.section import Section
 
 if TYPE_CHECKING:
     from srft.types import SamplingParams
@@ -14,11 +16,9 @@ if TYPE_CHECKING:
 _TRUNCATIONS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
-class VLLMConfig(BaseModel):
+class VLLMConfig(Section):
     """vLLM's own settings: of the engine in this process, and of a server that ``srft serve``
     starts. Where nothing is set, what the recipe and the device ask for."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -70,10 +70,8 @@ class VLLMConfig(BaseModel):
     )
 
 
-class ServerConfig(BaseModel):
+class ServerConfig(Section):
     """How running vLLM servers are spoken to (``rollout.engine: vllm-server``)."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     in_flight: int = Field(256, ge=1, description="Most requests at once with each server.")
     timeout_s: float = Field(
@@ -116,10 +114,8 @@ class ServerConfig(BaseModel):
     )
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(Section):
     """Settings of the engine that generates rollouts, and of the sampling itself."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     engine: Literal["embedded", "generate", "vllm", "vllm-server"] = Field(
         "embedded",

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from srft.errors import did_you_mean
 from srft.runs.metrics import metric, nearest
+from srft.section import Section
 
 
-class Alarm(BaseModel):
+class Alarm(Section):
     """One rule. A name from the table of built-in alarms (docs/reliability.md) changes that rule, and
     only the given keys of it; any other name is a rule of your own."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     metric: str = Field(
         description="A key of docs/metrics.md, such as rollout/entropy; of eval/... a step is an evaluation."

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.reading import Splits, as_examples, load_splits
@@ -117,7 +120,9 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         ConfigError, DataError, ModelError, RewardError.
     """
     methods = build_methods(config)
-    set_seed(config.train.seed)
+    random.seed(config.train.seed)
+    np.random.seed(config.train.seed % 2**32)
+    torch.manual_seed(config.train.seed)
     model = None if given.model is None else unwrap(given.model)
     if not config.model.path and model is None:
         raise ConfigError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from srft.model.model_config import DtypeName
+from srft.section import Section
 
 SHOWN = (
     "{prompt}\n\nHere is a correct solution:\n\n{solution}\n\n"
@@ -12,10 +13,8 @@ SHOWN = (
 )
 
 
-class TeacherConfig(BaseModel):
+class TeacherConfig(Section):
     """Who scores the responses a second time, for methods that distil (docs/objective.md)."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str | None = Field(
         None,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from srft.objective.switches import Switches
+from srft.section import Section
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Section):
     """How the weights are moved."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(
         100, ge=1, description="Training steps: rollout batches, not optimizer steps."
@@ -77,10 +76,8 @@ class TrainConfig(BaseModel):
     )
 
 
-class RunConfig(BaseModel):
+class RunConfig(Section):
     """Where results go and what is kept."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dir: str | None = Field(None, description="Run directory; none: runs/<method>-<date>.")
     checkpoint_every: int = Field(
@@ -107,10 +104,8 @@ class RunConfig(BaseModel):
     )
 
 
-class Stage(BaseModel):
+class Stage(Section):
     """One stage of a sequence (SFT then RL, say)."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     method: str = Field(description="A name from the table of methods.")
     steps: int = Field(ge=1, description="Steps of this stage (at most, where plateau is set).")

@@ -405,7 +405,7 @@ class SRFTTrainer:
         if self.world.main:
             create_run_dir(self.run, self.args.to_yaml(redacted=True))
         for note in self.setup.notes:
-            self.console.print(note, highlight=False, markup=False)
+            self.console.print(note, highlight=False, markup=False, soft_wrap=True)
         return {}
 
     def _resume(self) -> dict[str, int]:
@@ -419,14 +419,14 @@ class SRFTTrainer:
         recipe = self.args.to_yaml(redacted=True)
         self.changes = recipe_changes(self.run, recipe)
         for sentence in [*damaged, *self.changes]:
-            self.console.print(f"resume: {sentence}", highlight=False, markup=False)
+            self.console.print(f"resume: {sentence}", highlight=False, markup=False, soft_wrap=True)
         self._restore(checkpoint)
         if self.changes and self.world.main:
             change_recipe(self.run, recipe, self.state.step)
         where = f"resumed after step {self.state.step} from {checkpoint.path}"
         if self.finished:
             where += ": the run is finished, and trains on where the recipe has more steps"
-        self.console.print(where, highlight=False, markup=False)
+        self.console.print(where, highlight=False, markup=False, soft_wrap=True)
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
