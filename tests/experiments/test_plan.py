@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from srft.cli import _LAB_EXPERIMENTS
 from srft.errors import ConfigError
-from srft.experiments.catalog import EXPERIMENTS, QUESTIONS
+from srft.experiments.catalog import EXPERIMENTS, QUESTIONS, read_experiments
 from srft.experiments.experiment import Arm, Experiment, Leg, arm_recipe, base_recipe
 from srft.experiments.runner import check_arms
 from srft.objective.methods import METHODS
@@ -21,16 +22,28 @@ def test_every_arm_of_every_experiment_is_a_recipe_its_method_accepts(name, tmp_
 
 def test_the_tables_hold_what_the_paper_compares():
     assert {arm.name for arm in EXPERIMENTS["methods"].arms} == set(METHODS)
-    assert {"sft", "rl", "sft->rl", "rl->sft", "rl->sft+kl", "srft"} < {
-        a.name for a in EXPERIMENTS["table1"].arms
-    }
-    assert {"base", "sft", "grpo", "dr-grpo", "sft->rl", "sft+rl", "luffy", "relift", "srft"} < {
-        arm.name for arm in EXPERIMENTS["table2"].arms
-    }
-    assert {"w_SFT = 1", "w_RL = 1", "without SFT"} < {
-        arm.name for arm in EXPERIMENTS["table3"].arms
-    }
+    arms = {name: {arm.name for arm in found.arms} for name, found in EXPERIMENTS.items()}
+    assert {"sft", "rl", "sft->rl", "rl->sft", "rl->sft+kl", "srft"} < arms["table1"]
+    assert {"base", "sft", "grpo", "dr-grpo", "sft->rl", "sft+rl", "luffy"} < arms["table2"]
+    assert {"w_SFT = 1", "w_RL = 1", "without SFT"} < arms["table3"]
     assert len(QUESTIONS) == 6
+    assert {*EXPERIMENTS} - {*QUESTIONS} == {*_LAB_EXPERIMENTS} - {"questions"}
+
+
+def test_arms_are_read_as_they_are_written():
+    text = """
+base: {train: {steps: 7}}
+experiments:
+  own:
+    title: Mine
+    reference: a
+    arms: [{name: a, stages: [[sft, 0.5], [grpo, 2, {clip_low: 0.1}]]}, srft, {name: b, untrained: true}]
+"""
+    (own,) = read_experiments(text).values()
+    assert own.arms[0].stages == (Leg("sft", 0.5), Leg("grpo", 2, {"clip_low": 0.1}))
+    assert own.arms[1] == Arm("srft", "srft") and own.arms[2].untrained
+    assert base_recipe(own).train.steps == 7
+    assert base_recipe(own, ["train.steps=8"]).train.steps == 8
 
 
 def test_arms_differ_in_what_they_say_and_in_nothing_else(experiment, tmp_path):
