@@ -19,6 +19,7 @@ from srft.cli_options import (
     console,
     data_and_model,
     load_recipe,
+    print_json,
     show_tables,
     with_options,
 )
@@ -114,9 +115,7 @@ def plan(
 
     made = make_plan(load_recipe(recipe, overrides), gpus, nodes=nodes, assume=assume or [])
     if as_json:
-        import json
-
-        sys.stdout.write(json.dumps(made.as_dict(), indent=1) + "\n")
+        print_json(made.as_dict())
     else:
         show(made, console)
     if not made.fits:
@@ -243,10 +242,11 @@ def lab_data(
     seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
 ) -> None:
     """Write the lab's problems as JSONL."""
-    from srft.lab.data import lab_eval, lab_train, write_jsonl
+    from srft.lab import lab_eval, lab_train
+    from srft.runs.files import to_json, write_whole
 
-    write_jsonl(lab_train(n, seed), out / "train.jsonl")
-    write_jsonl(lab_eval(per_family, seed), out / "eval.jsonl")
+    for name, rows in (("train", lab_train(n, seed)), ("eval", lab_eval(per_family, seed))):
+        write_whole(out / f"{name}.jsonl", "".join(f"{to_json(row)}\n" for row in rows))
     console.print(f"wrote {out / 'train.jsonl'} and {out / 'eval.jsonl'}", markup=False)
 
 

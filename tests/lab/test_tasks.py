@@ -1,12 +1,15 @@
 """The generators: deterministic, right, and never shared between training and evaluation."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from srft.cli import app
 from srft.lab import (
     FAMILIES,
     IN_DISTRIBUTION,
@@ -15,7 +18,6 @@ from srft.lab import (
     lab_eval,
     lab_train,
     make_problem,
-    write_jsonl,
 )
 from srft.lab.tasks import is_held_out
 
@@ -217,12 +219,12 @@ def test_an_unknown_family_is_refused_by_name():
         lab_eval(1, families=("chian",))
 
 
-def test_rows_survive_a_round_trip_through_jsonl(tmp_path):
-    import json
-
-    rows = lab_train(12)
-    write_jsonl(rows, tmp_path / "train.jsonl")
-    assert [json.loads(line) for line in (tmp_path / "train.jsonl").open()] == rows
+def test_the_command_writes_the_rows_into_a_new_folder(tmp_path):
+    out = tmp_path / "new" / "folder"
+    options = ["--n", "12", "--per-family", "2", "--seed", "3"]
+    assert CliRunner().invoke(app, ["lab", "data", str(out), *options]).exit_code == 0
+    for name, rows in (("train", lab_train(12, 3)), ("eval", lab_eval(2, 3))):
+        assert [json.loads(line) for line in (out / f"{name}.jsonl").open()] == rows
 
 
 def test_the_hard_set_trains_beyond_the_corpus_and_keeps_a_family_back():

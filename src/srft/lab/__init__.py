@@ -7,15 +7,8 @@ With it the whole method runs, learns and can be compared on a laptop:
 
 from pathlib import Path
 
-from srft.lab.data import Row, lab_eval, lab_train, write_jsonl
-from srft.lab.tasks import (
-    FAMILIES,
-    IN_DISTRIBUTION,
-    OUT_OF_DISTRIBUTION,
-    TASK_SETS,
-    Problem,
-    make_problem,
-)
+from srft.lab.data import lab_eval, lab_train
+from srft.lab.tasks import FAMILIES, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, TASK_SETS, make_problem
 
 __all__ = [
     "FAMILIES",
@@ -23,15 +16,11 @@ __all__ = [
     "OUT_OF_DISTRIBUTION",
     "QUICKSTART",
     "TASK_SETS",
-    "Problem",
-    "Row",
     "base_model_path",
     "lab_eval",
     "lab_train",
     "make_problem",
-    "write_jsonl",
 ]
-
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 

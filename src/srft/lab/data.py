@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from srft.lab.tasks import TASK_SETS, Problem, make_problem
 
@@ -64,9 +62,3 @@ def lab_eval(
     for family in families or known:
         rows += _distinct(family, known[family], n_per_family, seed, held_out=True)
     return rows
-
-
-def write_jsonl(rows: Iterable[Row], path: str | Path) -> None:
-    """One JSON object a line."""
-    with Path(path).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
