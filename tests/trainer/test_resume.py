@@ -140,6 +140,7 @@ def wait_for_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_step_saves_and_exits_with_its_code(recipe, tmp_path, number, code):
     run_dir = tmp_path / "stopped"
@@ -153,6 +154,7 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(recipe, tmp_path, 
     assert checkpoints.list_checkpoints(run_dir / "checkpoints")[-1].name == f"step_{done:06d}"
 
 
+@pytest.mark.slow
 def test_a_process_killed_from_outside_resumes_bit_identically(recipe, whole, tmp_path):
     run_dir = tmp_path / "killed"
     process = start(recipe(), run_dir)
