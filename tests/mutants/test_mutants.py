@@ -1,4 +1,4 @@
-"""The list of mutations is one that can be tried: every snippet is there, once, and its mutation is Python."""
+"""The list of mutations can be tried: every snippet is there, once, and its mutation is Python."""
 
 from __future__ import annotations
 

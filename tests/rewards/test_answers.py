@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from srft.rewards.answers import as_number, extract_answer, last_box, same_answer
@@ -56,10 +54,10 @@ def test_the_announcement_that_counts(text: str, answer: str | None) -> None:
     ],
     ids=lambda text: repr(text[:10]),
 )
+@pytest.mark.timeout(120)
 def test_a_megabyte_of_anything_takes_linear_time(text: str) -> None:
-    start = time.process_time()
+    """Milliseconds; a reading that went back over the text for each of its characters takes hours."""
     extract_answer(text)
-    assert time.process_time() - start < 2.0
 
 
 def test_boxes_nested_in_a_box_belong_to_the_outer_one() -> None:

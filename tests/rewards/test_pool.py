@@ -11,12 +11,15 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from srft.errors import RewardError
+from srft.rewards import pool as pool_module
 from srft.rewards.pool import VerifierPool
 
 ROOT = Path(__file__).parents[2]
@@ -42,14 +45,10 @@ ADVERSARIAL = {
 
 def test_every_adversarial_answer_gets_a_score_within_its_limit(pool: VerifierPool) -> None:
     pool.submit(MATH, "1", "1").result()
-    start = time.monotonic()
     futures = {name: pool.submit(MATH, text, "1") for name, text in ADVERSARIAL.items()}
     verdicts = {name: future.result() for name, future in futures.items()}
-    elapsed = time.monotonic() - start
     assert all(verdict.score == 0.0 for verdict in verdicts.values()), verdicts
     assert verdicts["tower of powers"].status in {"timeout", "memory"}
-    # The pool's clock by the wall; on a machine with free cores it takes a quarter of this.
-    assert elapsed < len(ADVERSARIAL) / 2 * 4.0 + 4.0
     assert pool.submit(MATH, r"\boxed{\frac{2}{4}}", "1/2").result().score == 1.0
 
 
@@ -57,10 +56,8 @@ def test_time_limit_holds_against_sleep_and_against_the_interpreter_lock(
     pool: VerifierPool,
 ) -> None:
     for check in ("hostile:nap", "hostile:hold_the_lock"):
-        start = time.monotonic()
         verdict = pool.submit(check, "60", None).result()
         assert (verdict.score, verdict.status) == (0.0, "timeout")
-        assert time.monotonic() - start < 30.0  # of 60; how busy the machine is decides nothing
 
 
 def test_memory_limit_holds_for_growth_and_for_one_gulp(hostile: Path) -> None:
@@ -177,13 +174,35 @@ def test_submitting_from_many_threads_loses_nothing(pool: VerifierPool) -> None:
     assert scores == {i: float(i) for i in range(300)}
 
 
-def test_the_queue_is_bounded(hostile: Path) -> None:
-    with VerifierPool(workers=1, timeout_s=5.0, queue_size=2) as pool:
-        pool.submit("hostile:nap", "0", None).result()
-        start = time.monotonic()
-        for _ in range(5):
-            pool.submit("hostile:nap", "0.2", None)
-        assert time.monotonic() - start > 0.3
+def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the worker is busy and two items wait, nothing more is taken."""
+    gate, taken = threading.Event(), []
+
+    def attempt(slot: Any, payload: bytes) -> tuple[str, float]:
+        gate.wait()
+        return "ok", 1.0
+
+    monkeypatch.setattr(pool_module._Slot, "_attempt", attempt)
+    with VerifierPool(workers=1, queue_size=2) as pool:
+
+        def submit() -> None:
+            for _ in range(5):
+                taken.append(pool.submit(MATH, "1", "1"))
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        _until(lambda: len(taken) >= 3)
+        thread.join(0.2)  # what is not bounded goes on meanwhile
+        assert thread.is_alive() and len(taken) == 3
+        gate.set()
+        thread.join()
+        assert [future.result().score for future in taken] == [1.0] * 5
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    """Waits; what never holds runs into the test's own limit."""
+    while not holds():
+        time.sleep(0.01)
 
 
 def test_a_worker_is_replaced_after_so_many_items(hostile: Path) -> None:
@@ -193,20 +212,18 @@ def test_a_worker_is_replaced_after_so_many_items(hostile: Path) -> None:
 
 
 def test_closing_ends_every_process_and_refuses_further_items(hostile: Path) -> None:
-    pool = VerifierPool(workers=2, timeout_s=30.0)
+    pool = VerifierPool(workers=2, timeout_s=3600.0)
     pool.submit("hostile:echo", "1", None).result()
-    running = pool.submit("hostile:nap", "30", None)
-    waiting = [pool.submit("hostile:nap", "30", None) for _ in range(5)]
-    time.sleep(0.2)
+    running = pool.submit("hostile:nap", "3600", None)
+    waiting = [pool.submit("hostile:nap", "3600", None) for _ in range(5)]
+    _until(lambda: len(pool.worker_pids()) == 2 and running.running())
     assert pool._state is not None and pool._state.nursery._process is not None
     pids = [*pool.worker_pids(), pool._state.nursery._process.pid]
-    start = time.monotonic()
     pool.close()
     pool.close()
-    assert time.monotonic() - start < 5.0
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(RewardError, match="closed"):
-        running.result(timeout=5)
+        running.result()
     assert all(future.cancelled() or future.exception() for future in waiting)
     with pytest.raises(RewardError, match="closed"):
         pool.submit("hostile:echo", "1", None)
