@@ -90,6 +90,11 @@ def test_prose_about_the_answer_does_not_replace_an_answer_in_prose(name: str) -
         ("The answer is 5 m. I hope so.", "5 m"),
         ("The answer is C. Remember that D is a trap.", "C"),
         ("The answer is right.", "right"),
+        (r"\boxed{5}. I put it in \boxed{}.", "5"),
+        (r"so \\boxed{5}", "5"),
+        ("Answer:\n- 5 apples", "5 apples"),
+        ("The answer is -5", "-5"),
+        ("Is the answer 5? The answer is 6? Yes.", "6"),
     ],
 )
 def test_the_order_of_precedence(text: str, answer: str | None) -> None:

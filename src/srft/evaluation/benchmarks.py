@@ -25,13 +25,13 @@ class Benchmark:
     """One set of problems.
 
     title: the table's column head. size: how many problems the whole set has, so that a part is
-    never taken for the whole. file: path under the data folder, whatever its ending; "" for none.
+    never taken for the whole. file: path under the data folder, whatever its ending, with rows in the
+    RL community's schema or a copy of the hub's; "" for none.
     hub: repository id on the hub, hub_config and split say which part, columns maps our names
-    (prompt, answer) to its. layout: see ``Layout``, of the hub rows; file_layout: of the local
-    file's rows as they usually come, "hub" for a copy of those on the hub (either is read).
-    subject: column with the field a problem is from, "" for none. verifier: name of the reward that
-    judges an answer. n: samples of each problem; above 1 the score is avg@n. families: of the lab,
-    which is generated and not loaded.
+    (prompt, answer) to its. layout: see ``Layout``, of the hub's rows. subject: column
+    with the field a problem is from, "" for none. verifier: name of the reward that judges an answer.
+    n: samples of each problem; above 1 the score is avg@n. families: of the lab, which is generated
+    and not loaded.
     """
 
     name: str
@@ -39,7 +39,6 @@ class Benchmark:
     size: int
     verifier: Literal["math", "choice", "exact"] = "math"
     file: str = ""
-    file_layout: Layout | Literal["hub"] = "plain"
     hub: str = ""
     hub_config: str | None = None
     split: str = "test"
@@ -52,142 +51,53 @@ class Benchmark:
     families: tuple[str, ...] = ()
 
 
-AIME24 = Benchmark(
-    "aime24",
-    "AIME24",
-    30,
-    file="benchmarks/aime24.parquet",
-    hub="HuggingFaceH4/aime_2024",
-    split="train",
-    columns={"prompt": "problem", "answer": "answer"},
-    n=32,
-)
-AIME25 = Benchmark(
-    "aime25",
-    "AIME25",
-    30,
-    file="benchmarks/aime25.parquet",
-    hub="math-ai/aime25",
-    columns={"prompt": "problem", "answer": "answer"},
-    n=32,
-)
-AMC = Benchmark(
-    "amc",
-    "AMC",
-    83,
-    file="benchmarks/amc.parquet",
-    hub="AI-MO/aimo-validation-amc",
-    split="train",
-    columns={"prompt": "problem", "answer": "answer"},
-    n=32,
-)
-MATH500 = Benchmark(
-    "math500",
-    "MATH500",
-    500,
-    file="benchmarks/math500.parquet",
-    hub="HuggingFaceH4/MATH-500",
-    columns={"prompt": "problem", "answer": "answer"},
-    subject="subject",
-)
-MINERVA = Benchmark(
-    "minerva",
-    "Minerva",
-    272,
-    file="benchmarks/minerva.parquet",
-    hub="math-ai/minervamath",
-    columns={"prompt": "question", "answer": "answer"},
-)
-OLYMPIAD = Benchmark(
-    "olympiad",
-    "Olympiad",
-    675,  # one row more than the hub's OE_TO_maths_en_COMP, which has 674
-    file="benchmarks/olympiad.parquet",
-    hub="Hothan/OlympiadBench",
-    hub_config="OE_TO_maths_en_COMP",
-    split="train",
-    columns={"prompt": "question"},
-    layout="answer_list",
-    subject="subfield",
-)
-GSM8K = Benchmark(
-    "gsm8k",
-    "GSM8K",
-    1319,
-    file="gsm8k/test.jsonl",
-    hub="openai/gsm8k",
-    hub_config="main",
-)
-ARC_C = Benchmark(
-    "arc_c",
-    "ARC-C",
-    1172,
-    verifier="choice",
-    file="benchmarks/arc_c.parquet",
-    file_layout="letters",
-    hub="allenai/ai2_arc",
-    hub_config="ARC-Challenge",
-    columns={"prompt": "question", "answer": "answerKey"},
-    layout="arc",
-)
-GPQA_DIAMOND = Benchmark(
-    "gpqa_diamond",
-    "GPQA-D",
-    198,
-    verifier="choice",
-    file="benchmarks/gpqa_diamond.parquet",
-    file_layout="hub",
-    hub="Idavidrein/gpqa",  # gated: needs an account that has accepted its terms
-    hub_config="gpqa_diamond",
-    split="train",
-    columns={"prompt": "Question", "answer": "Correct Answer"},
-    layout="gpqa",
-    subject="High-level domain",
-)
-MMLU_PRO = Benchmark(
-    "mmlu_pro",
-    "MMLU-Pro",
-    12032,
-    verifier="choice",
-    file="benchmarks/mmlu_pro.parquet",
-    file_layout="hub",
-    hub="TIGER-Lab/MMLU-Pro",
-    columns={"prompt": "question", "answer": "answer"},
-    layout="mmlu_pro",
-    subject="category",
-)
 LAB_PER_FAMILY = 100
-LAB = Benchmark(
-    "lab",
-    "lab",
-    len(IN_DISTRIBUTION) * LAB_PER_FAMILY,
-    verifier="exact",
-    families=IN_DISTRIBUTION,
-    max_tokens=128,
-)
-LAB_OOD = Benchmark(
-    "lab_ood",
-    "lab OOD",
-    len(OUT_OF_DISTRIBUTION) * LAB_PER_FAMILY,
-    verifier="exact",
-    families=OUT_OF_DISTRIBUTION,
-    max_tokens=128,
-)
-
-BENCHMARKS: dict[str, Benchmark] = {
-    b.name: b
-    for b in (
-        *(AIME24, AIME25, AMC, MATH500, MINERVA, OLYMPIAD, GSM8K),
-        *(ARC_C, GPQA_DIAMOND, MMLU_PRO, LAB, LAB_OOD),
-    )
-}
+_PROBLEM = {"prompt": "problem", "answer": "answer"}
+_QUESTION = {"prompt": "question", "answer": "answer"}
+_LISTED = (
+    Benchmark("aime24", "AIME24", 30, file="benchmarks/aime24.parquet", n=32,
+              hub="HuggingFaceH4/aime_2024", split="train", columns=_PROBLEM),
+    Benchmark("aime25", "AIME25", 30, file="benchmarks/aime25.parquet", n=32,
+              hub="math-ai/aime25", columns=_PROBLEM),
+    Benchmark("amc", "AMC", 83, file="benchmarks/amc.parquet", n=32,
+              hub="AI-MO/aimo-validation-amc", split="train", columns=_PROBLEM),
+    Benchmark("math500", "MATH500", 500, file="benchmarks/math500.parquet",
+              hub="HuggingFaceH4/MATH-500", columns=_PROBLEM, subject="subject"),
+    Benchmark("minerva", "Minerva", 272, file="benchmarks/minerva.parquet",
+              hub="math-ai/minervamath", columns=_QUESTION),
+    # One row more than the hub's, which has 674.
+    Benchmark("olympiad", "Olympiad", 675, file="benchmarks/olympiad.parquet",
+              hub="Hothan/OlympiadBench", hub_config="OE_TO_maths_en_COMP", split="train",
+              columns={"prompt": "question"}, layout="answer_list", subject="subfield"),
+    Benchmark("gsm8k", "GSM8K", 1319, file="gsm8k/test.jsonl", hub="openai/gsm8k", hub_config="main"),
+    Benchmark("arc_c", "ARC-C", 1172, "choice", file="benchmarks/arc_c.parquet",
+              hub="allenai/ai2_arc", hub_config="ARC-Challenge",
+              columns={"prompt": "question", "answer": "answerKey"}, layout="arc"),
+    # Gated: needs an account that has accepted its terms.
+    Benchmark("gpqa_diamond", "GPQA-D", 198, "choice", file="benchmarks/gpqa_diamond.parquet",
+              hub="Idavidrein/gpqa", hub_config="gpqa_diamond", split="train", layout="gpqa",
+              columns={"prompt": "Question", "answer": "Correct Answer"}, subject="High-level domain"),
+    Benchmark("mmlu_pro", "MMLU-Pro", 12032, "choice", file="benchmarks/mmlu_pro.parquet",
+              hub="TIGER-Lab/MMLU-Pro", columns=_QUESTION, layout="mmlu_pro", subject="category"),
+    Benchmark("lab", "lab", len(IN_DISTRIBUTION) * LAB_PER_FAMILY, "exact",
+              families=IN_DISTRIBUTION, max_tokens=128),
+    Benchmark("lab_ood", "lab OOD", len(OUT_OF_DISTRIBUTION) * LAB_PER_FAMILY, "exact",
+              families=OUT_OF_DISTRIBUTION, max_tokens=128),
+)  # fmt: skip
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _LISTED}
 
 SUITES: dict[str, tuple[str, ...]] = {
     "math5": ("aime24", "amc", "math500", "minerva", "olympiad"),
     "ood3": ("arc_c", "gpqa_diamond", "mmlu_pro"),
     "paper": (
-        *("aime24", "amc", "math500", "minerva", "olympiad"),
-        *("arc_c", "gpqa_diamond", "mmlu_pro"),
+        "aime24",
+        "amc",
+        "math500",
+        "minerva",
+        "olympiad",
+        "arc_c",
+        "gpqa_diamond",
+        "mmlu_pro",
     ),
     "lab": ("lab", "lab_ood"),
     "all": tuple(name for name in BENCHMARKS if not name.startswith("lab")),

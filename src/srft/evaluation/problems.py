@@ -102,20 +102,18 @@ def _rows(
 
 
 def _local_rows(benchmark: Benchmark, path: str, split: str | None) -> tuple[list[Example], Any]:
-    """The rows of a local file: a copy of the hub's, or in the RL community's schema. The usual one
-    for this benchmark is tried first, and its error is the one that is raised."""
+    """The rows of a local file: in the RL community's schema, or a copy of the hub's."""
     from srft.data.reading import load_examples
 
-    rl_layout = "letters" if benchmark.verifier == "choice" else "plain"
-    forms: list[tuple[dict[str, str] | None, Any]] = [(None, rl_layout)]
-    forms.insert(benchmark.file_layout != "hub", (dict(benchmark.columns), benchmark.layout))
-    errors = []
-    for columns, layout in forms:
+    try:
+        layout = "letters" if benchmark.verifier == "choice" else "plain"
+        return load_examples(path, split=split), layout
+    except DataError as error:
         try:
-            return load_examples(path, split=split, columns=columns), layout
-        except DataError as error:
-            errors.append(error)
-    raise errors[0]
+            columns = dict(benchmark.columns)
+            return load_examples(path, split=split, columns=columns), benchmark.layout
+        except DataError:
+            raise error from None
 
 
 def _join_answers(example: Example) -> Example:

@@ -36,9 +36,11 @@ class Announcement(NamedTuple):
 
 # --- marks ----------------------------------------------------------------------------------------
 
-_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s{1,8}([^\s{}$\\]{1,64})")
-_CORRECTIONS = words("rather not no actually wait but so then finally after instead hence")
+_CORRECTIONS = words(
+    "rather not no actually wait but so then thus therefore hence finally after instead which gives"
+)
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s?\{|\\q?quad|\\[()\[\],;]")
 _FINAL = re.compile(  # Minerva's
     r"final answer is:?\s{0,4}((?:[^\n.]|\.(?=\S)){1,200}?)\.\s{1,2}I hope", re.IGNORECASE
@@ -75,7 +77,7 @@ def last_box(text: str) -> tuple[int, str] | None:
     Nested and escaped braces are honoured; a box that is never closed does not count. ``\boxed 5``
     without braces is read as TeX reads it, up to the next space.
     """
-    boxes = _boxes(text)
+    boxes = [box for box in _boxes(text) if box[2].strip()]
     if not boxes:
         return None
     start, end, content = boxes.pop()
@@ -94,11 +96,11 @@ def _are_joined(between: str, length: int) -> bool:
     if length > 80 or re.search(r"[.!?:]\s", between) or not _CORRECTIONS.isdisjoint(spoken):
         return False
     linked = not {"and", "or"}.isdisjoint(spoken) or re.search("[,;]", between)
-    return len(spoken) <= 4 if linked else not between.strip(" \t$")
+    return len(spoken) <= 4 if linked else not between.strip(" \t$+&\\")
 
 
 def _last_mark(text: str) -> Announcement | None:
-    found = [box] if (box := last_box(text)) and box[1].strip() else []
+    found = [box] if (box := last_box(text)) else []
     # A tag that is never closed counts where it is the last thing: a stop string was cut off.
     found += [
         (tag.start(), tag[1])
@@ -153,7 +155,7 @@ def _is_answer(content: str, last: bool) -> bool:
 
 _ANNOUNCED = re.compile(
     r"\banswers?(?:\s(?:to|for)\s[^.:=\n]{1,80}?)?(?:\*\*)?"
-    r"(?:\s{0,4}[:=]|\s{1,4}(?:is|are|equals|(?:would|must|should)\sbe)\b)[\s:=*]{0,8}"
+    r"(?:\s{0,4}[:=\uff1a]|\s{1,4}(?:is|are|equals|(?:would|must|should)\sbe)\b)[\s:=*]{0,8}(?:(?<=\n)-\s)?"
     r"|^[\s#*]{0,8}(?:the\s)?(?:final\s|correct\s)?answer[ \t*]{0,4}\n\s{0,8}",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -171,7 +173,7 @@ _JUDGED = re.compile(
     r"(?:\.?\s*$|\.\s|[,;:!?]|\s+(?:with|by|for|as|in|because|since|and|to|at|here|now|enough|above)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
-_STOP = re.compile(r"\.(?=\s|$)|(?<=[A-Za-z]{2})[!?](?=\s|$)|,?\s(?:because|since)\b")
+_STOP = re.compile(r"\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|,?\s(?:because|since)\b")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 _ABBREVIATIONS = words(
     "dr mr mrs ms prof st mt ft sr jr vs approx inc ltd co corp gen col sgt capt lt gov sen rep "

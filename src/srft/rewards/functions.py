@@ -143,31 +143,25 @@ def _answers(example: Example) -> str | list[str] | None:
     return [str(example.answer), *others] if others else example.answer
 
 
-def _accepted(function: RewardFunction, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without what the signature has no room for."""
+def _fitted(
+    function: RewardFunction, values: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """`values` without what the signature has no room for, and what it asks for that is not there."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # built-ins without a signature
-        return dict(values)
+        return dict(values), []
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in values]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(values)
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return {name: value for name, value in values.items() if name in names}
-
-
-def _missing(function: RewardFunction, values: Mapping[str, Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return [p.name for p in named if p.default is p.empty and p.name not in values]
+        return dict(values), missing
+    return {p.name: values[p.name] for p in named if p.name in values}, missing
 
 
 def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
     """The call, ready to make. Raises: RewardError where it asks for columns there are not."""
     values = batch.arguments()
-    missing = _missing(function, values)
+    accepted, missing = _fitted(function, values)
     if missing:
         columns = sorted(set(values) - {"prompts", "completions", "completion_ids", *batch.extras})
         tokens = " (no token ids are at hand in this check)" if "completion_ids" in missing else ""
@@ -175,7 +169,7 @@ def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
             f"reward function {function_name(function)} needs {', '.join(missing)}{tokens}; "
             f"{batch.examples[0].source} has the columns {', '.join(columns) or 'none'}"
         )
-    return functools.partial(function, **_accepted(function, values))
+    return functools.partial(function, **accepted)
 
 
 def checked(function: RewardFunction, batch: Batch, output: Any) -> list[float | None]:

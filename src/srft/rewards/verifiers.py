@@ -249,7 +249,8 @@ def check_choice(
 _LEADS_TO = re.compile(  # "It costs", "Total:"
     r"(?:[A-Za-z\u2019',()\s]|(?<=[A-Za-z])-(?=[A-Za-z]))*"
     r"(?::|\b(?:is|are|was|were|be|costs?|equals?|makes?|has|have|gets?|totals?|needs?|pays?|paid|spen[dt]s?|"
-    r"earns?|gives?|takes?|leaves?|sells?|sold|weighs?|saves?|obtain|find|about))\s+",
+    r"earns?|gives?|takes?|leaves?|sells?|sold|weighs?|saves?|obtain|find|about|so|thus|hence|therefore|then),?)"
+    r"\s+",
     re.IGNORECASE,
 )
 _BOUNDS = re.compile(
