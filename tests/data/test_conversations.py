@@ -87,7 +87,7 @@ def test_what_is_learned_is_what_the_template_writes_or_is_said(name, kind, expe
         return
     (item,), report = learned(tokenizer, messages)
     whole = official(tokenizer, messages)
-    said = "\n".join(report.differences)
+    said = "\n".join(report.differences.lines())
     assert "1 demonstrations, " in said and ("1 equal" in said) == (expected == "equal")
     if expected == "equal":
         assert whole[: len(ids_of(item))] == ids_of(item)
@@ -147,7 +147,7 @@ def check_family(tokenizer, count: int) -> None:
         else:
             differ += 1
             assert tokenizer.decode(whole).startswith(tokenizer.decode(ids_of(item)))
-    assert f"{count:,} demonstrations, {count - differ:,} equal" in report.differences[0]
+    assert f"{count:,} demonstrations, {count - differ:,} equal" in report.differences.lines()[0]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "metaspace"])
@@ -180,7 +180,7 @@ def test_no_mark_of_a_beginning_stands_in_the_middle_of_a_conversation(make_toke
     whole = official(tokenizer, messages)
     assert ids_of(item) == whole[: len(ids_of(item))]
     assert tokenizer.convert_ids_to_tokens(item.demonstration_ids[0][0])[0] != "\u2581"
-    assert "1 equal" in report.differences[0]
+    assert "1 equal" in report.differences.lines()[0]
     assert tokenizer("The", add_special_tokens=False).input_ids[0] != item.demonstration_ids[0][0]
 
 
@@ -248,8 +248,8 @@ def test_a_developers_message_stands_where_the_template_has_a_place_for_it(name,
 def test_thinking_of_earlier_turns_is_left_out_by_qwen3_and_said():
     turns = [USER, {"role": "assistant", "reasoning_content": "Two.", "content": "4"}, USER]
     _, report = learned(with_template("qwen3"), [*turns, {"role": "assistant", "content": "4"}])
-    assert any("leaves out `reasoning_content`" in line for line in report.differences)
-    assert any("(row 1)" in line for line in report.differences)
+    assert any("leaves out `reasoning_content`" in line for line in report.differences.lines())
+    assert any("(row 1)" in line for line in report.differences.lines())
 
 
 def test_control_tokens_that_a_demonstration_spells_stay_text_between_the_templates_own():

@@ -54,9 +54,8 @@ class Rendered:
             marked = marked.replace(mark, word)
         return marked
 
-    def with_text(self, marked: str) -> Rendered:
-        """Another text with the same private characters."""
-        return Rendered(marked, self.words)
+    def __add__(self, other: Rendered) -> Rendered:
+        return Rendered(self.marked + other.marked, {**self.words, **other.words})
 
 
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -140,7 +139,7 @@ class ControlTokens:
         """Token ids of a text as in the middle of another one. Raises RowError."""
         # Behind a control token no tokenizer takes it for the beginning of a text.
         before = next((w for w in self.id_of if self._stands_alone(w)), "")
-        (ids,) = self.encode([rendered.with_text(before + rendered.marked)])
+        (ids,) = self.encode([Rendered(before) + rendered])
         if isinstance(ids, RowError):
             raise ids
         return ids[1:] if before else ids

@@ -9,7 +9,7 @@ from srft.types import Example
 
 if TYPE_CHECKING:
     from srft.data.control_tokens import Rendered
-    from srft.data.template import Response, Template
+    from srft.data.template import Response
 
 _AROUND = 40  # characters shown on each side
 
@@ -43,20 +43,23 @@ class Differences:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.total = 0
+        self.left_out: dict[str, str] = {}  # what prompts have and the template does not show
         self._first: dict[str, str] = {}
 
     def add(self, example: Example, prompt: Rendered, response: Response, apart: bool) -> None:
         """Note one demonstration; ``apart``: it was tokenized apart from its prompt."""
+        if response.official is None:
+            return
         self.total += 1
         for kind in (*response.differences, *(("apart",) if apart else ())):
             self.counts[kind] += 1
             if kind not in self._first:
                 self._first[kind] = f"{example.source}: {_shown(kind, prompt, response)}"
 
-    def lines(self, template: Template) -> tuple[str, ...]:
+    def lines(self) -> tuple[str, ...]:
         """For the log: what was checked, and each kind of difference with an example."""
         said = []
-        if self.total and template.jinja is not None:
+        if self.total:
             differ = sum(self.counts[kind] for kind in _EXPLAINED)
             said.append(
                 f"checked against the chat template's whole conversation, token by token: {self.total:,} "
@@ -65,7 +68,7 @@ class Differences:
         for kind, count in self.counts.items():
             words = _EXPLAINED.get(kind, _WRITTEN)
             said.append(f"  {count:,} demonstrations {words}. {self._first[kind]}")
-        for what, source in template.forms.left_out.items():
+        for what, source in self.left_out.items():
             said.append(f"  the chat template leaves out {what} in prompts ({source})")
         return tuple(said)
 

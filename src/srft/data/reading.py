@@ -57,13 +57,15 @@ def load_examples(
     limit: int | None = None,
     invalid_rows: InvalidRows = "error",
     seed: int = 0,
+    evaluation: bool = False,
     notes: list[str] | None = None,
 ) -> list[Example]:
     """Read ``source`` and check every row.
 
     source: a hub dataset id, a local folder, a .jsonl, .json, .parquet or .csv file, or
         ``lab`` or ``lab-hard`` for the built-in tasks (``split`` "train" or "eval", made from ``seed``).
-    split: of a hub dataset or folder; None takes ``train`` where there is one.
+    split: of a hub dataset or folder; None takes ``train`` where there is one, with ``evaluation``
+        the first of ``test``, ``validation`` and the like.
     columns: ``data.columns``: {"prompt" | "demonstration" | "answer" | "system": column or dotted
         path}.
     limit: read the first ``limit`` rows.
@@ -72,17 +74,23 @@ def load_examples(
 
     Raises DataError naming ``file:row``, what is wrong and how to mend it.
     """
-    return _load(
-        source,
-        split,
-        subset,
-        columns,
-        limit,
-        invalid_rows,
-        seed=seed,
-        prefer=_TRAIN_FIRST,
-        notes=notes,
-    )
+    prefer = _EVAL_FIRST if evaluation else _TRAIN_FIRST
+    if source in LAB_SOURCES:
+        return _convert(_lab(source, split, limit, seed, prefer), None, source, "error", notes)
+    if source.startswith(reasoning_gym.PREFIX):
+        rows = _labelled(source, reasoning_gym.rows_of(source, limit, seed))
+        return _convert(rows, None, source, "error", notes)
+    problems = Problems(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        rows = _folder(path, split, limit, prefer, problems)
+    elif path.is_file():
+        rows = read_file(path, problems, limit)
+    elif path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
+        raise missing_file(path)
+    else:
+        rows = _hub(source, subset, split, limit, prefer)
+    return _convert(rows, columns, problems, invalid_rows, notes)
 
 
 def as_examples(
@@ -135,32 +143,25 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
     columns = _roles(config.columns)
     eval_columns = columns if config.eval_columns is None else _roles(config.eval_columns)
     notes: list[str] = []
+    shared: dict[str, Any] = {"invalid_rows": config.invalid_rows, "seed": seed, "notes": notes}
+    training: dict[str, Any] = {
+        "split": config.split,
+        "subset": config.subset,
+        "limit": config.limit,
+    }
     train: list[Example] = []
     for source in [config.train] if isinstance(config.train, str) else config.train:
-        train += load_examples(
-            source,
-            split=config.split,
-            subset=config.subset,
-            columns=columns,
-            limit=config.limit,
-            invalid_rows=config.invalid_rows,
-            seed=seed,
-            notes=notes,
-        )
+        train += load_examples(source, columns=columns, **training, **shared)
     if config.eval_fraction > 0:
         return replace(_hold_out(train, config.eval_fraction, seed), notes=tuple(notes))
+    subset = config.eval_subset or config.subset
+    evaluating: dict[str, Any] = {
+        "split": config.eval_split,
+        "subset": subset,
+        "limit": config.eval_limit,
+    }
     evaluation = {
-        name: _load(
-            source,
-            config.eval_split,
-            config.eval_subset or config.subset,
-            eval_columns,
-            config.eval_limit,
-            config.invalid_rows,
-            seed=seed,
-            prefer=_EVAL_FIRST,
-            notes=notes,
-        )
+        name: load_examples(source, columns=eval_columns, evaluation=True, **evaluating, **shared)
         for name, source in _named(config.eval).items()
     }
     return Splits(train, evaluation, tuple(notes))
@@ -198,42 +199,14 @@ def _named(sources: str | list[str] | dict[str, str] | None) -> dict[str, str]:
     return named
 
 
-def _load(
-    source: str,
-    split: str | None,
-    subset: str | None,
-    columns: Mapping[str, str] | None,
-    limit: int | None,
-    invalid_rows: InvalidRows,
-    *,
-    seed: int,
-    prefer: Sequence[str],
-    notes: list[str] | None,
-) -> list[Example]:
-    if source in LAB_SOURCES:
-        return _lab(source, split, limit, seed, prefer, notes)
-    if source.startswith(reasoning_gym.PREFIX):
-        return _gym(source, limit, seed, notes)
-    problems = Problems(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        rows = _folder(path, split, limit, prefer, problems)
-    elif path.is_file():
-        rows = read_file(path, problems, limit)
-    elif path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
-        raise missing_file(path)
-    else:
-        rows = _hub(source, subset, split, limit, prefer)
-    return _convert(rows, columns, problems, invalid_rows, notes)
-
-
 def _convert(
     rows: Sequence[Row],
     columns: Mapping[str, str] | None,
-    problems: Problems,
+    problems: Problems | str,
     invalid_rows: InvalidRows,
     notes: list[str] | None,
 ) -> list[Example]:
+    problems = Problems(problems) if isinstance(problems, str) else problems
     if not rows:
         problems.settle(0, invalid_rows)
         raise DataError(f"{problems.source}: there are no rows; at least one is needed")
@@ -339,9 +312,12 @@ def _folder(
     return rows
 
 
-def _rows_of(dataset: Any, label: str, limit: int | None) -> list[Row]:
-    rows = itertools.islice(dataset.with_format(None), limit)
+def _labelled(label: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [Row(f"{label}:{number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _rows_of(dataset: Any, label: str, limit: int | None) -> list[Row]:
+    return _labelled(label, itertools.islice(dataset.with_format(None), limit))
 
 
 def _saved_dataset(
@@ -393,20 +369,9 @@ def _hub(
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
 
 
-def _gym(source: str, limit: int | None, seed: int, notes: list[str] | None) -> list[Example]:
-    rows = reasoning_gym.rows_of(source, limit, seed)
-    labelled = [Row(f"{source}:{number}", row) for number, row in enumerate(rows, start=1)]
-    return _convert(labelled, None, Problems(source), "error", notes)
-
-
 def _lab(
-    source: str,
-    split: str | None,
-    limit: int | None,
-    seed: int,
-    prefer: Sequence[str],
-    notes: list[str] | None,
-) -> list[Example]:
+    source: str, split: str | None, limit: int | None, seed: int, prefer: Sequence[str]
+) -> list[Row]:
     from srft.lab.data import lab_eval, lab_train
 
     chosen = _pick_split(source, ["train", "eval"], split, prefer)
@@ -418,8 +383,4 @@ def _lab(
             # Families stand one after the other: take the rows evenly, not the first family only.
             step = max(1.0, len(rows) / limit)
             rows = [rows[int(k * step)] for k in range(min(limit, len(rows)))]
-    problems = Problems(source)
-    labelled = [
-        Row(f"{source}[{chosen}]:{number}", row) for number, row in enumerate(rows, start=1)
-    ]
-    return _convert(labelled, None, problems, "error", notes)
+    return _labelled(f"{source}[{chosen}]", rows)

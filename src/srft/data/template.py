@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,12 +37,13 @@ Difference = Literal["written", "space", "inside", "dropped", "twice", "other", 
 @dataclass(frozen=True)
 class Response:
     """What follows a prompt. ``text`` is what a verifier reads of it, as it reads a rollout's;
-    ``official``: the whole conversation, where it differs; ``cut``: ends in the data were cut."""
+    ``official``: the whole conversation where it differs, None where there is none to compare with;
+    ``cut``: ends in the data were cut."""
 
     rendered: Rendered
     text: str
     differences: tuple[Difference, ...]
-    official: str
+    official: str | None
     cut: bool
 
 
@@ -192,40 +193,37 @@ class Template:
     ) -> Response:
         kept = self._without_ends(demo)
         cut = kept != demo
-        message = {"role": "assistant", **getattr(demo, "message", {})}
-        message["content"] = message["content"] if message.get("content", "") is None else kept
+        message = {"role": "assistant", "content": kept, **getattr(demo, "message", {})}
+        message["content"] = None if message["content"] is None else kept
         message = _marked(message, self.controls, conversation.marks)
-        given = message["content"] or ""
-        says_more = not message.keys().isdisjoint(SPOKEN)
+        given, says_more = message["content"] or "", not message.keys().isdisjoint(SPOKEN)
+        made = partial(self._made, conversation.marks)
+        if self.jinja is None or conversation.messages is None:
+            return made(given, self.end_word, (), None, cut)
         official = ""
-        differences: tuple[Difference, ...] = ()
-        if self.jinja is not None and conversation.messages is not None:
-            try:
-                official = self._whole(message, conversation, source)
-            except RowError:
-                if says_more:
-                    raise
-                differences = ("refused",)
-            # However much white space the two have between them.
-            for begun in (prompt.marked, prompt.marked.rstrip()):
-                if self._tail is not None and official.startswith(begun):
-                    body = official[len(begun) :]
-                    spaced = begun != prompt.marked
-                    body = body.lstrip() if spaced else body
-                    taken = self._taken(body, given, conversation.marks, cut)
-                    return replace(taken, differences=("space",)) if spaced else taken
+        try:
+            official = self._whole(message, conversation, source)
+        except RowError:
+            if says_more:
+                raise
+        for begun in (prompt.marked, prompt.marked.rstrip()):
+            if self._tail is not None and official.startswith(begun):
+                body, spaced = official[len(begun) :], begun != prompt.marked
+                body, end, found = self._ended(body.lstrip() if spaced else body)
+                if body.strip() != given.strip():
+                    found = (*found, "written")
+                return made(body, end, ("space",) if spaced else found, "", cut)
         if says_more:
             raise RowError(
                 "has thinking or tool calls in a message, and with this chat template the whole "
                 "conversation does not begin with the prompt, so that no response can be cut out of "
                 "it; write them into the content, or name another template in data.chat_template"
             )
+        bare = given
         if _THINK_OPEN.search(prompt.marked):
             bare = _THINK_START.sub("", given)
-            given, cut = bare, cut or bare != given
-        if official:
-            differences = (_kind(prompt.marked, official, given),)
-        return self._made(given, self.end_word, conversation.marks, differences, official, cut)
+        kind = _kind(prompt.marked, official, bare)
+        return made(bare, self.end_word, (kind,), official, cut or bare != given)
 
     def _whole(self, message: Message, conversation: Conversation, source: str) -> str:
         """The whole conversation, this demonstration at its end."""
@@ -241,33 +239,27 @@ class Template:
             message = self.forms.read([*messages, message], conversation.tools, source, True)[-1]
         return self._apply([*messages, message], conversation.tools, whole=True)
 
-    def _taken(self, body: str, given: str, marks: Mapping[str, str], cut: bool) -> Response:
-        """A response from what the template writes behind the prompt, up to its end token."""
-        differences: list[Difference] = []
-        end = self.end_word
-        before, found, _ = body.partition(end) if self._spelled_end else (body, "", "")
-        closed = body.rstrip()
-        last = [m for m in self.controls.pattern.finditer(closed) if m.end() == len(closed)]
+    def _ended(self, body: str) -> tuple[str, str, tuple[Difference, ...]]:
+        """What the template writes behind a prompt, up to its end token; that token; and whether it is
+        the template's own."""
+        before, found, _ = body.partition(self.end_word) if self._spelled_end else (body, "", "")
         if found:
-            body = before
-        elif last:
-            body = closed[: last[0].start()]
-            if last[0][0] != self._turn_end_word:
-                end = last[0][0]  # another end of the template's own, such as that of a tool call
-        else:
-            body = body.removesuffix(self._tail or "")
-            differences.append("no_end")
-        if body.strip() != given.strip():
-            differences.append("written")
-        return self._made(body, end, marks, tuple(differences), "", cut)
+            return before, found, ()
+        closed = body.rstrip()
+        last = next((w for w in self.controls.id_of if closed.endswith(w)), None)
+        if last is None:
+            return body.removesuffix(self._tail or ""), self.end_word, ("no_end",)
+        # Another end of the template's own stays, such as that of a tool call.
+        end = self.end_word if last == self._turn_end_word else last
+        return closed.removesuffix(last), end, ()
 
     def _made(
         self,
+        marks: Mapping[str, str],
         body: str,
         end: str,
-        marks: Mapping[str, str],
         differences: tuple[Difference, ...],
-        official: str,
+        official: str | None,
         cut: bool,
     ) -> Response:
         if not body.strip():
@@ -277,7 +269,8 @@ class Template:
         words = {mark: word for mark, word in marks.items() if mark in body}
         text = Rendered(self.controls.pattern.sub("", body), words).text
         whole = Rendered(body + (end if self._spelled_end else ""), words)
-        return Response(whole, text, differences, Rendered(official, words).text, cut)
+        shown = None if official is None else Rendered(official, words).text
+        return Response(whole, text, differences, shown, cut)
 
     # ---- tokens ----------------------------------------------------------------------------
 
@@ -395,6 +388,8 @@ def _marked(value: Any, controls: ControlTokens, marks: Mapping[str, str]) -> An
 
 def _kind(prompt: str, official: str, given: str) -> Difference:
     """Why the whole conversation does not begin with the prompt."""
+    if not official:
+        return "refused"
     if _THINK_OPEN.search(prompt):
         return "dropped" if "</think>" in given else "inside"
     if prompt.rstrip().endswith("</think>") and "</think>" in given:
