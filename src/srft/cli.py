@@ -25,6 +25,7 @@ from srft.cli_options import (
 )
 from srft.errors import PeerError, SRFTError
 from srft.failure import fail, leave_quietly, out_of_memory
+from srft.terminal import guard, visible
 from srft.version import __version__
 
 app = typer.Typer(
@@ -80,7 +81,7 @@ def train(
         from srft.trainer.setup import build_methods
 
         build_methods(config)
-        sys.stdout.write(config.to_yaml(redacted=True))
+        sys.stdout.write(visible(config.to_yaml(redacted=True)))
         return
     from srft.cli_train import run_training
 
@@ -152,7 +153,7 @@ def serve(
     if dry_run:
         command, environment = server_command(config, host, port)
         words = [*(f"{name}={value}" for name, value in environment.items()), *command]
-        sys.stdout.write(shlex.join(words) + "\n")
+        sys.stdout.write(visible(shlex.join(words)) + "\n")
         return
     become_server(config, host, port)
 
@@ -296,6 +297,7 @@ for _name, _text in _LAB_EXPERIMENTS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors a user can mend are one line on stderr and an exit code, no traceback."""
+    guard()
     try:
         app(args=arguments, standalone_mode=True)
     except PeerError as error:

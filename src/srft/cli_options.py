@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from srft.errors import ConfigError, DataError, ModelError, RolloutError
+from srft.terminal import Terminal, visible
 
 # Of several processes the first one speaks.
-console = Console(quiet=os.environ.get("RANK", "0") != "0")
+console = Terminal(quiet=os.environ.get("RANK", "0") != "0")
 
 Rollout = Annotated[
     list[str] | None,
@@ -139,7 +139,7 @@ def show_tables(tables: Any) -> None:
         tables = Markdown(tables)
     else:
         needed = console.measure(tables, options=console.options.update(width=300)).maximum
-    wide = Console(width=max(console.width, needed), markup=False, quiet=console.quiet)
+    wide = Terminal(width=max(console.width, needed), markup=False, quiet=console.quiet)
     wide.print(tables)
 
 
@@ -161,4 +161,4 @@ def reward_section(text: str) -> Any:
 
 
 def print_json(values: Any) -> None:
-    sys.stdout.write(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.write(visible(json.dumps(values, indent=1, ensure_ascii=False)) + "\n")

@@ -7,8 +7,9 @@ import sys
 import time
 from typing import NoReturn
 
-from rich.console import Console
 from rich.markup import escape
+
+from srft.terminal import Terminal
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -29,7 +30,7 @@ def fail(message: str, error: BaseException, code: int) -> NoReturn:
             leave_quietly(code)
     from srft.secrets import redact
 
-    Console(stderr=True).print(
+    Terminal(stderr=True).print(
         f"[bold red]error:[/] {escape(redact(message))}", highlight=False, soft_wrap=True
     )
     sys.exit(code)

@@ -26,6 +26,7 @@ from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
 from srft.runs.environment import environment
 from srft.runs.files import to_json, write_whole
+from srft.terminal import Terminal
 from srft.types import Example, SamplingParams, TokenizedExample
 
 FORMAT = 1
@@ -321,9 +322,10 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     for suite in ("math5", "ood3", "lab"):
         members = SUITES[suite]
         if all(member in found for member in members):
-            parts = [
-                Interval(found[m]["accuracy"], *found[m]["interval"], confidence) for m in members
-            ]
+            parts = []
+            for one in (found[member] for member in members):
+                low, high = one["interval"]
+                parts.append(Interval(one["accuracy"], low, high, confidence))
             mean = interval_of_average(parts)
             averages[suite] = {
                 "accuracy": mean.estimate,
@@ -344,7 +346,6 @@ def _bars(show: bool) -> Iterator[Callable[[str], ProgressCallback | None]]:
     if not show:
         yield lambda title: None
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -362,7 +363,7 @@ def _bars(show: bool) -> Iterator[Callable[[str], ProgressCallback | None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=Terminal(stderr=True)) as bars:
 
         def start(title: str) -> ProgressCallback:
             task = bars.add_task(title, total=None)

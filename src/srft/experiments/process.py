@@ -22,6 +22,7 @@ import yaml
 from srft.config import SRFTConfig, parse_config
 from srft.evaluation.open_model import find_model, weights_digest
 from srft.runs.files import to_json, write_whole
+from srft.terminal import Terminal, visible
 from srft.trainer.setup import build_methods
 
 FINISHED = "finished.json"
@@ -103,7 +104,6 @@ def train_one(recipe: str, digest: str) -> str | None:
 
     What it would have printed goes to log.txt in the run directory.
     """
-    from rich.console import Console
 
     from srft.trainer.trainer import SRFTTrainer
 
@@ -116,10 +116,10 @@ def train_one(recipe: str, digest: str) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a", encoding="utf-8") as log:
         try:
-            trainer = SRFTTrainer(args=config, console=Console(file=log, width=120))
+            trainer = SRFTTrainer(args=config, console=Terminal(file=log, width=120))
             result = trainer.train(resume=resume)
         except Exception:
-            traceback.print_exc(file=log)
+            log.write(visible(traceback.format_exc()))
             raise
     if result.stopped_by:
         return result.stopped_by

@@ -33,6 +33,7 @@ from srft.experiments.process import (
 )
 from srft.runs.files import read_jsonl
 from srft.runs.run_dir import RunDir, recipe_changes
+from srft.terminal import Terminal
 from srft.trainer.clean_stop import StopRequest
 from srft.trainer.setup import build_methods
 
@@ -58,7 +59,7 @@ def run_experiment(
     Raises:
         ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
     """
-    console = console or Console()
+    console = console or Terminal()
     base = base_recipe(experiment, overrides)
     check_arms(experiment, base, out)
     data: Mapping[str, str] = {}

@@ -41,6 +41,7 @@ from srft.runs.run_dir import (
     recipe_changes,
 )
 from srft.secrets import redact, redact_values
+from srft.terminal import Terminal
 from srft.trainer.alarms import raised
 from srft.trainer.checkpoint import (
     Checkpoint,
@@ -99,7 +100,7 @@ class SRFTTrainer:
             named = self.args.model.model_copy(update={"path": model})
             self.args, model = self.args.model_copy(update={"model": named}), None
         self.world = join_world(self.args.parallel, choose_device(self.args))
-        self.console = (console or Console()) if self.world.main else Console(quiet=True)
+        self.console = (console or Terminal()) if self.world.main else Terminal(quiet=True)
         with self.world.together("setting up"):
             self.run = self.world.from_main(self._choose_run_dir, "the run directory")
             given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
