@@ -35,6 +35,13 @@ def _vllm_registry() -> bool:
     return isinstance(factory.WeightTransferEngineFactory._registry, dict)
 
 
+def _peft_wrapper() -> bool:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_parameters=["mlp.experts.gate_up_proj"], target_modules=[])
+    model = peft.get_peft_model(tiny_model("mixtral", num_local_experts=4), config)
+    return any(hasattr(m, "_did_swap_in_out_features") for m in model.modules())
+
+
 def _set_attention() -> bool:
     config = tiny_model("llama").config
     config._attn_implementation_internal = "eager"
@@ -58,6 +65,9 @@ KNOWN: dict[str, Callable[[], bool]] = {
     "_attn_implementation": _set_attention,
     "_attn_implementation_internal": _set_attention,
     "_can_set_attn_implementation": lambda: tiny_model("llama")._can_set_attn_implementation(),
+    "_can_record_outputs": lambda: (
+        "router_logits" in tiny_model("mixtral").get_decoder()._can_record_outputs
+    ),
     "_gradient_checkpointing_func": lambda: (
         "_gradient_checkpointing_func" in vars(_checkpointed().model)
     ),
@@ -66,13 +76,17 @@ KNOWN: dict[str, Callable[[], bool]] = {
     ),
     "_no_split_modules": lambda: "LlamaDecoderLayer" in tiny_model("llama")._no_split_modules,
     "_require_grads_hook": lambda: hasattr(_checkpointed(), "_require_grads_hook"),
+    "_supports_sdpa": lambda: tiny_model("llama")._supports_sdpa is True,
     "_supports_flash_attn": lambda: tiny_model("llama")._supports_flash_attn is True,
     # no underscore, but no documented place either: where weights are cut before they are read
     "maybe_distribute_model": lambda: callable(PreTrainedModel.maybe_distribute_model),
+    # peft
+    "_did_swap_in_out_features": _peft_wrapper,
     # vLLM
     "_registry": _vllm_registry,
 }
-STANDARD_LIBRARY = {"_exit"}
+NO_SYMBOLS = {"_exit", "_T"}
+"""Of the standard library; the ending of names of tensors."""
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:
@@ -108,7 +122,7 @@ def test_every_private_symbol_that_is_used_is_named() -> None:
     own = {name for tree in trees for name in _defined(tree)}
     used = {name for tree in trees for name in _used(tree) if name.isidentifier()}
     private = {name for name in used if name.startswith("_") and not name.startswith("__")}
-    foreign = private - own - STANDARD_LIBRARY
+    foreign = private - own - NO_SYMBOLS
     assert foreign == {name for name in KNOWN if name.startswith("_")}
     assert set(KNOWN) <= used
 

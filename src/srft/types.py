@@ -202,7 +202,8 @@ class TokenBatch:
     teacher_logprob_T, teacher_entropy_T: the same responses under the teacher, in its own context
     (no gradient); where no teacher scores a sequence, the policy's own. divergence_T: from teacher
     to policy over the whole vocabulary, with gradient. None unless the method asks for a teacher.
-    advantage_T: the advantage of each token; None: that of its sequence.
+    advantage_T: the advantage of each token; None: that of its sequence. balance: what the
+    micro-batch adds to the loss for the balance of the model's experts, a scalar with gradient.
     """
 
     index: TokenIndex
@@ -219,3 +220,4 @@ class TokenBatch:
     teacher_entropy_T: Tensor | None = None
     divergence_T: Tensor | None = None
     advantage_T: Tensor | None = None
+    balance: Tensor | None = None

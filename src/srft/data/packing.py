@@ -60,6 +60,12 @@ class PackedBatch:
         """T."""
         return self.target_T.shape[0]
 
+    def padded_places(self) -> Tensor:
+        """Where each of the N tokens stands in the S rows of ``max_length`` places, one after another."""
+        lengths = self.cu_seqlens.diff().long()
+        row_N = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        return row_N * self.max_length + self.position_ids_N
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on another device."""
         return _moved(self, device)

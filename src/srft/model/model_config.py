@@ -121,6 +121,13 @@ class ModelConfig(Section):
         "routers) acts. auto: in methods without rollouts alone, since the policy whose log-probabilities "
         "are trained on is the one that was sampled, which has no noise.",
     )
+    router_aux_loss_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Coefficient of the loss that keeps the experts of a mixture busy alike, over the whole "
+        "optimizer step (another forward pass). None: the model's own, where its config.json has "
+        "output_router_logits; 0: off.",
+    )
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto",
         description="packed runs sequences end to end in one row without padding; padded runs them "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srft.data.packing import PackedBatch
 from srft.model.adapters import Reference, whole
 from srft.model.divergence import Logits
+from srft.model.experts import Balance, load_of, router_logits
 from srft.model.loading import compute_context
 from srft.model.model_config import ModelConfig
 from srft.model.output_head import output_head, unwrap
@@ -27,7 +28,7 @@ class Policy:
     config: the dtypes and kernels it was prepared with. temperature: divides the logits. reference:
     the policy as it was before training, for methods that ask for it. source_dtype: the precision of
     the files it came from. gather_dtype: the dtype in which sharded weights are gathered, where that
-    is another than theirs. put_back: see ``close``.
+    is another than theirs. balance: of experts, where it is trained. put_back: see ``close``.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,7 @@ class Policy:
     reference: Reference | None = None
     source_dtype: torch.dtype | None = None
     gather_dtype: torch.dtype | None = None
+    balance: Balance | None = None
     put_back: Callable[[], None] | None = None
 
     @property
@@ -64,14 +66,18 @@ class Policy:
     def score(self, packed: PackedBatch, against: Against | None = None) -> TokenScores:
         """(logprob_T, entropy_T) of the response tokens, with gradient outside ``no_grad``; with
         ``against`` the divergence from a teacher as well."""
-        with self.compute():
-            return score(
+        with self.compute(), ExitStack() as stack:
+            logits = stack.enter_context(router_logits(self.model)) if self.balance else []
+            scores = score(
                 self.model,
                 packed,
                 temperature=self.temperature,
                 kernels=self.config.kernels,
                 against=against,
             )
+        if self.balance is None:
+            return scores
+        return replace(scores, load=load_of(logits, packed, self.balance.top_k))
 
     @torch.no_grad()
     def logits(self, packed: PackedBatch, states_only: bool = False) -> Logits:
@@ -91,7 +97,7 @@ class Policy:
             return None
         frozen: Any
         with self.reference() as frozen:
-            return replace(self, model=frozen).score(packed).logprob_T
+            return replace(self, model=frozen, balance=None).score(packed).logprob_T
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))

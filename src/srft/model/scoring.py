@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from srft.data.packing import PackedBatch
 from srft.model.divergence import Logits, divergence
+from srft.model.experts import Load
 from srft.model.head import Kernels, fused_logprob_entropy
 from srft.model.output_head import body, output_head, unwrap
 from srft.model.packed_attention import packed_layout, packs, run_packed
@@ -22,12 +23,13 @@ from srft.model.packed_attention import packed_layout, packs, run_packed
 @dataclass(frozen=True)
 class TokenScores:
     """logprob_T and entropy_T (nats, float32): of each response token, and of the distribution it
-    was predicted from; divergence_T: from a teacher's distribution there, where one was given. All
-    carry gradient outside ``no_grad``."""
+    was predicted from; divergence_T: from a teacher's distribution there, where one was given; load: of
+    experts, where their balance is trained. All carry gradient outside ``no_grad``."""
 
     logprob_T: Tensor
     entropy_T: Tensor
     divergence_T: Tensor | None = None
+    load: Load | None = None
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,8 @@ def _hidden_packed(model: nn.Module, packed: PackedBatch) -> Tensor:
 def _hidden_padded(model: nn.Module, packed: PackedBatch) -> Tensor:
     assert packed.expand_P is None, "prompts are shared in packed rows only"
     device = packed.input_ids_N.device
-    starts = packed.cu_seqlens[:-1].long()
-    lengths = packed.cu_seqlens.diff().long()
-    row_N = torch.arange(len(starts), device=device).repeat_interleave(lengths)
-    place_N = row_N * packed.max_length + packed.position_ids_N
-    shape = (len(starts), packed.max_length)
+    place_N = packed.padded_places()
+    shape = (len(packed.cu_seqlens) - 1, packed.max_length)
     input_ids = torch.zeros(shape, dtype=torch.int64, device=device)
     input_ids.view(-1)[place_N] = packed.input_ids_N
     attention_mask = torch.zeros(shape, dtype=torch.int64, device=device)

@@ -93,6 +93,9 @@ def compute_loss(
             with torch.no_grad():
                 for name, seen in term.observe(part, switches).items():
                     _spread(metrics, name, seen)
+    if batch.balance is not None:
+        loss = loss + batch.balance
+        metrics["loss/router_aux/total"] = batch.balance.detach()
     metrics["loss/total"] = loss.detach()
     return loss, metrics
 

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from srft.errors import RolloutError
+from srft.model.experts import without_router_logits
 from srft.model.fast import uncompiled
 from srft.model.output_head import attention_configs
 
@@ -188,7 +189,7 @@ def sampling_mode(model: nn.Module, attention: str | None = ATTENTION_NAME) -> I
         if attention is not None:
             for config, _ in before:
                 config._attn_implementation_internal = attention
-        with torch.inference_mode(), uncompiled(model):
+        with torch.inference_mode(), uncompiled(model), without_router_logits(model):
             yield
     finally:
         for config, name in before:

@@ -115,6 +115,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
                "all terms, each over its own count; with several optimizer steps a batch, their sum"),
         *(Metric(f"loss/{name}", f"Loss: {words}", "", f"the term `{name}` with its weight")
           for name, words in TERMS.items()),
+        Metric("loss/router_aux", "Loss: balance of experts", "",
+               "what keeps the experts of a mixture busy alike (`model.router_aux_loss_coef`)"),
     ),
     "Entropy weights": (
         Metric("weight/sft", "w_SFT", "", "over demonstration tokens (Eq. 8)", spread=True),

@@ -35,7 +35,8 @@ def gradient_analysis(
         model.zero_grad(set_to_none=True)
         alone = replace(method, terms=(term,))
         for number, packed in enumerate(packs):
-            loss, _ = compute_loss(alone, forward(number, packed), counts, progress)
+            batch = replace(forward(number, packed), balance=None)
+            loss, _ = compute_loss(alone, batch, counts, progress)
             loss.backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         figures[f"gradient/norm/{term.name}"] = total_norm(gradients)

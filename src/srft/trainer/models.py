@@ -15,6 +15,7 @@ from srft.config import SRFTConfig
 from srft.errors import ConfigError, ModelError
 from srft.evaluation.open_model import find_model, restore
 from srft.model.adapters import frozen_reference
+from srft.model.experts import balance_of
 from srft.model.given import adopt
 from srft.model.loading import (
     autocast_dtype,
@@ -108,7 +109,8 @@ def build_teacher(
         return ServerTeacher(settings.server, settings.timeout_s)
     assert settings.path is not None
     source = find_model(settings.path)
-    own = source.config.model_copy(update={"dtype": settings.dtype or config.model.dtype})
+    dtype = settings.dtype or config.model.dtype
+    own = source.config.model_copy(update={"dtype": dtype, "router_aux_loss_coef": 0.0})
     check_same_tokenizer(policy.tokenizer, load_tokenizer(own), str(settings.path))
     teacher = _policy(own, None, policy.tokenizer, device, world)
     if source.weights is not None:
@@ -144,6 +146,7 @@ def _policy(
                 undo.callback(adopt(model, config))
                 model.to(place)  # type: ignore[arg-type]  # transformers wraps nn.Module.to untyped
             check_finite_weights(model, config.path)
+            balance = balance_of(model, config)
             undo.callback(prepare(model, config))
         except ModelError as error:
             problem = error
@@ -152,7 +155,7 @@ def _policy(
             raise problem or ModelError(found)
         assert model is not None
         put_back = undo.pop_all().close
-    return Policy(model, tokenizer, config, source_dtype=dtype, put_back=put_back)
+    return Policy(model, tokenizer, config, source_dtype=dtype, balance=balance, put_back=put_back)
 
 
 def choose_device(config: SRFTConfig) -> torch.device:

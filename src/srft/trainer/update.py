@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack, pack_contexts
+from srft.model.experts import Load
 from srft.model.fast import training_mode
 from srft.model.policy import Policy
 from srft.model.scoring import TokenScores
@@ -90,15 +91,18 @@ def update(
     contexts = [p for part in parts for p in part.contexts]
     noise = policy.trains_with_noise(method.rollouts)
     need_old = method.needs_old or len(parts) > 1 or (noise and method.rollouts)
+    need_old = need_old or policy.balance is not None
     model.eval()  # the old policy is the one that was sampled: without dropout
     with torch.no_grad():
         old = [policy.score(packed) for packed in batches] if need_old else []
     seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
     before = look_before(method, seen, world) if need_old else None
+    loads = _loads(parts, old, world) if policy.balance else [None] * len(batches)
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
         lesson = ask(teacher, method, packed, contexts[number]) if teacher else None
-        return forward(policy, packed, old[number] if need_old else None, before, lesson)
+        before_it = old[number] if need_old else None
+        return forward(policy, packed, before_it, before, lesson, loads[number])
 
     extra: dict[str, float] = {}
     sums: list[dict[str, Tensor]] = []
@@ -277,8 +281,10 @@ def forward(
     old: TokenScores | None = None,
     before: Before | None = None,
     lesson: Lesson | None = None,
+    load: Load | None = None,
 ) -> TokenBatch:
-    """The objective's input for one micro-batch; without ``old`` the policy is its own old one."""
+    """The objective's input for one micro-batch; without ``old`` the policy is its own old one.
+    ``load`` is that of experts by the whole optimizer step, where their balance is trained."""
     reference_logprob_T = policy.reference_logprob(packed)  # first, while no activations are held
     scores = policy.score(packed, lesson.against if lesson else None)
     earlier = old or TokenScores(scores.logprob_T.detach(), scores.entropy_T.detach())
@@ -294,8 +300,24 @@ def forward(
         batch_entropy=before.entropy if before else None,
         prefix_threshold=before.prefix_threshold if before else None,
         divergence_T=scores.divergence_T,
+        balance=policy.balance.loss(scores.load, load)
+        if policy.balance and load and scores.load
+        else None,
     )
     return lesson.fill(batch) if lesson else batch
+
+
+def _loads(parts: Sequence[_Part], old: Sequence[TokenScores], world: World) -> list[Load]:
+    """Of each micro-batch the load of experts by its whole optimizer step, on all processes."""
+    mine = iter([scores.load for scores in old if scores.load is not None])
+    found: list[Load] = []
+    for part in parts:
+        own = [next(mine) for _ in part.packs]
+        told = [(load.chosen_E.tolist(), load.pairs) for load in own]
+        every = [load for share in world.gather(told, "load of experts") for load in share]
+        chosen_E = torch.tensor([chosen for chosen, _ in every]).sum(0).to(own[0].chosen_E.device)
+        found += [Load(chosen_E, chosen_E, sum(pairs for _, pairs in every))] * len(own)
+    return found
 
 
 def look_before(
