@@ -26,6 +26,7 @@ from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
 from srft.runs.environment import environment
 from srft.runs.files import to_json, write_whole
+from srft.runs.lock import hold
 from srft.terminal import Terminal
 from srft.types import Example, SamplingParams, TokenizedExample
 
@@ -94,7 +95,8 @@ def evaluate_model(
     data = data or template_of(source)
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
-    with load(source, data, rollout, device) as loaded, _bars(progress) as bar:
+    writing = hold(folder, "evaluating")
+    with writing, load(source, data, rollout, device) as loaded, _bars(progress) as bar:
         about: dict[str, Any] = {
             "format": FORMAT,
             "model": label,

@@ -22,6 +22,7 @@ import yaml
 from srft.config import SRFTConfig, parse_config
 from srft.evaluation.open_model import find_model, weights_digest
 from srft.runs.files import to_json, write_whole
+from srft.runs.lock import hold
 from srft.terminal import Terminal, visible
 from srft.trainer.setup import build_methods
 
@@ -104,16 +105,19 @@ def train_one(recipe: str, digest: str) -> str | None:
 
     What it would have printed goes to log.txt in the run directory.
     """
-
-    from srft.trainer.trainer import SRFTTrainer
-
     config = parse_config(yaml.safe_load(recipe), "experiment")
     assert config.run.dir is not None
     folder = Path(config.run.dir)
     resume = any(folder.glob("checkpoints/step_*"))
-    if not resume and folder.exists():
-        shutil.rmtree(folder)  # it was killed before its first checkpoint
-    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, "an experiment") as lock:
+        if not resume:  # it was killed before its first checkpoint
+            lock.clear()
+        return _train(config, folder, resume, digest)
+
+
+def _train(config: SRFTConfig, folder: Path, resume: bool, digest: str) -> str | None:
+    from srft.trainer.trainer import SRFTTrainer
+
     with (folder / LOG).open("a", encoding="utf-8") as log:
         try:
             trainer = SRFTTrainer(args=config, console=Terminal(file=log, width=120))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -32,6 +30,7 @@ from srft.experiments.process import (
     recipe_digest,
 )
 from srft.runs.files import read_jsonl
+from srft.runs.lock import hold
 from srft.runs.run_dir import RunDir, recipe_changes
 from srft.terminal import Terminal
 from srft.trainer.clean_stop import StopRequest
@@ -67,7 +66,8 @@ def run_experiment(
         data = make_demonstrations(base, out / "demonstrations", console)
     plan = plan_jobs(experiment, base, out, seeds, data)
     check_unmixed(plan)
-    with _alone(out / experiment.name):
+    # Two commands in one folder would remove each other's unfinished runs.
+    with hold(out / experiment.name, "an experiment"):
         ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
     result = gather(experiment, plan, ledger)
     write_tables(result, out / experiment.name)
@@ -218,21 +218,3 @@ def _tell(
         console.print(
             f"[{colour}]{outcome.status}[/] {job.name}{rest}", highlight=False, soft_wrap=True
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two commands in one folder would remove each other's unfinished runs.
-
-    Raises:
-        ConfigError: another process works in ``folder``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{folder}: another process makes these runs; wait for it, or choose another --out"
-            ) from error
-        yield

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from srft.errors import ConfigError
 from srft.runs.environment import environment
 from srft.runs.files import flatten, to_json, write_whole
+from srft.runs.lock import hold
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,46 @@ def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
     return RunDir(Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
-def create_run_dir(run: RunDir, recipe: str) -> None:
-    """Makes the folder and writes config.yaml (``recipe``) and environment.json.
+@contextmanager
+def reserved(run: RunDir, recipe: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Around what precedes the training: the folder with config.yaml (``recipe``) stands before anything
+    else is done, so that a run that is killed meanwhile can be resumed. An error leaves no new folder.
 
     Raises:
-        ConfigError: it holds another run, or cannot be written.
+        ConfigError: another process writes there, or the folder cannot be written.
     """
+    new, ours = not run.path.exists(), False
+    try:
+        with hold(run.path, "setting up", say):
+            ours = True
+            if not run.metrics.exists() and not run.checkpoints.exists():
+                begin_run(run, recipe)
+            yield
+    except Exception:
+        if new and ours:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def begin_run(run: RunDir, recipe: str) -> None:
+    """Writes config.yaml (``recipe``) and environment.json.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    try:
+        write_whole(run.config, recipe)
+        write_whole(run.environment, to_json({"id": run.id, **environment()}, indent=1))
+    except OSError as error:
+        raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
+
+
+def check_unused(run: RunDir) -> None:
+    """Raises ConfigError where the folder holds a run."""
     if run.metrics.exists() and run.metrics.stat().st_size:
         raise ConfigError(
             f"{run.path}: already holds a run. Continue it with --resume, or set run.dir to another folder."
         )
-    try:
-        write_whole(run.config, recipe)
-        write_whole(run.environment, to_json({"id": _new_id(), **environment()}, indent=1))
-    except OSError as error:
-        raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
 
 
 def _new_id() -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,16 @@ from srft.objective.method import Method, Progress
 from srft.parallel.sharding import own_tensors
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
+from srft.runs.lock import Lock, hold
 from srft.runs.logs import RunLogs
 from srft.runs.run_dir import (
     RunDir,
+    begin_run,
     change_recipe,
+    check_unused,
     choose_run_dir,
-    create_run_dir,
     recipe_changes,
+    reserved,
 )
 from srft.secrets import redact, redact_values
 from srft.terminal import Terminal
@@ -104,12 +107,14 @@ class SRFTTrainer:
         with self.world.together("setting up"):
             self.run = self.world.from_main(self._choose_run_dir, "the run directory")
             given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
-            self.setup = set_up(self.args, given, self.console, self.world)
-        try:
-            self._build()
-        except BaseException:
-            self.close()
-            raise
+            recipe = self.args.to_yaml(redacted=True)
+            with reserved(self.run, recipe, self._say) if self.world.main else nullcontext():
+                self.setup = set_up(self.args, given, self.console, self.world)
+                try:
+                    self._build()
+                except BaseException:
+                    self.close()
+                    raise
 
     def close(self) -> None:
         """Ends what runs beside the training and gives a model handed over from Python back as it was,
@@ -138,6 +143,7 @@ class SRFTTrainer:
         self.state = TrainState()
         self.saved: Mapping[str, Any] = {}
         self.changes: list[str] = []
+        self.lock: Lock | None = None
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -161,6 +167,9 @@ class SRFTTrainer:
         with ExitStack() as stack:
             stack.enter_context(self.world.together("training"))
             stack.callback(self.close)
+            if self.world.main:
+                self.lock = stack.enter_context(hold(self.run.path, "training", self._say))
+            stack.callback(self.checkpoints.wait)  # a background save is part of the writing
             self._open_logs(self._resume() if resume else self._begin(), stack)
             first = self.state.step
             stop = stack.enter_context(StopRequest())
@@ -361,6 +370,8 @@ class SRFTTrainer:
             begin_stage(self.setup, self.state.stage, self.run)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
+        if self.lock is not None:
+            self.lock.check()
         self.logs.metrics.write(metrics)
         self.trackers.log(metrics, self.state.step)
         self.view.update(self.state.step, self.total_steps, metrics)
@@ -404,9 +415,10 @@ class SRFTTrainer:
 
     def _begin(self) -> dict[str, int]:
         if self.world.main:
-            create_run_dir(self.run, self.args.to_yaml(redacted=True))
+            check_unused(self.run)
+            begin_run(self.run, self.args.to_yaml(redacted=True))
         for note in self.setup.notes:
-            self.console.print(note, highlight=False, markup=False, soft_wrap=True)
+            self._say(note)
         return {}
 
     def _resume(self) -> dict[str, int]:
@@ -414,20 +426,22 @@ class SRFTTrainer:
         the lengths in bytes to which the logs are cut back."""
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
-            self.console.print("resume: no checkpoint was written yet; starting from the beginning")
+            self._say("resume: no checkpoint was written yet; starting from the beginning")
+            if self.world.main:
+                begin_run(self.run, self.args.to_yaml(redacted=True))
             return {}
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world)
         recipe = self.args.to_yaml(redacted=True)
         self.changes = recipe_changes(self.run, recipe)
         for sentence in [*damaged, *self.changes]:
-            self.console.print(f"resume: {sentence}", highlight=False, markup=False, soft_wrap=True)
+            self._say(f"resume: {sentence}")
         self._restore(checkpoint)
         if self.changes and self.world.main:
             change_recipe(self.run, recipe, self.state.step)
         where = f"resumed after step {self.state.step} from {checkpoint.path}"
         if self.finished:
             where += ": the run is finished, and trains on where the recipe has more steps"
-        self.console.print(where, highlight=False, markup=False, soft_wrap=True)
+        self._say(where)
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -473,6 +487,9 @@ class SRFTTrainer:
         """Whether the final model was written, after this very step and by this very recipe."""
         where = (self.run.model, self.args, self.run, self.state.step)
         return self.world.from_main(lambda: is_exported(*where), "the model")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)
