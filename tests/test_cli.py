@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from srft.cli import main
 from srft.cli_options import as_options
@@ -392,3 +394,30 @@ def test_a_run_of_a_name_in_another_script_is_drawn_without_a_word_for_each_lett
     code, out, err = srft(f"run.dir={tmp_path}/日本語のラン한국어", "train.steps=1")
     assert code == 0, err
     assert not [w for w in recwarn if "Glyph" in str(w.message)] and "Glyph" not in out + err
+
+
+def record(step: int, accuracy: float, name: str = "lab", **families: float) -> dict:
+    return {"step": step, "name": name, "accuracy": accuracy, "interval": [0.1, 0.9],
+            "n_problems": 50, "by_family": families}  # fmt: skip
+
+
+def test_the_table_at_the_end_shows_the_evaluations_that_there_were():
+    from srft.cli_train import evaluation_table
+
+    def shown(evaluations: list[dict]) -> str:
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(evaluation_table(evaluations))
+        return console.export_text()
+
+    only_the_end = shown([record(40, 0.04, chain=0.04)])
+    assert "step 40" in only_the_end and "4.0%" in only_the_end and "10.0% to 90.0%" in only_the_end
+    for word in ("before", "after", "change", "+0.0"):
+        assert word not in only_the_end
+    both = shown([record(0, 0.04, chain=0.04), record(20, 0.1), record(40, 0.5, chain=0.5)])
+    for word in ("step 0", "step 40", "4.0%", "50.0%", "+46.0", "change"):
+        assert word in both
+    assert "step 20" not in both
+    # A set that was there at the end alone (a resume with another recipe).
+    later = shown([record(0, 0.04), record(40, 0.5), record(40, 0.25, name="more")])
+    assert "25.0%" in later and "+46.0" in later and "+25" not in later
+    assert evaluation_table([]) is None

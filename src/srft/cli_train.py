@@ -58,38 +58,40 @@ def run_quickstart(overrides: Sequence[str], console: Console) -> TrainResult:
 
 
 def evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Accuracy at the first and the last evaluation, with the interval of the last; by family where
-    problems have one. None where there was no evaluation."""
+    """Accuracy at the last evaluation with its interval, and at the first one where that is another; by
+    family where problems have one. None where there was no evaluation."""
     if not evaluations:
         return None
-    last_step = max(record["step"] for record in evaluations)
-    first_step = min(record["step"] for record in evaluations)
-    table = Table(title=f"accuracy, step {first_step} to step {last_step}", title_justify="left")
+    first, last = min(r["step"] for r in evaluations), max(r["step"] for r in evaluations)
+    several = first < last
+    table = Table(title="accuracy", title_justify="left")
     table.add_column("problems")
-    for heading in ("before", "after", "change", "interval after"):
+    columns = [f"step {first}", f"step {last}", "change"] if several else [f"step {last}"]
+    for heading in (*columns, f"interval, step {last}"):
         table.add_column(heading, justify="right")
-    names = list(dict.fromkeys(record["name"] for record in evaluations))
-    for name in names:
+
+    def cells(before: float | None, after: float) -> list[str]:
+        if not several or before is None:
+            return [*([""] if several else []), f"{after:.1%}", *([""] if several else [])]
+        colour = "green" if after > before else "red" if after < before else "dim"
+        return [f"{before:.1%}", f"{after:.1%}", f"[{colour}]{(after - before) * 100:+.1f}[/]"]
+
+    for name in dict.fromkeys(record["name"] for record in evaluations):
         records = {r["step"]: r for r in evaluations if r["name"] == name}
-        before, after = records.get(first_step), records.get(last_step)
+        before, after = records.get(first, {}), records.get(last)
         if after is None:
             continue
         for title, families in _sections(after["by_family"]):
             if title:
                 table.add_row(f"[bold]{title}[/]")
             for family in families:
-                earlier = before["by_family"].get(family) if before else None
-                table.add_row(
-                    f"  {escape(family)}", *_figures(earlier, after["by_family"][family]), ""
-                )
-        low, high = after["interval"]
-        earlier = before["accuracy"] if before else None
+                earlier = before.get("by_family", {}).get(family)
+                table.add_row(f"  {escape(family)}", *cells(earlier, after["by_family"][family]))
         table.add_section()
-        table.add_row(
-            f"[bold]{escape(name)}, all {after['n_problems']}[/]",
-            *_figures(earlier, after["accuracy"]),
-            f"{low:.1%} to {high:.1%}",
-        )
+        low, high = after["interval"]
+        heading = f"[bold]{escape(name)}, all {after['n_problems']}[/]"
+        row = cells(before.get("accuracy"), after["accuracy"])
+        table.add_row(heading, *row, f"{low:.1%} to {high:.1%}")
     return table
 
 
@@ -100,10 +102,3 @@ def _sections(by_family: Mapping[str, float]) -> list[tuple[str, list[str]]]:
     other = [family for family in by_family if family not in (*inside, *outside)]
     sections = [("in distribution", inside), ("out of distribution", outside), ("", other)]
     return [(title, families) for title, families in sections if families]
-
-
-def _figures(before: float | None, after: float) -> tuple[str, str, str]:
-    if before is None:
-        return "", f"{after:.1%}", ""
-    colour = "green" if after > before else "red" if after < before else "dim"
-    return f"{before:.1%}", f"{after:.1%}", f"[{colour}]{(after - before) * 100:+.1f}[/]"

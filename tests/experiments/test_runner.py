@@ -104,7 +104,7 @@ def test_a_finished_run_of_older_weights_is_refused(experiment, tmp_path, settin
 
 def test_two_commands_in_one_folder_are_refused(experiment, tmp_path, settings):
     def rule(job):
-        with pytest.raises(ConfigError, match="another process"):
+        with pytest.raises(ConfigError, match="in use"):
             run(experiment, tmp_path, settings)
         return accuracy(job)
 

@@ -182,5 +182,6 @@ def test_an_alarm_watches_evaluations_and_what_functions_log(recipe):
         },
     )
     result = SRFTTrainer(args=config, reward_funcs=reward).train()
+    assert {row["n"] for row in read_jsonl(result.run_dir / "evaluation.jsonl")} == {1}
     said = [event["message"] for event in read_jsonl(result.run_dir / "events.jsonl")]
     assert {text.split(":")[1].split()[1] for text in said} >= {"lazy-judge", "no-better"}

@@ -37,7 +37,7 @@ class EvaluationConfig(Section):
         None,
         ge=1,
         description="Samples of each problem. Unset: the benchmark's own protocol (32 for AIME "
-        "and AMC, 1 for the others and for a dataset).",
+        "and AMC, 1 for the others and for a dataset); during training 1.",
     )
     temperature: float | None = Field(
         None,

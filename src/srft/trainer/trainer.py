@@ -438,10 +438,9 @@ class SRFTTrainer:
         self._restore(checkpoint)
         if self.changes and self.world.main:
             change_recipe(self.run, recipe, self.state.step)
-        where = f"resumed after step {self.state.step} from {checkpoint.path}"
-        if self.finished:
-            where += ": the run is finished, and trains on where the recipe has more steps"
-        self._say(where)
+        more = ": the run is finished, and trains on where the recipe has more steps"
+        place = f"resumed after step {self.state.step} from {checkpoint.path}"
+        self._say(place + (more if self.finished else ""))
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
