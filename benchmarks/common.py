@@ -290,10 +290,12 @@ def write(name: str, report: dict[str, Any], text: str, folder: Path = RESULTS) 
     print(text)
 
 
-def arguments(doc: str, gpu: str) -> argparse.ArgumentParser:
+def arguments(doc: str | None, gpu: str | None = None) -> argparse.ArgumentParser:
+    """Options that the speed benchmarks share; ``gpu`` says what --gpu runs, where there is one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small model, few pairs")
-    parser.add_argument("--gpu", action="store_true", help=gpu)
+    if gpu is not None:
+        parser.add_argument("--gpu", action="store_true", help=gpu)
     parser.add_argument(
         "--dry-run", action="store_true", help="tiny shapes on the CPU: that the code runs"
     )

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py             # about 35 minutes
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --quick     # the small model, few pairs
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --dry-run   # a tiny model: that it runs
-    python benchmarks/training_step.py --gpu                         # 0.6B and 1.7B shapes on a GPU
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py --gpu --dry-run
+
+On a GPU, at 0.6B and 1.7B: benchmarks/training_step_gpu.py.
 
 Random Qwen3 shapes; on the CPU 16 prompts x 8 rollouts (60M: 4 x 8) of uniform and of long-tailed
 lengths (benchmarks/common.py), float32, one thread.
@@ -373,17 +373,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = common.arguments(__doc__, "0.6B and 1.7B shapes at 8k to 64k tokens, bfloat16")
+    parser = common.arguments(__doc__)
     parser.add_argument("--memory", help="used by the benchmark itself")
     parser.add_argument("--only", help="model sizes to run, separated by commas")
     options = parser.parse_args()
     if options.memory:
         print(measure_memory(*options.memory.split(",")))
-        return
-    if options.gpu:
-        import training_step_gpu
-
-        training_step_gpu.run(options)
         return
     rate = common.matrix_rate()
     cases = [c for c in CASES if not options.only or c[0] in options.only.split(",")]

@@ -1,4 +1,7 @@
-"""The update on a GPU: Qwen3 0.6B and 1.7B shapes at 8k, 16k and 64k tokens. See training_step.py --gpu.
+"""The update on a GPU: Qwen3 0.6B and 1.7B shapes at 8k, 16k and 64k tokens.
+
+    python benchmarks/training_step_gpu.py
+    OMP_NUM_THREADS=1 python benchmarks/training_step_gpu.py --dry-run  # tiny shapes on the CPU
 
 Weights, AdamW's moments and gradients are float32, products bfloat16. Rows of one sequence are those of
 which others have published figures; groups of eight are measured against TRL in alternating pairs.
@@ -6,7 +9,6 @@ which others have published figures; groups of eight are measured against TRL in
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 from dataclasses import replace
@@ -105,7 +107,8 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(options: argparse.Namespace) -> None:
+def main() -> None:
+    options = common.arguments(__doc__).parse_args()
     device = "cpu" if options.dry_run else "cuda"
     results = []
     for case in DRY if options.dry_run else CASES:
@@ -118,3 +121,7 @@ def run(options: argparse.Namespace) -> None:
     }
     name = "training_step_gpu_dry_run" if options.dry_run else "training_step_gpu"
     common.write(name, report, markdown(report), options.out)
+
+
+if __name__ == "__main__":
+    main()
