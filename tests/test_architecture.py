@@ -147,6 +147,18 @@ def test_there_are_no_circles_between_modules_and_none_between_rooms():
     assert not circles({name: others - {name} for name, others in rooms.items()})
 
 
+def test_there_are_no_circles_between_benchmarks():
+    """They import each other by their bare names, as scripts of one folder."""
+    files = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        names += [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+        graph[name] = set(names) & files.keys()
+    assert any(graph.values()) and not circles(graph)
+
+
 def test_the_tables_are_read_row_by_row():
     """The reader of the page: a wrong row fails, it is not passed over."""
     page = (
@@ -193,3 +205,17 @@ def test_every_module_has_a_docstring_and_fits_a_head():
         if text.strip():
             assert ast.get_docstring(ast.parse(text)), path
         assert text.count("\n") <= 500, f"{path} has {text.count(chr(10))} lines"
+
+
+def test_the_page_of_the_architecture_names_what_there_is():
+    """`file.py:Class.method` of its walks."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    named = re.findall(r"`([\w/]+\.py):([\w.]+)`", page)
+    assert len(named) > 20
+    for file, name in named:
+        body = ast.parse((PACKAGE / file).read_text()).body
+        for part in name.split("."):
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            found = next((n for n in body if isinstance(n, kinds) and n.name == part), None)
+            assert found is not None, f"docs/architecture.md names {file}:{name}"
+            body = found.body
