@@ -254,7 +254,8 @@ def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
         told = given if isinstance(given, str) or type(given) is int else "..."
         message = f"is a section with settings of its own; write {key}: {{{first}: {told}}}"
     elif item["type"] in ("tuple_type", "list_type"):
-        default = model.model_fields[str(where[-1])].get_default(call_default_factory=True)
+        field = model.model_fields.get(str(where[-1]))  # None: one of several types it may have
+        default = field and field.get_default(call_default_factory=True)
         message = f"is no list; write one, such as {list(default or [given])}"
     elif item["type"] == "dict_type":
         message = "is no mapping; write {name: value}"

@@ -54,7 +54,7 @@ def test_a_run_is_stopped_resumed_and_exported_and_errors_are_said_once(recipe, 
     process = launch(str(path), "--resume", f"train.steps={done + 2}")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert out.count("resumed after step") == out.count("exported model") == 1
+    assert out.count(f"resumed after step {done} from") == out.count("exported model") == 1
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == list(range(1, done + 3))
     assert (run / "report.html").exists()
     model = AutoModelForCausalLM.from_pretrained(run / "model")

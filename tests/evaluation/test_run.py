@@ -140,7 +140,7 @@ def test_max_tokens_are_lowered_to_the_context_and_this_is_said(engine, tmp_path
 
 def test_nothing_to_evaluate_on_is_said_before_a_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
-        evaluate_model("/no/model", EvaluationConfig(), tmp_path)
+        evaluate_model("no/model", EvaluationConfig(), tmp_path)
     with pytest.raises(ValueError, match="did you mean 'math5'"):
         EvaluationConfig(suites=["maths5"])
     with pytest.raises(ValueError, match="not both"):
@@ -151,7 +151,7 @@ def test_a_row_without_an_answer_is_named_before_a_model_is_loaded(tmp_path):
     data = tmp_path / "own.jsonl"
     data.write_text('{"prompt": "a", "answer": "4"}\n{"prompt": "b", "answer": null}\n')
     with pytest.raises(DataError, match=r"own\.jsonl:2: has no answer"):
-        evaluate_model("/no/model", EvaluationConfig(dataset=str(data)), tmp_path)
+        evaluate_model("no/model", EvaluationConfig(dataset=str(data)), tmp_path)
 
 
 def test_the_bars_write_to_stderr_only(engine, tmp_path, capsys):
@@ -308,6 +308,7 @@ def test_lab_stands_for_the_base_model_with_its_own_weights(monkeypatch, tmp_pat
 def test_weights_digest_changes_with_any_weights(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(3_000_000))
+    (tmp_path / "config.json").write_text("{}")
     first = weights_digest(find_model(tmp_path))
     assert first == weights_digest(find_model(tmp_path)) and len(first) == 16
     file.write_bytes(bytes([1]) * 3_000_000)

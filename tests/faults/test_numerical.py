@@ -211,6 +211,7 @@ SICK = {
     "no-reward": ("reward/accuracy", 0.0, 0.1),
     "all-truncated": ("rollout/truncated", 1.0, 0.2),
     "engine-mismatch": ("mismatch/abs", 0.4, 1e-6),
+    "teacher-apart": ("teacher/kl", 3.0, 0.1),
     "gradient-exploded": ("train/gradient_norm", 1e5, 1.0),
 }
 
@@ -233,9 +234,11 @@ def test_an_alarm_names_the_metric_and_the_cause_once_an_episode(name):
 
 
 def test_missing_and_undefined_figures_neither_raise_nor_reset():
-    rule = {"x": Alarm(metric="m", at_least=1.0, steps=2)}
+    rule = {"x": Alarm(metric="loss", at_least=1.0, steps=2)}
     streaks: dict[str, int] = {}
-    seen = [list(raised(rule, m, streaks)) for m in ({"m": 2.0}, {}, {"m": NAN}, {"m": 2.0})]
+    seen = [
+        list(raised(rule, m, streaks)) for m in ({"loss": 2.0}, {}, {"loss": NAN}, {"loss": 2.0})
+    ]
     assert [len(found) for found in seen] == [0, 0, 0, 1]
 
 

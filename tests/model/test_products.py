@@ -123,7 +123,7 @@ def test_onednns_limit_is_set_and_the_environment_stays_as_it_was() -> None:
     code = """
 import os
 before = dict(os.environ)
-import srft.trainer.main
+import srft.cli_train
 from srft.model.cpu import products
 products._limit_cache()
 assert dict(os.environ) == before, set(os.environ) ^ set(before)

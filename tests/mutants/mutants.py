@@ -112,12 +112,6 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('self._room = int(state["room"])', "self._room = 0"),
     ),
     ("data/tokenization.py", ("data/test_tokenization.py", "data/test_template.py", "data/test_conversations.py")): (
-        ("return bos + ids[len(ids) - limit + len(bos) :]", "return bos + ids[: limit - len(bos)]"),
-        ("return ids[:limit]", "return ids[-limit:]"),
-        ("demonstrations.append((response.text, template.ended(ids)))",
-         "demonstrations.append((response.text, ids))"),
-        ("ids = whole[len(prompt) :]", "ids = template.controls.encode_alone(response.rendered)"),
-        ("if tuple(texts) != example.demonstrations:", "if False:"),
     ),
     ("model/head.py", ("model/test_head.py",)): (
         ("weighted[t] = factor * (weighted[t] + shift * total[t])", "weighted[t] = factor * weighted[t]"),
@@ -187,19 +181,13 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("if not worst <= tolerance:\n        raise RolloutError(", "if False:\n        raise RolloutError("),
     ),
     ("rewards/answers.py", ("rewards/test_answers.py", "rewards/test_verifiers.py")): (
-        ("content = max(found)[1]", "content = min(found)[1]"),
-        ('Decimal(text.replace(",", ""))', 'Decimal(text.replace(",", "."))'),
         ("left.casefold()", "left"),
-        ("if best is None or bare.start() > best[0] + len(best[1]):", "if best is None:"),
     ),
     ("rewards/countdown.py", ("rewards/test_verifiers.py",)): (
         ('used == given if options.get("use_all", True) else used <= given', "used <= given"),
         ("value == goal and allowed", "value == goal"),
     ),
     ("rewards/verifiers.py", ("rewards/test_verifiers.py", "rewards/test_pool.py", "rewards/test_scorer.py")): (
-        ("return RIGHT if same_answer(found, gold) else WRONG", "return RIGHT"),
-        ("if hashes and not (boxed and boxed[0] > hashes[0]):", "if hashes:"),
-        ("if len(named) == 1:", "if named:"),
     ),
     ("rewards/scorer.py", ("rewards/test_scorer.py",)): (
         ("part.weight * value for part", "value for part"),

@@ -85,7 +85,7 @@ def ours(name, **switches):
         for n, demo, right in zip(LENGTHS, DEMO, RIGHT, strict=True)
     ]
     method = get_method(name, switches, longest_response=LONGEST)
-    index = token_index(sequence_table(sequences, advantage))
+    index = token_index(replace(sequence_table(sequences), advantage_S=advantage))
     lp_T = logprob[mask].requires_grad_()
     entropy_T = torch.zeros_like(lp_T).detach()
     batch = TokenBatch(index, lp_T, entropy_T, entropy_T, old[mask], entropy_T)

@@ -10,6 +10,7 @@ anything about demonstrations, which TRL does not have.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -99,7 +100,7 @@ def trl_loss(d, *, loss_type, level="token", low=0.2, high=0.2, delta=None, beta
 
 def our_loss(d, name, overrides):
     sequences = [TrainingSequence((0,), (1,) * n, 0, False, 0.0, False) for n in LENGTHS]
-    index = token_index(sequence_table(sequences, d.advantage))
+    index = token_index(replace(sequence_table(sequences), advantage_S=d.advantage))
     logprob = d.logprob.clone().requires_grad_()
     entropy = d.entropy.clone().requires_grad_()
     batch = TokenBatch(

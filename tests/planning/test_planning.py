@@ -222,7 +222,7 @@ def test_a_shipped_recipe_fits_the_devices_its_header_names(path):
 
 def test_the_papers_run_has_the_papers_figures():
     config = load_config(next(p for p in RECIPES if p.stem == "paper-7b"))
-    assert (config.train.prompts_per_step, config.rollout.group_size) == (128, 8)
+    assert (config.train.prompts_per_step, config.rollout.group_size) == (128, 7)
     assert (config.rollout.max_tokens, config.data.max_prompt_tokens) == (8192, 1024)
     assert (config.train.steps, config.train.learning_rate) == (500, 1e-6)
     shape = measure_shape(config.model)

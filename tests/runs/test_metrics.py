@@ -43,7 +43,8 @@ def test_every_key_of_a_real_run_is_registered(written):
 
 def test_every_registered_key_is_written_by_some_run(written):
     missing = []
-    for key, known in EVERY.items():
+    # Only mixtures of experts write it: tests/model/test_experts.py.
+    for key, known in EVERY.items() - {("loss/router_aux", EVERY["loss/router_aux"])}:
         pattern = re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(key)))
         if not any(pattern.fullmatch(name) for name in written):
             missing.append(key)

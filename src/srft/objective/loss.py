@@ -26,6 +26,9 @@ from srft.objective.table import take_tokens, token_count
 from srft.objective.terms import importance, rollout_tokens, taught_tokens
 from srft.types import SequenceTable, TokenBatch, TokenIndex
 
+BALANCE = "router_aux"
+"""What the balance of experts is called beside the terms of a method."""
+
 
 def counts(method: Method, index: TokenIndex) -> dict[str, float]:
     """The denominator of each term over the sequences in ``index``, by the term's name.
@@ -95,7 +98,7 @@ def compute_loss(
                     _spread(metrics, name, seen)
     if batch.balance is not None:
         loss = loss + batch.balance
-        metrics["loss/router_aux/total"] = batch.balance.detach()
+        metrics[f"loss/{BALANCE}/total"] = batch.balance.detach()
     metrics["loss/total"] = loss.detach()
     return loss, metrics
 
