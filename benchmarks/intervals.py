@@ -25,6 +25,7 @@ import numpy as np
 
 from srft.evaluation.accuracy_statistics import (
     Interval,
+    average_difference,
     interval_of_average,
     interval_over_problems,
     interval_over_samples,
@@ -71,17 +72,17 @@ def coverage(draw: Draw, better: Better, problems: int, n: int, repetitions: int
     rng = np.random.default_rng(problems * 100 + n)
     hits = np.zeros(len(KINDS))
     for repetition in range(repetitions):
-        found: list[tuple[Interval, Interval]] = []
-        for member in range(BENCHMARKS):
+        scores, pairs = [], []
+        for _ in range(BENCHMARKS):
             p = draw(rng, problems)
             ours, theirs = rng.binomial(n, better(p, rng)), rng.binomial(n, p)
-            over = interval_over_problems(theirs / n, BENCHMARKS * repetition + member, 0.95, 1000)
-            found.append((over, paired_difference(ours / n, theirs / n, replicates=1).interval))
-        hits[0] += holds(found[0][0], mean)
+            scores.append(theirs / n)
+            pairs.append(paired_difference(ours / n, theirs / n, replicates=1).interval)
+        hits[0] += holds(interval_over_problems(scores[0], repetition, replicates=1000), mean)
         hits[1] += n > 1 and holds(interval_over_samples(np.full(problems, n), theirs), p.mean())
-        hits[2] += holds(found[0][1], gain)
-        hits[3] += holds(interval_of_average([one for one, _ in found]), mean)
-        hits[4] += holds(interval_of_average([one for _, one in found]), gain)
+        hits[2] += holds(pairs[0], gain)
+        hits[3] += holds(interval_of_average(scores, repetition, replicates=1000), mean)
+        hits[4] += holds(average_difference(pairs), gain)
     shares = hits / repetitions
     shares[1] = shares[1] if n > 1 else np.nan
     return shares

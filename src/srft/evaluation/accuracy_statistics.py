@@ -151,18 +151,43 @@ def interval_over_problems(
         raise ValueError("no interval over zero problems")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError("scores must lie in [0, 1]")
-    values, counts = np.unique(scores, return_counts=True)
-    if np.isin(values, (0.0, 1.0)).all():
+    if np.isin(scores, (0.0, 1.0)).all():
         low, high = clopper_pearson(float(scores.sum()), scores.size, confidence)
-    else:
-        rng = np.random.default_rng(seed)
-        weights = rng.gamma(counts, size=(replicates, counts.size))  # equal scores stand together
-        unseen = rng.exponential(size=replicates)
-        sums, total = weights @ values, weights.sum(axis=1) + unseen
-        tail = (1 - confidence) / 2
-        low = float(np.quantile(sums / total, tail))
-        high = float(np.quantile((sums + unseen) / total, 1 - tail))
-    return Interval(float(scores.mean()), low, high, confidence)
+        return Interval(float(scores.mean()), low, high, confidence)
+    return _between(float(scores.mean()), *_possible_means(scores, seed, replicates), confidence)
+
+
+def interval_of_average(
+    scores: Sequence[ArrayLike],
+    seed: int = 0,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+) -> Interval:
+    """Interval of the unweighted average of several benchmarks' means: that of `interval_over_problems`,
+    with an unseen problem in each benchmark. Where every member is all wrong its lower end is 0, and so
+    is the average's."""
+    if not scores:
+        raise ValueError("no interval over zero benchmarks")
+    members = [np.asarray(score_P, dtype=np.float64) for score_P in scores]
+    draws = [_possible_means(m, seed + i, replicates) for i, m in enumerate(members)]
+    low_R, high_R = np.mean(draws, axis=0)
+    return _between(float(np.mean([m.mean() for m in members])), low_R, high_R, confidence)
+
+
+def _possible_means(score_P: Floats, seed: int, replicates: int) -> tuple[Floats, Floats]:
+    """Means under random weights, with the unseen problem all wrong and with it all right."""
+    values, counts = np.unique(score_P, return_counts=True)
+    rng = np.random.default_rng(seed)
+    weights = rng.gamma(counts, size=(replicates, counts.size))  # equal scores stand together
+    unseen = rng.exponential(size=replicates)
+    sums, total = weights @ values, weights.sum(axis=1) + unseen
+    return sums / total, (sums + unseen) / total
+
+
+def _between(estimate: float, low_R: Floats, high_R: Floats, confidence: float) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(low_R, tail), np.quantile(high_R, 1 - tail)
+    return Interval(estimate, float(low), float(high), confidence)
 
 
 def clopper_pearson(
@@ -196,20 +221,6 @@ def interval_over_samples(n_P: ArrayLike, c_P: ArrayLike, confidence: float = 0.
     trials = n.size**2 * max(1 / float((1 / n).sum()), mean * (1 - mean) / variance_of_sum)
     low, high = clopper_pearson(mean * trials, trials, confidence)
     return Interval(mean, low, high, confidence)
-
-
-def interval_of_average(parts: Sequence[Interval]) -> Interval:
-    """Interval of the unweighted average of independent estimates, benchmarks' means or differences,
-    from their own intervals: distances from the estimate add in squares (Zou and Donner 2008).
-
-    Where every member is all wrong its lower end is 0, and so is the average's.
-    """
-    if not parts:
-        raise ValueError("no interval over zero benchmarks")
-    mean = sum(part.estimate for part in parts) / len(parts)
-    below = hypot(*(part.estimate - part.low for part in parts)) / len(parts)
-    above = hypot(*(part.high - part.estimate for part in parts)) / len(parts)
-    return Interval(mean, mean - below, mean + above, parts[0].confidence)
 
 
 def paired_difference(
@@ -250,6 +261,15 @@ def paired_difference(
         int((difference > 0).sum()),
         int((difference < 0).sum()),
     )
+
+
+def average_difference(parts: Sequence[Interval]) -> Interval:
+    """Interval of the unweighted average of several benchmarks' differences, from their own intervals:
+    distances from the estimate add in squares (Zou and Donner 2008)."""
+    mean = sum(part.estimate for part in parts) / len(parts)
+    below = hypot(*(part.estimate - part.low for part in parts)) / len(parts)
+    above = hypot(*(part.high - part.estimate for part in parts)) / len(parts)
+    return Interval(mean, mean - below, mean + above, parts[0].confidence)
 
 
 def _sign_flip_p(difference_P: Floats, seed: int, replicates: int) -> float:

@@ -112,7 +112,7 @@ def compare(
         mean_a, mean_b = sum(score_a) / len(common), sum(score_b) / len(common)
         left_out = len(a.keys() ^ b.keys())
         rows.append(Comparison(name, mean_a, mean_b, found, left_out))
-    average = accuracy_statistics.interval_of_average([row.difference.interval for row in rows])
+    average = accuracy_statistics.average_difference([row.difference.interval for row in rows])
     return ComparisonTable(label_a, label_b, tuple(rows), average)
 
 

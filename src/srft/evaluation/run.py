@@ -14,7 +14,7 @@ from typing import Any
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError, DataError
 from srft.evaluation import result_tables
-from srft.evaluation.accuracy_statistics import Interval, interval_of_average
+from srft.evaluation.accuracy_statistics import interval_of_average
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES, Benchmark, resolve
 from srft.evaluation.evaluate import ProgressCallback, ScorerLike, evaluate, tokenize_problems
 from srft.evaluation.evaluation_config import EvaluationConfig
@@ -324,11 +324,9 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
     for suite in ("math5", "ood3", "lab"):
         members = SUITES[suite]
         if all(member in found for member in members):
-            parts = []
-            for one in (found[member] for member in members):
-                low, high = one["interval"]
-                parts.append(Interval(one["accuracy"], low, high, confidence))
-            mean = interval_of_average(parts)
+            problems = [found[member]["problems"].values() for member in members]
+            scores = [[p["correct"] / p["n"] for p in group] for group in problems]
+            mean = interval_of_average(scores, confidence=confidence)
             averages[suite] = {
                 "accuracy": mean.estimate,
                 "interval": [mean.low, mean.high],
