@@ -130,6 +130,8 @@ def test_other_json_is_asked_as_it_stands_and_that_is_said():
     row = {"prompt": json.dumps({"question": "3 + 4?"}), "answer": "7"}
     assert one(row).prompt == row["prompt"]
     assert "1 of 1 prompts are JSON" in notes_of(row) and "(row 1)" in notes_of(row)
+    printed = {"prompt": "[{'role': 'system', 'content': 'a'}\n {'role': 'user'}]"}  # as numpy does
+    assert "1 of 1 prompts are JSON or the like" in notes_of(printed)
     assert "JSON" not in notes_of({"prompt": "Sort [3, 1].", "answer": "7"})
 
 
@@ -209,6 +211,17 @@ def test_a_column_that_looks_like_demonstrations_is_pointed_out_where_none_are_r
     assert "data.columns" not in notes_of(row, columns={"demonstration": name})
     assert "data.columns" not in notes_of({**row, "demonstration": "d"})
     assert "data.columns" not in notes_of({**row, name: 7})
+
+
+def test_a_conversation_beside_a_prompt_is_pointed_out_and_can_be_taken():
+    row = {"prompt": "3 + 4?", "messages": [USER, REPLY]}
+    assert "data.columns: {prompt: messages}" in notes_of(row)
+    assert one(row, columns={"prompt": "messages"}).demonstrations == ("3 + 4 = 7",)
+
+
+def test_one_target_that_is_a_number_among_texts_is_a_demonstration_like_them():
+    rows = as_examples([{"prompt": "p", "target": "7"}, {"prompt": "q", "target": "3 + 4 = 7"}])
+    assert [e.demonstrations for e in rows] == [("7",), ("3 + 4 = 7",)]
 
 
 def test_a_system_column_can_be_mapped():

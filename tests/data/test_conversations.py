@@ -318,3 +318,20 @@ def test_several_templates_without_a_default_are_an_error_that_names_them(make_t
     assert list(tokenize_prompt(example, tokenizer, AUTO)) == expected
     tokenizer.chat_template = {"tool_use": "{{ 1 }}", "default": chatml}
     assert list(tokenize_prompt(example, tokenizer, AUTO)) == expected
+
+
+@pytest.mark.parametrize("more", [{"thinking": "Two."}, {"tool_calls": [CALL]}])
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        (DataConfig(chat_template="none"), [USER]),
+        (DataConfig(prompt_is_rendered=True), RENDERED),
+    ],
+)
+def test_without_a_template_thinking_and_tool_calls_are_refused(
+    make_tokenizer, more, config, asked
+):
+    reply = {"role": "assistant", "content": "4", **more}
+    row = {"prompt": asked, "demonstration": [reply]}
+    with pytest.raises(DataError, match="row 1: has thinking or tool calls"):
+        tokenize_dataset(as_examples([row]), make_tokenizer("bytes", "chatml"), config)

@@ -96,11 +96,13 @@ class Format:
         if rest:
             said.append(f"for rewards only: {_quoted(rest)}")
         line = f"columns used ({self.name}): {'; '.join(said)}"
-        likely = next((name for name in _SYNONYMS["demonstration"] if name in rest), None)
-        if likely and not self.demonstrations and not self.chat and _is_worked(columns[likely]):
+        known = (*_SYNONYMS["demonstration"], *_CHAT)
+        likely = next((name for name in known if name in rest and _is_worked(columns[name])), None)
+        if likely and not self.demonstrations and not self.chat:
+            role = "prompt" if likely in _CHAT else "demonstration"
             line += (
                 f". No demonstrations are read; if `{likely}` holds them, set data.columns: "
-                f"{{demonstration: {likely}}}"
+                f"{{{role}: {likely}}}"
             )
         return line
 
@@ -185,6 +187,9 @@ def choose_format(
     where a named column is in no row.
     """
     columns = seen_columns(rows)
+    if "target" in columns:  # one that is a number may stand among texts
+        worked = (row["target"] for row in rows if _is_worked(row.get("target")))
+        columns["target"] = next(worked, columns["target"])
     mapping = dict(mapping or {})
     found = _detect(columns)
     if found is not None and found.marked and "answer" not in mapping:
@@ -221,7 +226,8 @@ def _override(
                 f"{_quoted(columns)}"
             )
     if "prompt" in mapping and mapping["prompt"] != found.prompt:
-        found = replace(found, prompt=mapping["prompt"], chat=False, context=None)
+        path = mapping["prompt"]
+        found = replace(found, prompt=path, chat=path in _CHAT, context=None)
     if "system" in mapping:
         found = replace(found, system=mapping["system"])
     if "demonstration" in mapping:

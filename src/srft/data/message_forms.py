@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from srft.data.messages import REASONING, from_text, plain
@@ -110,39 +111,31 @@ class MessageForms:
     def _left_out(self, messages: Sequence[Message], tools: Any, whole: bool) -> list[str]:
         """What the template does not show though it need not: thinking of earlier turns, names and
         the like. RowError where it leaves out what says something."""
-        parts: list[str] = []  # what each placeholder stands for
+        parts: list[tuple[str, bool]] = []  # what each placeholder stands for, whether it is needed
 
-        def stand_in(name: str) -> str:
-            parts.append(name)
+        def stand_in(name: str, needed: bool = True) -> str:
+            parts.append((name, needed))
             return sentinel(len(parts) - 1)
 
-        count = len(messages)
         probe: list[Message] = []
-        optional: dict[int, str] = {}
         for number, message in enumerate(messages, start=1):
             changed = dict(message)
-            where = f"(number {number} of {count})"
+            of = f"the {message['role']}'s message (number {number} of {len(messages)})"
+            thinks = REASONING if whole and number == len(messages) else ()
             for key, value in message.items():
-                if key == "content" and value:
-                    changed[key] = stand_in(f"the {message['role']}'s message {where}")
-                elif key in ("tool_calls", "function_call"):
-                    name = f"`{key}` of the {message['role']}'s message {where}"
-                    changed[key] = _renamed(value, lambda _, n=name: stand_in(n))
-                elif key not in ("role", "content", "tool_call_id") and isinstance(value, str):
-                    changed[key] = stand_in(f"`{key}` of the {message['role']}'s message {where}")
-                    if not (whole and number == count and key in REASONING):
-                        optional[len(parts) - 1] = f"`{key}` of the {message['role']}'s messages"
+                if key in ("tool_calls", "function_call"):
+                    changed[key] = _renamed(value, partial(stand_in, f"`{key}` of {of}"))
+                elif key not in ("role", "tool_call_id") and isinstance(value, str) and value:
+                    name = of if key == "content" else f"`{key}` of {of}"
+                    changed[key] = stand_in(name, key == "content" or key in thinks)
             probe.append(changed)
-        shown_tools = _renamed(tools, lambda _: stand_in("`tools`")) if tools else tools
-        text = self._apply(probe, shown_tools, whole).lower()
-        left_out: list[str] = []
-        for number, name in enumerate(parts):
-            if sentinel(number).lower() in text:
-                continue
-            if number not in optional:
+        shown = _renamed(tools, partial(stand_in, "`tools`")) if tools else tools
+        text = self._apply(probe, shown, whole).lower()
+        missing = [part for k, part in enumerate(parts) if sentinel(k).lower() not in text]
+        for name, needed in missing:
+            if needed:
                 raise RowError(f"the chat template leaves out {name}; {_instead(name)}")
-            left_out.append(optional[number])
-        return left_out
+        return [name for name, _ in missing]
 
 
 def tools_of(value: Any) -> list[Any] | None:
@@ -155,15 +148,15 @@ def _is_tool(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"function", "name"}.isdisjoint(value)
 
 
-def _renamed(value: Any, change: Any) -> Any:
+def _renamed(value: Any, name: Callable[[], str]) -> Any:
     """Tools or tool calls with their functions' names changed."""
     if isinstance(value, (list, tuple)):
-        return [_renamed(item, change) for item in value]
+        return [_renamed(item, name) for item in value]
     if not isinstance(value, Mapping):
         return value
     if isinstance(value.get("function"), Mapping):
-        return {**value, "function": _renamed(value["function"], change)}
-    return {**value, "name": change(value.get("name"))}
+        return {**value, "function": _renamed(value["function"], name)}
+    return {**value, "name": name()}
 
 
 def _instead(name: str) -> str:

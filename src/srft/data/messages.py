@@ -109,10 +109,12 @@ def from_text(value: Any, wanted: Callable[[Any], bool] = is_message) -> Any:
     return value
 
 
-def is_json(text: str) -> bool:
-    """Whether a text is a JSON object or list, and nothing else."""
+def is_coded(text: str) -> bool:
+    """Whether a text is a JSON object or list, or messages in a print that cannot be read back."""
     if text.strip()[:1] not in ("{", "["):
         return False
+    if _WRITTEN_OUT.match(text):
+        return True
     try:
         return isinstance(json.loads(text), (dict, list))
     except (ValueError, RecursionError):

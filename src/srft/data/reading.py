@@ -19,7 +19,7 @@ from srft.data.messages import (
     check_demonstrations,
     check_prompt,
     check_text,
-    is_json,
+    is_coded,
 )
 from srft.data.row_errors import InvalidRows, Problems
 from srft.errors import DataError
@@ -225,12 +225,12 @@ def _convert(
 def _doubts(examples: Sequence[Example]) -> list[str]:
     """What was read as it stands but may have been meant otherwise."""
     doubts = []
-    coded = [e for e in examples if isinstance(e.prompt, str) and is_json(e.prompt)]
+    coded = [e for e in examples if isinstance(e.prompt, str) and is_coded(e.prompt)]
     if len(coded) > len(examples) / 2:
         doubts.append(
-            f"{len(coded):,} of {len(examples):,} prompts are JSON and are asked as they stand, such as "
-            f"{str(coded[0].prompt)[:80]!r} ({coded[0].source}); if the question is a part of it, "
-            "write that part into a column of its own"
+            f"{len(coded):,} of {len(examples):,} prompts are JSON or the like and are asked as they "
+            f"stand, such as {str(coded[0].prompt)[:80]!r} ({coded[0].source}); if the question is a "
+            "part of it, write that part into a column of its own"
         )
     filled = [e for e in examples if not isinstance(e.prompt, str) and begins_response(e.prompt)]
     if filled:

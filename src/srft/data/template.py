@@ -198,16 +198,16 @@ class Template:
         message = _marked(message, self.controls, conversation.marks)
         given, says_more = message["content"] or "", not message.keys().isdisjoint(SPOKEN)
         made = partial(self._made, conversation.marks)
-        if self.jinja is None or conversation.messages is None:
-            return made(given, self.end_word, (), None, cut)
-        official = ""
-        try:
-            official = self._whole(message, conversation, source)
-        except RowError:
-            if says_more:
-                raise
+        official = None
+        if self.jinja is not None and conversation.messages is not None:
+            try:
+                official = self._whole(message, conversation, source)
+            except RowError:
+                if says_more:
+                    raise
+                official = ""
         for begun in (prompt.marked, prompt.marked.rstrip()):
-            if self._tail is not None and official.startswith(begun):
+            if official and self._tail is not None and official.startswith(begun):
                 body, spaced = official[len(begun) :], begun != prompt.marked
                 body, end, found = self._ended(body.lstrip() if spaced else body)
                 if body.strip() != given.strip():
@@ -215,15 +215,15 @@ class Template:
                 return made(body, end, ("space",) if spaced else found, "", cut)
         if says_more:
             raise RowError(
-                "has thinking or tool calls in a message, and with this chat template the whole "
-                "conversation does not begin with the prompt, so that no response can be cut out of "
-                "it; write them into the content, or name another template in data.chat_template"
+                "has thinking or tool calls in a message, and no whole conversation that begins with "
+                "the prompt, so that no response could be cut out of it (plain text has none, this "
+                "chat template another); write them into the content, or name another template in "
+                "data.chat_template"
             )
-        bare = given
-        if _THINK_OPEN.search(prompt.marked):
-            bare = _THINK_START.sub("", given)
-        kind = _kind(prompt.marked, official, bare)
-        return made(bare, self.end_word, (kind,), official, cut or bare != given)
+        opened = _THINK_OPEN.search(prompt.marked)
+        bare = _THINK_START.sub("", given) if opened else given
+        kinds = () if official is None else (_kind(prompt.marked, official, bare),)
+        return made(bare, self.end_word, kinds, official, cut or bare != given)
 
     def _whole(self, message: Message, conversation: Conversation, source: str) -> str:
         """The whole conversation, this demonstration at its end."""
