@@ -145,7 +145,8 @@ def _new_id() -> str:
 
 
 def recipe_changes(run: RunDir, recipe: str) -> list[str]:
-    """Settings in which ``recipe`` (YAML) differs from that of the run, as ``key: old -> new``."""
+    """Settings in which ``recipe`` (YAML) differs from that of the run, as ``key: old -> new``. A run
+    whose folder was moved has the same recipe all the same."""
     try:
         old = flatten(yaml.safe_load(run.config.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
@@ -154,7 +155,7 @@ def recipe_changes(run: RunDir, recipe: str) -> list[str]:
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key != "run.dir"
     ]
 
 
