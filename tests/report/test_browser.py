@@ -144,7 +144,7 @@ def test_a_curve_is_hidden_and_found_again(open_report, make_run):
     page.until(f"{count} === 4")
     page.click("#tab-curves")
     page.until("document.querySelectorAll('#view-curves figure').length > 10")
-    page.fill("#find-metric", "gradient")
+    page.fill("#find-metric", "gradient_norm")
     page.until("document.querySelectorAll('#view-curves figure').length === 1")
     page.quiet()
 
@@ -321,7 +321,7 @@ def test_the_page_of_an_analysis_opens_in_every_view(browser, make_run, tmp_path
 
     for seed, name in enumerate(("base", "tuned")):
         save_lab_model(tmp_path / name, "llama", seed=seed, num_hidden_layers=1)
-    run = make_run(steps=8, groups=3, rollouts=2, tokens=8)
+    run = make_run(steps=8, groups=3, rollouts=2, tokens=20)
     recipe = yaml.safe_load((run / "config.yaml").read_text())
     recipe["model"]["path"] = str(tmp_path / "base")
     (run / "config.yaml").write_text(yaml.safe_dump(recipe))
