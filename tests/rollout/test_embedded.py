@@ -234,7 +234,7 @@ def test_new_weights_are_sampled_from_at_once(llama, tokenizer):
 def test_prompt_and_response_that_exceed_the_context_are_refused(llama, tokenizer):
     engine = engine_of(llama, tokenizer)
     requests = [RolloutRequest((5, 6), 1, 0), RolloutRequest((5,) * 50, 1, 0)]
-    with pytest.raises(RolloutError, match=r"request 1: prompt of 50 tokens .* context of 64"):
+    with pytest.raises(RolloutError, match=r"request 1: prompt of 50 tokens .* window of 64"):
         engine.generate(requests, SamplingParams(max_tokens=20))
 
 

@@ -102,7 +102,7 @@ def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
 
 _CHECKPOINT_SETTINGS = (
     *("path", "revision", "tokenizer", "trust_remote_code"),
-    *("rope_theta", "max_position_embeddings", "lora"),
+    *("rope_theta", "rope_length", "max_position_embeddings", "lora"),
 )
 
 
@@ -213,8 +213,8 @@ def load(
 
     from srft.data.template import stop_token_ids
     from srft.model.loading import check_vocabulary, compute_context, load_tokenizer
+    from srft.model.positions import context_length
     from srft.rollout.engine import build_engine
-    from srft.rollout.requests import context_length
     from srft.rollout.rollout_config import RolloutConfig
 
     rollout, config = rollout or RolloutConfig(), source.config
@@ -233,4 +233,6 @@ def load(
         stops = stop_token_ids(tokenizer, data, getattr(model, "generation_config", None))
         kind = str(next(model.parameters()).dtype).removeprefix("torch.")
         by = f", {rollout.engine}" if rollout.engine.startswith("vllm") else ""
-        yield Loaded(engine, tokenizer, stops, context_length(model), f"{kind} on {device}{by}")
+        yield Loaded(
+            engine, tokenizer, stops, context_length(model.config), f"{kind} on {device}{by}"
+        )

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from srft.errors import ModelError
 from srft.model.cpu.norms import use_fast_norms
 from srft.model.cpu.products import use_fast_products
 from srft.model.model_config import ModelConfig
@@ -67,7 +68,10 @@ def enable_checkpointing(model: Any) -> None:
     hooked = hasattr(model, "_require_grads_hook")
     # transformers is renaming this method; the older name warns where the newer exists.
     newer = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    try:
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"{error} Set model.gradient_checkpointing=false") from error
     if hasattr(model, "_require_grads_hook") and not hooked:
         # Its hook on the embedding serves the reentrant kind alone, and keeps the model from being pickled.
         model.disable_input_require_grads()

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from srft.errors import ModelError
 from srft.model.adapters import has_adapters
-from srft.model.loading import override_positions, parameter_dtype
+from srft.model.loading import parameter_dtype
 from srft.model.model_config import ModelConfig
+from srft.model.positions import override_positions
 
 
 def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
@@ -24,12 +25,12 @@ def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
 
     Raises ModelError where positions are to be changed that are weights, or are not rotary.
     """
-    if config.rope_theta is not None or config.max_position_embeddings is not None:
+    if any((config.rope_theta, config.rope_length, config.max_position_embeddings)):
         override_positions(model.config, config)
         if not _renew_rotary(model):
             raise ModelError(
-                "model.rope_theta and model.max_position_embeddings change rotary positions, which "
-                f"{type(model).__name__} does not have: leave them out"
+                "model.rope_theta, rope_length and max_position_embeddings change rotary positions, "
+                f"which {type(model).__name__} does not have: leave them out"
             )
     dtype = parameter_dtype(config)
     trained_alone = config.dtype == "auto" and has_adapters(model)

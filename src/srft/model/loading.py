@@ -30,9 +30,15 @@ from srft.model.adapters import (
 from srft.model.fast import prepare_compute, restorer
 from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
 from srft.model.packed_attention import can_pack, use_packed_attention
+from srft.model.positions import override_positions
 from srft.model.weight_files import Cut, read_model
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# Whose classes set the row of the padding token to zero each time they are loaded, which is a row of
+# the output head too.
+_FORGET_PADDING = ("youtu",)
 
 
 def parameter_dtype(config: ModelConfig) -> torch.dtype:
@@ -100,6 +106,8 @@ def open_model(
             "model; models that bring their own code need model.trust_remote_code=true"
         )
     override_positions(model_config, config)
+    if model_config.model_type in _FORGET_PADDING:
+        model_config.pad_token_id = None
     model = _load_weights(config, model_config, device, cut)
     if cut is None:
         module: Any = model
@@ -210,21 +218,6 @@ def _source(path: str) -> str:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".") + "."
-
-
-def override_positions(model_config: Any, config: ModelConfig) -> None:
-    text = model_config.get_text_config(decoder=True)
-    if config.max_position_embeddings is not None:
-        text.max_position_embeddings = config.max_position_embeddings
-    if config.rope_theta is None:
-        return
-    rope = getattr(text, "rope_parameters", None)
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        raise ModelError(
-            f"{config.path}: model type {text.model_type!r} has no single rotary base, so "
-            "model.rope_theta cannot be set: leave it out"
-        )
-    rope["rope_theta"] = config.rope_theta
 
 
 def _load_weights(

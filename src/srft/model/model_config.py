@@ -140,6 +140,13 @@ class ModelConfig(Section):
         description="Base of the rotary position embedding, replacing the model's own (the paper "
         "takes 40000 for Qwen2.5-Math, made with 10000).",
     )
+    rope_length: int | None = Field(
+        None,
+        gt=0,
+        description="For rotary embeddings that change with the length of a sequence (rope_type longrope or "
+        "dynamic): the length in tokens whose frequencies every sequence gets, in training, sampling and the "
+        "exported config. None: the model's own, and sequences beyond the change are refused.",
+    )
     max_position_embeddings: int | None = Field(
         None,
         gt=0,
@@ -156,9 +163,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _adapter_folder_can_say_it(self) -> ModelConfig:
-        if self.lora and self.lora.export == "adapter" and self.rope_theta is not None:
+        changed = "rope_theta" if self.rope_theta else "rope_length" if self.rope_length else None
+        if self.lora and self.lora.export == "adapter" and changed:
             raise ValueError(
-                "lora.export is adapter, but a folder of adapters cannot carry the changed rope_theta: "
+                f"lora.export is adapter, but a folder of adapters cannot carry the changed {changed}: "
                 "whoever loads it takes the base's own. Set lora.export to merged"
             )
         return self

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
@@ -83,6 +83,7 @@ def _difference(policy: Policy) -> float:
     model.eval()
     try:
         with torch.no_grad(), small_windows(base):
+            _check_causal(policy, sequences, base.device)
             worst = _worst_difference(policy, sequences, packed)
     except ModelError:
         raise
@@ -132,6 +133,31 @@ def _tolerance(policy: Policy) -> float:
     return 0.5 if any(dtype in half for dtype in dtypes) else 5e-4
 
 
+def _own_logits(policy: Policy, input_ids: Tensor) -> Tensor:
+    with policy.compute(), uncompiled(policy.model):
+        logits: Tensor = policy.model(input_ids=input_ids, use_cache=False).logits
+    return logits
+
+
+def _check_causal(policy: Policy, sequences: Sequence[TrainingSequence], device: Any) -> None:
+    """Raise ModelError where the model's own logits at a token depend on later ones."""
+    longest = max(sequences, key=lambda s: len(s.prompt_ids) + len(s.response_ids))
+    input_ids = torch.tensor([[*longest.prompt_ids, *longest.response_ids]], device=device)
+    half = input_ids.shape[1] // 2
+    whole, part = (
+        _own_logits(policy, ids)[0, :half].float().log_softmax(dim=-1)
+        for ids in (input_ids, input_ids[:, :half])
+    )
+    gap = float((whole - part).abs().max())
+    if not gap <= _tolerance(policy):
+        kind = unwrap(policy.model).config.model_type
+        raise ModelError(
+            f"model type {kind!r} is not a causal language model as it is configured: its logits at a token "
+            f"change by {gap:.2g} nats with the tokens after it. Models that are encoders cannot be trained "
+            "with this package; some become decoders by is_decoder=true or causal=true in their config.json"
+        )
+
+
 def _worst_difference(
     policy: Policy, sequences: Sequence[TrainingSequence], packed: PackedBatch
 ) -> float:
@@ -141,8 +167,7 @@ def _worst_difference(
     for row in packed.rows:
         prompt, response = sequences[row].prompt_ids, sequences[row].response_ids
         input_ids = torch.tensor([[*prompt, *response]], device=device)
-        with policy.compute(), uncompiled(policy.model):
-            logits = policy.model(input_ids=input_ids, use_cache=False).logits
+        logits = _own_logits(policy, input_ids)
         logp = logits[0, len(prompt) - 1 : -1].float().log_softmax(dim=-1)
         target = torch.tensor(response, device=device)
         logprobs.append(logp.gather(1, target[:, None])[:, 0])

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from srft.errors import RolloutError
+from srft.model.positions import context_length
 from srft.model.scoring_check import small_windows
 from srft.rollout.cached_attention import sampling_mode, sliding_layers_seen
 from srft.rollout.embedded import EmbeddedEngine
-from srft.rollout.requests import computes_in_float32, context_length
+from srft.rollout.requests import computes_in_float32
 from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
 from srft.types import Completion, RolloutRequest, SamplingParams
@@ -127,7 +128,7 @@ def probes(
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     size = min(vocabulary, len(tokenizer))
-    limit = context_length(model) or 1 << 30
+    limit = context_length(model.config) or 1 << 30
     prompts = [
         tuple(torch.randint(0, size, (min(length, limit - 1),), generator=generator).tolist())
         for length in lengths

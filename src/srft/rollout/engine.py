@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from srft.errors import RolloutError
+from srft.errors import RolloutError, SRFTError
 from srft.model.scoring_check import small_windows
 from srft.rollout.check import check_engine, check_weights
 from srft.rollout.embedded import EmbeddedEngine
@@ -110,6 +110,15 @@ def _checked(engine: Checkable, config: RolloutConfig) -> RolloutEngine:
                 exact=engine.exact,
                 where=where,
             )
+    except SRFTError:
+        engine.close()
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        engine.close()
+        raise RolloutError(
+            f"{type(engine.model).__name__} does not run under rollout.engine={config.engine}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     except BaseException:
         engine.close()
         raise

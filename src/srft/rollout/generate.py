@@ -118,6 +118,7 @@ class GenerateEngine:
                 attention_mask=torch.tensor(mask, device=device),
                 do_sample=False,
                 num_beams=1,
+                use_cache=self.caches,
                 max_new_tokens=params.max_tokens,
                 # Never met: the stop rule ends rows, so every row keeps producing real tokens.
                 eos_token_id=None,

@@ -9,13 +9,8 @@ from typing import Any
 import torch
 
 from srft.errors import RolloutError, RolloutNotFinite
+from srft.model.positions import context_length, described_limit
 from srft.types import Completion, RolloutRequest, SamplingParams
-
-
-def context_length(model: Any) -> int | None:
-    """Most positions the model was built for, in tokens; None where its config does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def check_requests(model: Any, requests: Sequence[RolloutRequest], params: SamplingParams) -> None:
@@ -23,7 +18,7 @@ def check_requests(model: Any, requests: Sequence[RolloutRequest], params: Sampl
     with ``max_tokens`` exceeds the model's context; the message names the request."""
     if params.max_tokens < 1:
         raise RolloutError(f"max_tokens is {params.max_tokens}; sampling needs at least 1")
-    limit = context_length(model)
+    limit = context_length(model.config)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     for number, request in enumerate(requests):
         length = len(request.prompt_ids)
@@ -42,8 +37,8 @@ def check_requests(model: Any, requests: Sequence[RolloutRequest], params: Sampl
         if limit is not None and length + params.max_tokens > limit:
             raise RolloutError(
                 f"request {number}: prompt of {length} tokens + max_tokens={params.max_tokens} "
-                f"exceeds the model's context of {limit}; lower rollout.max_tokens to "
-                f"{max(limit - length, 0)} or drop longer prompts from the data"
+                f"exceeds {described_limit(model.config)}; or lower rollout.max_tokens to "
+                f"{max(limit - length, 0)}, or drop longer prompts from the data"
             )
 
 

@@ -34,6 +34,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     import torch
 
     from srft.model.loading import resolved_config
+    from srft.model.positions import context_length
     from srft.rollout.vllm_wire import engine_arguments
 
     if importlib.util.find_spec("vllm") is None:
@@ -41,7 +42,8 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     if not config.model.path:
         raise ConfigError("model.path: not set; a server needs a folder or a hub id")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    path, model_config = resolved_config(config.model)
+    own = config.model
+    path, model_config = resolved_config(own)
     text = model_config.get_text_config()
     transfer = config.rollout.server.transfer
     backend = "nccl" if transfer == "nccl" or (transfer, device) == ("auto", "cuda") else None
@@ -55,7 +57,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         "enable_scale_out": True,
         "disable_uvicorn_access_log": True,
         **engine_arguments(
-            config.rollout.vllm, device, text.max_position_embeddings, config.rollout.max_rows
+            config.rollout.vllm, device, context_length(text), config.rollout.max_rows
         ),
     }
     if config.model.tokenizer:
@@ -64,7 +66,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         arguments["revision"] = config.model.revision
     if config.model.trust_remote_code:
         arguments["trust_remote_code"] = True
-    if config.model.rope_theta or config.model.max_position_embeddings:
+    if any((own.rope_theta, own.rope_length, own.max_position_embeddings)):
         arguments["hf_overrides"] = {
             "rope_parameters": text.rope_parameters,
             "max_position_embeddings": text.max_position_embeddings,

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.errors import ConfigError, RolloutError
 from srft.model.output_head import unwrap
-from srft.rollout.requests import check_requests, context_length
+from srft.model.positions import context_length
+from srft.rollout.requests import check_requests
 from srft.rollout.response_end import StopRule, StopRules
 from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.serve import WORKER_EXTENSION
@@ -197,7 +198,7 @@ class VLLMEngine:
         shape.architectures = [plain.__name__]
         shape.save_pretrained(self.folder.name)
         self.tokenizer.save_pretrained(self.folder.name)
-        window = context_length(self.model)
+        window = context_length(base.config)
         if longest is not None and window is not None:
             longest = min(longest, window)
         arguments = engine_arguments(

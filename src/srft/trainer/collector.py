@@ -20,12 +20,13 @@ from dataclasses import replace
 from typing import Any
 
 from srft.data.sampler import PromptSampler
+from srft.model.positions import context_length
 from srft.objective.method import Method, Progress
 from srft.parallel.world import World
 from srft.runs.run_dir import RunDir
 from srft.trainer.collect import Collected, NotFinite, collect
 from srft.trainer.contexts import Contexts
-from srft.trainer.setup import Setup, window_of
+from srft.trainer.setup import Setup
 from srft.trainer.state import trl_state
 from srft.trainer.train_config import Stage
 from srft.trainer.update import save_refused
@@ -41,7 +42,7 @@ class Collector:
             setup.policy.tokenizer,
             setup.config.data,
             setup.config.teacher.template,
-            window_of(setup.policy.model),
+            context_length(setup.policy.model.config),
         )
         # A thread's collectives must not mix with those of the loop.
         self._apart = setup.world.apart() if self.args.rollout.ahead else setup.world

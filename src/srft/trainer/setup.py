@@ -29,6 +29,7 @@ from srft.model.adapters import reshard
 from srft.model.loading import check_vocabulary, load_tokenizer
 from srft.model.output_head import unwrap
 from srft.model.policy import Policy
+from srft.model.positions import context_length, described_limit
 from srft.model.scoring_check import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
@@ -151,6 +152,9 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         teacher = build_teacher(config, methods, policy, device, world)
         evaluation = _evaluation(config, held_out, tokenizer, scorer)
         check_scoring(policy)
+        if isinstance(teacher, PolicyTeacher):
+            _check_lengths(config, methods, teacher.policy.model, examples)
+            check_scoring(teacher.policy)
         longest = _longest(config, methods, examples, evaluation)
         with policy.compute():
             engine = build_engine(sampled, tokenizer, config.rollout, longest)
@@ -409,12 +413,6 @@ def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample])
             )
 
 
-def window_of(model: PreTrainedModel) -> int | None:
-    """How many tokens the model takes, prompt and response together; None: any number."""
-    window: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return window
-
-
 def _check_lengths(
     config: SRFTConfig,
     methods: Sequence[Method],
@@ -426,9 +424,10 @@ def _check_lengths(
     Raises:
         ConfigError: one does not.
     """
-    window = window_of(model)
+    window = context_length(model.config)
     if window is None:
         return
+    limit = described_limit(model.config)
     prompt = max(len(example.prompt_ids) for example in examples)
     demo = max((len(d) for e in examples for d in e.demonstration_ids), default=0)
     if any(method.rollouts for method in methods):
@@ -436,16 +435,15 @@ def _check_lengths(
         if prompt + given + config.rollout.max_tokens > window:
             raise ConfigError(
                 f"the longest prompt ({prompt} tokens) and rollout.max_tokens={config.rollout.max_tokens} "
-                f"exceed the model's window of {window} tokens; lower rollout.max_tokens or "
-                "data.max_prompt_tokens, or set model.max_position_embeddings"
+                f"exceed {limit}; or lower rollout.max_tokens or data.max_prompt_tokens"
             )
     longest = max(
         (len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids), default=0
     )
     if any(method.demonstrations for method in methods) and longest > window:
         raise ConfigError(
-            f"a prompt with its demonstration has {longest} tokens, more than the model's window of "
-            f"{window}; lower data.max_demonstration_tokens, or set model.max_position_embeddings"
+            f"a prompt with its demonstration has {longest} tokens, more than {limit}; or lower "
+            "data.max_demonstration_tokens"
         )
 
 

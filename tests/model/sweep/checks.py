@@ -251,7 +251,7 @@ def exported_gap(trainer: SRFTTrainer, folder: Path) -> float:
 def lora_gap(base: Path, folder: Path) -> float:
     """Two steps on adapters at a rate that moves the model, and its export."""
     trainer = _trainer(
-        base, folder, model={"lora": {"rank": 4}}, train={"learning_rate": 1e-2, "steps": 2}
+        base, folder, model={"lora": {"rank": 4}}, train={"learning_rate": 3e-3, "steps": 2}
     )
     before = own_logits(trainer.model.eval(), range(2, 12))
     found = trained_gap(trainer)
