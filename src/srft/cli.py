@@ -257,6 +257,7 @@ _LAB_EXPERIMENTS = {
     "longer": "The main arms of table2, with three times the steps.",
     "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
     "methods": "Every method of the table, once over.",
+    "credit": "Credit per token: distillation and self-distillation beside SFT, RL and SRFT.",
     "defaults": "The choices on which the paper is silent.",
     "figures": "Training curves with evaluations along the way.",
     "questions": "What the paper's reviewers asked, question by question.",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from srft.experiments.experiment import Arm, Experiment, Leg
+from srft.experiments.teacher import FOLDER
 from srft.objective.methods import METHODS
 
 
@@ -31,7 +32,8 @@ def _names(arms: Any) -> Any:
 
 def _arm(value: str | Mapping[str, Any]) -> Arm:
     if isinstance(value, str):
-        return Arm(value, value)
+        learns = METHODS[value].teacher == "model"
+        return Arm(value, value, recipe={"teacher": {"path": FOLDER}} if learns else {})
     return Arm(**{**value, "stages": tuple(Leg(*leg) for leg in value.get("stages", ()))})
 
 

@@ -1,4 +1,4 @@
-"""``srft lab table1 | table2 | longer | table3 | methods | defaults | figures | questions``."""
+"""``srft lab table1 | table2 | longer | table3 | methods | credit | defaults | figures | questions``."""
 
 from __future__ import annotations
 

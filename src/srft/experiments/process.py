@@ -81,12 +81,14 @@ class Runner(Protocol):
 
 def recipe_digest(config: SRFTConfig) -> str:
     """Sixteen hexadecimal digits of the recipe without its run section, its methods' switches, the
-    base model's weights and the training file: two runs with the same digest have the same outcome,
-    also where a method's defaults have changed in between."""
+    base model's and the teacher's weights and the training file: two runs with the same digest have the
+    same outcome, also where a method's defaults have changed in between."""
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
     values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
     values["weights"] = weights_digest(find_model(config.model.path or "", config.model))
+    if config.teacher.path:
+        values["teacher"]["path"] = weights_digest(find_model(config.teacher.path))
     train = config.data.train
     if isinstance(train, str) and Path(train).is_file():
         values["data"]["train"] = hashlib.sha256(Path(train).read_bytes()).hexdigest()

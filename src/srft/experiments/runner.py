@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +30,7 @@ from srft.experiments.process import (
     finished_digest,
     recipe_digest,
 )
+from srft.experiments.teacher import has_teacher, make_teacher, taught
 from srft.runs.files import read_jsonl
 from srft.runs.lock import hold
 from srft.runs.run_dir import RunDir, recipe_changes
@@ -64,6 +66,9 @@ def run_experiment(
     data: Mapping[str, str] = {}
     if any(arm.demonstrations != "expert" for arm in experiment.arms):
         data = make_demonstrations(base, out / "demonstrations", console)
+    if any(map(has_teacher, experiment.arms)):
+        teacher = make_teacher(base, out, console)
+        experiment = replace(experiment, arms=tuple(taught(a, teacher) for a in experiment.arms))
     plan = plan_jobs(experiment, base, out, seeds, data)
     check_unmixed(plan)
     # Two commands in one folder would remove each other's unfinished runs.
