@@ -240,3 +240,20 @@ def test_the_command_prints_tables_or_json_and_tells_by_its_exit_code():
     assert bad.exit_code == 1
     assert "does not fit" in bad.stdout and "runtime_gib" in bad.stdout
     assert "model.gradient_checkpointing=true" in bad.stdout
+
+
+def test_a_teacher_is_counted(tmp_path):
+    """opd: the teacher's weights. sdft: no copy, unless its teacher is the policy of before training."""
+    tiny_model("llama", num_hidden_layers=4).save_pretrained(tmp_path)
+    held = measure_shape(ModelConfig(path=str(tmp_path))).parameters
+
+    def planned(**settings):
+        recipe = {"model": {"path": "Qwen/Qwen2.5-7B"}, **settings}
+        return items(make_plan(parse_config(recipe), "H100-80G"), "train")
+
+    teacher = {"path": str(tmp_path), "dtype": "bfloat16"}
+    assert planned(method="opd", teacher=teacher)["teacher"] == 2 * held
+    assert "reference" not in planned(method="opd", teacher=teacher)
+    assert "teacher" not in planned(method="sdft") and "reference" not in planned(method="sdft")
+    frozen = planned(method="sdft", teacher={"frozen": True})
+    assert frozen["reference"] == frozen["weights"] > 7e9

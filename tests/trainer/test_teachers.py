@@ -22,8 +22,9 @@ from srft.objective.table import sequence_table
 from srft.rewards.scorer import Score
 from srft.runs.files import read_jsonl
 from srft.trainer.collect import Collected, Rollout
-from srft.trainer.contexts import Contexts, with_solution
+from srft.trainer.contexts import Contexts, with_text
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, ask
+from srft.trainer.teacher_config import TeacherConfig
 from srft.trainer.trainer import SRFTTrainer
 from srft.trainer.update import forward
 from srft.types import Example, TokenizedExample, TrainingSequence
@@ -205,9 +206,9 @@ def test_a_teacher_with_another_tokenizer_is_refused(recipe, tmp_path):
 # What self-teachers are shown.
 
 
-def rollout(text, correct, length=2):
+def rollout(text, correct, length=2, **noted):
     sequence = TrainingSequence((1,), (2,) * length, 0, False, float(correct), correct)
-    return Rollout(sequence, text, Score(float(correct), correct, {}, {}))
+    return Rollout(sequence, text, Score(float(correct), {}, correct, {}, noted))
 
 
 class Words:
@@ -228,7 +229,8 @@ def contexts(monkeypatch, window=None):
         return tuple(range(100, 100 + len(example.prompt)))
 
     monkeypatch.setattr("srft.trainer.contexts.tokenize_prompt", tokenize)
-    return Contexts(Words(), DataConfig(), "{prompt}|{solution}", window), shown
+    settings = TeacherConfig(template="{prompt}|{solution}", feedback="{feedback}!{prompt}")
+    return Contexts(Words(), DataConfig(), settings, window), shown
 
 
 def collected(rollouts, demonstrations=("expert",)):
@@ -253,6 +255,42 @@ def test_a_right_rollout_other_than_its_own_is_shown(monkeypatch):
     assert all(r.sequence.context_ids is None for r in none.rollouts[0])
 
 
+def test_what_a_reward_function_noted_of_a_wrong_rollout_is_shown_where_none_is_right(monkeypatch):
+    maker, shown = contexts(monkeypatch)
+    failed = [rollout("a", False, feedback="{prompt} 3 is used twice"), rollout("b", False)]
+    group = collected([*failed, rollout("c", False, feedback=None)])
+    maker.give(get_method("sdpo"), group)
+    assert shown == ["{prompt} 3 is used twice!ask"]
+    assert [r.sequence.context_ids is None for r in group.rollouts[0]] == [False, True, True]
+    # A right rollout is the better lesson, and a right one is not told what was wrong with it.
+    shown.clear()
+    maker.give(get_method("sdpo"), collected([*failed, rollout("c", True, feedback="well done")]))
+    assert shown == ["ask|c"]
+    maker.settings = maker.settings.model_copy(update={"feedback": None})
+    group = collected(failed)
+    maker.give(get_method("sdpo"), group)
+    assert all(r.sequence.context_ids is None for r in group.rollouts[0])
+
+
+def test_feedback_of_a_reward_function_reaches_the_teacher_of_a_run(recipe):
+    def never(prompts, completions, log_extra=None, **columns):
+        log_extra("feedback", [f"{len(text)} characters are not enough" for text in completions])
+        return [0.0] * len(completions)
+
+    trainer = SRFTTrainer(args=recipe(method="sdpo", reward=UNUSED), reward_funcs=never)
+    trainer.train()
+    metrics = read_jsonl(trainer.run.metrics)
+    assert all(row["teacher/taught"] == 1.0 for row in metrics)
+
+
+@pytest.mark.parametrize(
+    "template", ["no prompt {feedback}", "{prompt}", "{prompt}{feedback}{feedback}"]
+)
+def test_a_template_without_its_fields_is_refused(template):
+    with pytest.raises(ValueError, match=r"must hold .* once"):
+        TeacherConfig(feedback=template)
+
+
 def test_the_demonstration_is_shown_where_there_is_one_and_it_fits(monkeypatch):
     maker, shown = contexts(monkeypatch, window=12)
     group = collected([rollout("a", False, 2), rollout("b", False, 3)])
@@ -269,11 +307,12 @@ def test_the_solution_stands_in_the_user_s_last_message():
         ({"role": "system", "content": "s"}, {"role": "user", "content": "1 {solution}?"}),
         ("{prompt}",),
     )
-    found = with_solution(example, "{prompt} 2", "{prompt} // {solution} // ok")
+    found = with_text(example, "solution", "{prompt} 2", "{prompt} // {solution} // ok")
     assert found.prompt[-1] == {"role": "user", "content": "1 {solution}? // {prompt} 2 // ok"}
     assert found.prompt[0] == example.prompt[0]
     with pytest.raises(ConfigError, match="does not end in a user's message"):
-        with_solution(Example(({"role": "assistant", "content": "x"},)), "y", "{prompt}{solution}")
+        alien = Example(({"role": "assistant", "content": "x"},))
+        with_text(alien, "solution", "y", "{prompt}{solution}")
 
 
 def test_contexts_are_tokens_of_the_template_that_prompts_have(recipe):
@@ -281,11 +320,11 @@ def test_contexts_are_tokens_of_the_template_that_prompts_have(recipe):
     maker, example = trainer.collector.contexts, trainer.setup.train[0].example
     text = example.demonstrations[0]
     expected = tokenize_prompt(
-        with_solution(example, text, maker.template),
+        with_text(example, "solution", text, maker.settings.template),
         trainer.tokenizer,
         trainer.args.data,
     )
-    assert maker.shown(example, text) == expected
+    assert maker.context(example, "solution", text) == expected
     trainer.close()
 
 

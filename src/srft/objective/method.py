@@ -113,3 +113,9 @@ class Method:
     divergence: bool = False
     token_advantage: Callable[[TokenBatch, Switches], Tensor] | None = None
     rescue: Callable[[int, int, Progress], int | None] | None = None
+
+    def reads_reference(self, frozen_teacher: bool) -> bool:
+        """Whether the policy of before training is kept for it. frozen_teacher: one that is shown a
+        solution is that policy, not the live one."""
+        shown = self.teacher in ("demonstration", "rollout")
+        return self.needs_reference or self.teacher == "reference" or (shown and frozen_teacher)

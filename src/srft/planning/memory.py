@@ -67,7 +67,8 @@ class Memory:
 @dataclass(frozen=True)
 class Case:
     """All that memory is computed from. kept: by this recipe's layers for the backward pass;
-    made: what they would keep if all weights were trained, by which the heap is cut up."""
+    made: what they would keep if all weights were trained, by which the heap is cut up. teacher: bytes of
+    a frozen teacher's weights in one process."""
 
     config: SRFTConfig
     cluster: Cluster
@@ -76,6 +77,7 @@ class Case:
     shape: ModelShape
     kept: Kept
     made: Kept
+    teacher: float
     assumed: Assumptions
 
     @property
@@ -174,7 +176,9 @@ def _always(case: Case) -> list[Item]:
     ]
     if case.work.reference and not case.config.model.lora:
         copied = base_weight_bytes(case) / layout.shard
-        items.append(Item("reference", copied, f"frozen copy for the KL term{cut}"))
+        items.append(Item("reference", copied, f"frozen copy{cut}"))
+    if case.teacher:
+        items.append(Item("teacher", case.teacher, f"frozen, of its own{cut}"))
     if layout.autocast is not None:
         items.append(
             Item("low-precision copies", 2 * shape.matrices, "autocast's, of float32 matrices")

@@ -8,6 +8,9 @@ from typing import Any
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
+from srft.evaluation.open_model import find_model
+from srft.model.loading import parameter_dtype
+from srft.objective.method import Method
 from srft.objective.methods import get_method
 from srft.planning.advice import Hint, hints
 from srft.planning.assumptions import Assumptions
@@ -110,7 +113,17 @@ def build_case(config: SRFTConfig, cluster: Cluster, assumed: Assumptions) -> Ca
     if config.model.lora and assumed.heap_holes:
         whole = config.model.model_copy(update={"lora": None})
         made = kept_for_backward(shape, whole, inside, layout.autocast, work.step.padding)
-    return Case(config, cluster, layout, work, shape, kept, made, assumed)
+    teacher = _teacher_bytes(config, methods) / layout.shard
+    return Case(config, cluster, layout, work, shape, kept, made, teacher, assumed)
+
+
+def _teacher_bytes(config: SRFTConfig, methods: Sequence[Method]) -> float:
+    """Of the model that ``teacher.path`` names, where a method learns from one."""
+    if config.teacher.path is None or all(m.teacher != "model" for m in methods):
+        return 0.0
+    dtype = config.teacher.dtype or config.model.dtype
+    model = find_model(config.teacher.path).config.model_copy(update={"dtype": dtype})
+    return measure_shape(model).parameters * parameter_dtype(model).itemsize
 
 
 def _problems(case: Case, memory: Memory) -> list[str]:

@@ -148,5 +148,5 @@ def measure_work(
         longest,
         micro_batch=max(step.total / parts / count, min(longest, step.total)),
         micro_batches=count * parts,
-        reference=any(m.needs_reference or m.teacher == "reference" for m in methods),
+        reference=any(m.reads_reference(config.teacher.frozen) for m in methods),
     )

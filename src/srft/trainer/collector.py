@@ -41,7 +41,7 @@ class Collector:
         self.contexts = Contexts(
             setup.policy.tokenizer,
             setup.config.data,
-            setup.config.teacher.template,
+            setup.config.teacher,
             context_length(setup.policy.model.config),
         )
         # A thread's collectives must not mix with those of the loop.

@@ -140,7 +140,8 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
             examples = _check_answers(config, examples, scorer, notes, world)
             examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
         _check_data(methods, examples)
-        reads = [method if _reads_reference(method, config) else None for method in methods]
+        frozen = config.teacher.frozen
+        reads = [method if method.reads_reference(frozen) else None for method in methods]
         _check_references(config.resolved_stages, reads, lora=config.model.lora is not None)
         needs_reference = any(reads)
         device = choose_device(config)
@@ -177,13 +178,6 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         notes=notes,
         teacher=teacher,
     )
-
-
-def _reads_reference(method: Method, config: SRFTConfig) -> bool:
-    """Whether the policy of before training is kept for ``method``."""
-    itself = method.teacher in ("demonstration", "rollout")
-    taught = method.teacher == "reference" or (itself and config.teacher.frozen)
-    return method.needs_reference or taught
 
 
 def _check_references(stages: Sequence[Stage], reads: Sequence[Method | None], lora: bool) -> None:
