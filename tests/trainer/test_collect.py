@@ -6,13 +6,18 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from benchmarks.lab.tokenizer import build_tokenizer
 from tests.toys import lab_model, random_sequences
 
+from srft.errors import RolloutError
 from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
 from srft.rewards.scorer import Score
+from srft.rollout.check import allowed_mismatch
+from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
 from srft.trainer.collect import Collected, Rollout
 from srft.trainer.sample_log import sample_records
@@ -34,6 +39,60 @@ def test_the_policy_is_trained_at_the_temperature_it_is_sampled_at(
     SRFTTrainer(args=args, reward_funcs=lengths).train()
     (row,) = read_jsonl(tmp_path / "run/metrics.jsonl")
     assert row["mismatch/abs/max"] < 1e-4
+
+
+def apart(by):
+    """The embedded engine with log-probabilities that are off by so much."""
+    plain = EmbeddedEngine.generate
+
+    def generate(self, *args, **kwargs):
+        return [
+            [replace(c, logprobs=tuple(p - by for p in c.logprobs)) for c in group]
+            for group in plain(self, *args, **kwargs)
+        ]
+
+    return generate
+
+
+@pytest.mark.parametrize(
+    ("by", "model", "rollout", "stops"),
+    [
+        (2e-3, {}, {}, True),
+        (5e-4, {}, {}, False),
+        (2e-3, {}, {"max_mismatch": 5e-3}, False),
+        (0.05, {"autocast": "bfloat16"}, {}, False),
+        (0.3, {"autocast": "bfloat16"}, {}, True),
+    ],
+)
+def test_an_engine_that_disagrees_beyond_rounding_stops_the_run(
+    recipe, monkeypatch, by, model, rollout, stops
+):
+    args = recipe(model=model, rollout={"check": False, **rollout}, train={"steps": 1})
+    trainer = SRFTTrainer(args=args, reward_funcs=lengths)
+    monkeypatch.setattr(EmbeddedEngine, "generate", apart(by))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    if stops:
+        with pytest.raises(RolloutError, match=r"step 1: .*not of the same model"):
+            trainer.train()
+        assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+    else:
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("rollout", "computes", "allowed"),
+    [
+        ({}, torch.float32, 1e-3),
+        ({}, torch.bfloat16, 0.1),
+        ({"engine": "vllm"}, torch.float32, 1e-3),
+        ({"engine": "vllm", "vllm": {"dtype": "float16"}}, torch.float32, 0.02),
+        ({"engine": "vllm", "vllm": {"dtype": "float16"}}, torch.bfloat16, 0.1),
+        ({"engine": "vllm-server", "servers": ["http://a"], "ahead": 1}, torch.float32, None),
+    ],
+)
+def test_the_difference_that_is_allowed_follows_the_coarser_precision(rollout, computes, allowed):
+    settings = RolloutConfig(**rollout)
+    assert allowed_mismatch(settings, (None, torch.float32, computes), "cpu") == allowed
 
 
 def test_demonstrations_alone_are_learned_at_temperature_one(recipe):

@@ -14,7 +14,7 @@ from srft.data.packing import PackedBatch
 from srft.model.adapters import Reference, whole
 from srft.model.divergence import Logits
 from srft.model.experts import Balance, load_of, router_logits
-from srft.model.loading import compute_context
+from srft.model.loading import autocast_dtype, compute_context
 from srft.model.model_config import ModelConfig
 from srft.model.output_head import output_head, unwrap
 from srft.model.packed_attention import packs
@@ -58,6 +58,10 @@ class Policy:
         """Whether dropout and the like act while a method with or without ``rollouts`` is trained."""
         setting = self.config.dropout
         return not rollouts if setting == "auto" else setting
+
+    def computes_in(self) -> tuple[torch.dtype | None, ...]:
+        """Precisions that take part in its products."""
+        return self.gather_dtype, self.model.dtype, autocast_dtype(self.config, self.device)
 
     def compute(self) -> AbstractContextManager[Any]:
         """What every forward pass runs in: autocast, or nothing."""

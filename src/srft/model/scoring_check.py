@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
 from srft.model.fast import uncompiled
-from srft.model.loading import autocast_dtype
 from srft.model.output_head import attention_configs, output_head, unwrap
 from srft.model.packed_attention import use_padded_attention
 from srft.model.policy import Policy
@@ -129,8 +128,7 @@ def _random_sequences(vocabulary: int) -> list[TrainingSequence]:
 def _tolerance(policy: Policy) -> float:
     """Rounding of half precision moves single log-probabilities by tenths of a nat."""
     half = (torch.bfloat16, torch.float16)
-    dtypes = (policy.gather_dtype, policy.model.dtype, autocast_dtype(policy.config, policy.device))
-    return 0.5 if any(dtype in half for dtype in dtypes) else 5e-4
+    return 0.5 if any(dtype in half for dtype in policy.computes_in()) else 5e-4
 
 
 def _own_logits(policy: Policy, input_ids: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ them: the log-probabilities it reports against ours for the same tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.requests import computes_in_float32
 from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
+from srft.rollout.vllm_wire import engine_dtype
 from srft.types import Completion, RolloutRequest, SamplingParams
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -26,6 +27,27 @@ _PROMPT_LENGTHS = (7, 3)
 _EVEN_LENGTHS = ((5,), (6, 6))
 _NEW_TOKENS = 4
 _WEIGHT_TOKENS = 16
+
+
+# Nats on average that rounding explains, by the coarser precision of engine and trainer (measured:
+# docs/rollouts.md).
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def allowed_mismatch(
+    config: RolloutConfig, computes: Iterable[torch.dtype | None], device: str
+) -> float | None:
+    """``rollout.max_mismatch`` for a trainer that computes in these precisions; None: unlimited."""
+    if config.ahead:
+        return None
+    if config.max_mismatch is not None:
+        return config.max_mismatch
+    dtypes = {dtype for dtype in computes if dtype is not None}
+    if config.engine in ("vllm", "vllm-server"):
+        dtypes.add(engine_dtype(config.vllm, device))
+        if device != "cpu":
+            dtypes.add(torch.float16)  # kernels of two libraries, neither of which promises float32
+    return max(_ROUNDING.get(dtype, _ROUNDING[torch.float32]) for dtype in dtypes)
 
 
 def check_engine(engine: EmbeddedEngine) -> None:

@@ -183,6 +183,15 @@ class RolloutConfig(Section):
         "of the trainer's own forward pass, and refuse to train where they differ.",
     )
 
+    max_mismatch: float | None = Field(
+        None,
+        gt=0,
+        description="Largest mean difference between the engine's and the trainer's log-probabilities of a "
+        "step's rollouts (`mismatch/abs`, nats), beyond which the run stops before its weights move. None: "
+        "what rounding explains, 0.001 where both compute in float32, 0.02 in float16, 0.1 in bfloat16 "
+        "(docs/rollouts.md). Not with ahead=1, whose rollouts are by older weights.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _from_the_whole_distribution(cls, values: Any) -> Any:

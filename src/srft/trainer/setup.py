@@ -38,6 +38,7 @@ from srft.parallel.replica import ReplicaEngine
 from srft.parallel.world import World
 from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
+from srft.rollout.check import allowed_mismatch
 from srft.rollout.engine import build_engine
 from srft.trainer.models import build_policy, build_teacher, choose_device
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
@@ -86,6 +87,7 @@ class Setup:
     interleaved: Mapping[str, Method]
     notes: list[str]
     teacher: Teacher | None = None
+    max_mismatch: float | None = None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Response tokens as text, special tokens left out."""
@@ -177,6 +179,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         interleaved=_interleaved(config, methods),
         notes=notes,
         teacher=teacher,
+        max_mismatch=allowed_mismatch(config.rollout, policy.computes_in(), policy.device.type),
     )
 
 

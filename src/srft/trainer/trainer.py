@@ -35,7 +35,6 @@ from srft.rewards.scorer import mean_metrics
 from srft.runs.lock import Lock, hold
 from srft.runs.logs import RunLogs
 from srft.runs.run_dir import (
-    RunDir,
     begin_run,
     change_recipe,
     check_unused,
@@ -105,7 +104,8 @@ class SRFTTrainer:
         self.world = join_world(self.args.parallel, choose_device(self.args))
         self.console = (console or Terminal()) if self.world.main else Terminal(quiet=True)
         with self.world.together("setting up"):
-            self.run = self.world.from_main(self._choose_run_dir, "the run directory")
+            place = self.args.run.dir, [stage.method for stage in self.args.resolved_stages]
+            self.run = self.world.from_main(lambda: choose_run_dir(*place), "the run directory")
             given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
             recipe = self.args.to_yaml(redacted=True)
             with reserved(self.run, recipe, self._say) if self.world.main else nullcontext():
@@ -317,6 +317,7 @@ class SRFTTrainer:
             teacher=self.setup.teacher_of(method),
             refused_dir=self.run.refused,
             world=self.world,
+            max_mismatch=self.setup.max_mismatch,
         )
 
     # -- after a step --------------------------------------------------------------------------
@@ -409,9 +410,6 @@ class SRFTTrainer:
                 self._export(self.run.best)
 
     # -- starting, saving, resuming ------------------------------------------------------------
-
-    def _choose_run_dir(self) -> RunDir:
-        return choose_run_dir(self.args.run.dir, [s.method for s in self.args.resolved_stages])
 
     def _begin(self) -> dict[str, int]:
         if self.world.main:

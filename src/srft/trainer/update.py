@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack, pack_contexts
+from srft.errors import RolloutError
 from srft.model.experts import Load
 from srft.model.fast import training_mode
 from srft.model.policy import Policy
@@ -71,6 +72,7 @@ def update(
     teacher: Teacher | None = None,
     refused_dir: Path | None = None,
     world: World = ALONE,
+    max_mismatch: float | None = None,
 ) -> UpdateResult:
     """Moves the weights by ``config.optimizer_steps_per_batch`` optimizer steps on ``sequences``.
 
@@ -81,6 +83,9 @@ def update(
     and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
     parts are left out. ``step`` and ``config.seed`` decide how prompts are divided. ``teacher`` scores
     the sequences that have a context, for methods that ask for one.
+
+    Raises RolloutError, before the weights move, where the rollouts' log-probabilities by the engine
+    and by ``policy`` differ by more than ``max_mismatch`` nats on average.
     """
     model = policy.model
     parts = list(_parts(policy, method, sequences, config, step, world))
@@ -121,7 +126,8 @@ def update(
             sums += metrics
             number += len(part.packs)
             # Over all processes, so that all of them refuse or none.
-            outcomes = world.gather((loss_sum.item(), bool(finite)), f"loss of step {step + 1}")
+            told = (loss_sum.item(), bool(finite), _apart(metrics))
+            outcomes = world.gather(told, f"loss of step {step + 1}")
             total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
             norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
             if not (all_finite and norm < float("inf")):
@@ -129,6 +135,7 @@ def update(
                 reason = _reason(total, norm, all_finite)
                 _keep_refused(refused_dir if world.main else None, step, reason, sequences, part)
                 return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
+            _check_mismatch([o[2] for o in outcomes], max_mismatch, step)
             clip_to(model, norm, config.max_grad_norm)
             optimizer.step()
             norms.append(norm)
@@ -163,6 +170,27 @@ def _backward(
         finite &= loss.isfinite() & _all_finite(batch)
         sums.append(metrics)
     return loss_sum, finite, sums
+
+
+def _apart(metrics: Sequence[Mapping[str, Tensor]]) -> tuple[float, float]:
+    """Over all tokens of rollouts: the sum of differences between engine and trainer, and their number."""
+    total, count = (
+        sum(float(m[f"mismatch/abs/{part}"]) for m in metrics) for part in ("sum", "count")
+    )
+    return total, count
+
+
+def _check_mismatch(parts: Sequence[tuple[float, float]], most: float | None, step: int) -> None:
+    total, count = (sum(values) for values in zip(*parts, strict=True))
+    if most is None or not count or total / count <= most:
+        return
+    raise RolloutError(
+        f"step {step + 1}: the rollout engine's log-probabilities and the trainer's differ by "
+        f"{total / count:.3g} nats on average, more than rounding ({most:g}): they are not of the same "
+        "model. The weights were not changed. Take rollout.engine=embedded, or vLLM with "
+        "rollout.vllm.dtype=float32; rollout.max_mismatch allows more (and objective.importance_cap "
+        "corrects for it)"
+    )
 
 
 def _keep_refused(
