@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb, hypot, sqrt
+from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -130,31 +130,31 @@ def standard_error(score_P: ArrayLike) -> float | None:
 
 
 def interval_over_problems(
-    score_P: ArrayLike, seed: int = 0, confidence: float = 0.95, replicates: int = REPLICATES
+    score_P: ArrayLike,
+    seed: int = 0,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+    lowest: float = 0.0,
 ) -> Interval:
-    """Where would the mean be on other problems of this kind? For scores in [0, 1], of any
+    """Where would the mean be on other problems of this kind? For scores in [lowest, 1], of any
     distribution, from one problem up (Learned-Miller and Thomas 2019, arXiv 1905.06208).
 
     The P scores get random weights (Dirichlet, all ones: the Bayesian bootstrap), together with one
-    problem more that was not seen: of score 0 for the lower end, of score 1 for the upper. The ends are
-    quantiles of such means. For scores that are 0 or 1 this is Clopper-Pearson's interval, and that is
-    computed. The extra problem's share is 1 in P + 1, so with many problems it is the bootstrap.
+    problem more that was not seen: of the lowest score for the lower end, of score 1 for the upper. The
+    ends are quantiles of such means. For scores that are 0 or 1 this is Clopper-Pearson's interval, and
+    that is computed. The extra problem's share is 1 in P + 1, so with many problems it is the bootstrap.
 
     Only problems are resampled, not the samples within: the scatter of the problem scores already
     holds the sampling noise, and resampling both levels would count it twice.
 
     Raises:
-        ValueError: no problem, or a score outside [0, 1].
+        ValueError: no problem, or a score outside [lowest, 1].
     """
     scores = np.asarray(score_P, dtype=np.float64)
-    if scores.size == 0:
-        raise ValueError("no interval over zero problems")
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError("scores must lie in [0, 1]")
-    if np.isin(scores, (0.0, 1.0)).all():
+    if lowest == 0 and scores.size and np.isin(scores, (0.0, 1.0)).all():
         low, high = clopper_pearson(float(scores.sum()), scores.size, confidence)
         return Interval(float(scores.mean()), low, high, confidence)
-    return _between(float(scores.mean()), *_possible_means(scores, seed, replicates), confidence)
+    return interval_of_average([scores], seed, confidence, replicates, lowest)
 
 
 def interval_of_average(
@@ -162,32 +162,33 @@ def interval_of_average(
     seed: int = 0,
     confidence: float = 0.95,
     replicates: int = REPLICATES,
+    lowest: float = 0.0,
 ) -> Interval:
     """Interval of the unweighted average of several benchmarks' means: that of `interval_over_problems`,
     with an unseen problem in each benchmark. Where every member is all wrong its lower end is 0, and so
     is the average's."""
-    if not scores:
-        raise ValueError("no interval over zero benchmarks")
     members = [np.asarray(score_P, dtype=np.float64) for score_P in scores]
-    draws = [_possible_means(m, seed + i, replicates) for i, m in enumerate(members)]
-    low_R, high_R = np.mean(draws, axis=0)
-    return _between(float(np.mean([m.mean() for m in members])), low_R, high_R, confidence)
+    if not members or not all(m.size for m in members):
+        raise ValueError("no interval over zero problems")
+    if not all(((m >= lowest) & (m <= 1)).all() for m in members):
+        raise ValueError(f"scores must lie in [{lowest:g}, 1]")
+    draws = [_possible_means(m, seed + i, replicates, lowest) for i, m in enumerate(members)]
+    (low_R, high_R), tail = np.mean(draws, axis=0), (1 - confidence) / 2
+    mean = float(np.mean([m.mean() for m in members]))
+    low, high = float(np.quantile(low_R, tail)), float(np.quantile(high_R, 1 - tail))
+    return Interval(mean, low, high, confidence)
 
 
-def _possible_means(score_P: Floats, seed: int, replicates: int) -> tuple[Floats, Floats]:
-    """Means under random weights, with the unseen problem all wrong and with it all right."""
+def _possible_means(
+    score_P: Floats, seed: int, replicates: int, lowest: float
+) -> tuple[Floats, Floats]:
+    """Means under random weights, the unseen problem of the lowest score and of score 1."""
     values, counts = np.unique(score_P, return_counts=True)
     rng = np.random.default_rng(seed)
     weights = rng.gamma(counts, size=(replicates, counts.size))  # equal scores stand together
     unseen = rng.exponential(size=replicates)
     sums, total = weights @ values, weights.sum(axis=1) + unseen
-    return sums / total, (sums + unseen) / total
-
-
-def _between(estimate: float, low_R: Floats, high_R: Floats, confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(low_R, tail), np.quantile(high_R, 1 - tail)
-    return Interval(estimate, float(low), float(high), confidence)
+    return (sums + lowest * unseen) / total, (sums + unseen) / total
 
 
 def clopper_pearson(
@@ -232,44 +233,32 @@ def paired_difference(
 ) -> PairedDifference:
     """Mean difference a - b of two models on the same problems, in the same order.
 
-    Student's interval of the P differences, which takes out what the problems' difficulty has in
-    common, within [-1, 1]. Where all differences are equal it reaches as far as the share of problems
-    that could differ and still not have been seen among P, 1 - (alpha/2)^(1/P), would take the mean.
-    Problems of another kind than those seen (one in many gains everything, the others nothing) are
-    beyond it.
+    The interval is that over problems of the P differences, which takes out what the problems'
+    difficulty has in common; the unseen problem is lost or won entirely.
 
     Raises:
         ValueError: vectors of different lengths, or empty.
     """
-    from scipy.stats import t as student
-
-    a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
-    if a.shape != b.shape or a.size == 0:
-        raise ValueError(f"paired scores must be two equal-length vectors: {a.shape}, {b.shape}")
-    difference = (a - b).round(12)  # 0.3 - 0.2 is 0.2 - 0.1
-    mean, tail = float(difference.mean()), (1 - confidence) / 2
-    if np.ptp(difference) == 0:
-        unseen = 1 - tail ** (1 / a.size)
-        below, above = unseen * (mean + 1), unseen * (1 - mean)
-    else:
-        error = float(difference.std(ddof=1)) / sqrt(a.size)
-        below = above = float(student.ppf(1 - tail, a.size - 1)) * error
+    difference = paired(a_P, b_P)
     return PairedDifference(
-        Interval(mean, max(-1.0, mean - below), min(1.0, mean + above), confidence),
+        interval_over_problems(difference, seed, confidence, replicates, lowest=-1.0),
         _sign_flip_p(difference, seed, replicates),
-        a.size,
+        difference.size,
         int((difference > 0).sum()),
         int((difference < 0).sum()),
     )
 
 
-def average_difference(parts: Sequence[Interval]) -> Interval:
-    """Interval of the unweighted average of several benchmarks' differences, from their own intervals:
-    distances from the estimate add in squares (Zou and Donner 2008)."""
-    mean = sum(part.estimate for part in parts) / len(parts)
-    below = hypot(*(part.estimate - part.low for part in parts)) / len(parts)
-    above = hypot(*(part.high - part.estimate for part in parts)) / len(parts)
-    return Interval(mean, mean - below, mean + above, parts[0].confidence)
+def paired(a_P: ArrayLike, b_P: ArrayLike) -> Floats:
+    """a - b, problem by problem.
+
+    Raises:
+        ValueError: vectors of different lengths, or empty.
+    """
+    a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError(f"paired scores must be two equal-length vectors: {a.shape}, {b.shape}")
+    return (a - b).round(12)  # 0.3 - 0.2 is 0.2 - 0.1
 
 
 def _sign_flip_p(difference_P: Floats, seed: int, replicates: int) -> float:

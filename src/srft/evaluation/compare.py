@@ -98,7 +98,7 @@ def compare(
             f"nothing to compare: {label_a} has {', '.join(sets_a)}, {label_b} has "
             f"{', '.join(sets_b)}. Evaluate both on the same benchmark."
         )
-    rows = []
+    rows, differences = [], []
     for name in names:
         a, b = sets_a[name], sets_b[name]
         common = sorted(a.keys() & b.keys())
@@ -109,10 +109,11 @@ def compare(
             )
         score_a, score_b = [a[i] for i in common], [b[i] for i in common]
         found = accuracy_statistics.paired_difference(score_a, score_b, seed, confidence)
+        differences.append(accuracy_statistics.paired(score_a, score_b))
         mean_a, mean_b = sum(score_a) / len(common), sum(score_b) / len(common)
         left_out = len(a.keys() ^ b.keys())
         rows.append(Comparison(name, mean_a, mean_b, found, left_out))
-    average = accuracy_statistics.average_difference([row.difference.interval for row in rows])
+    average = accuracy_statistics.interval_of_average(differences, seed, confidence, lowest=-1.0)
     return ComparisonTable(label_a, label_b, tuple(rows), average)
 
 

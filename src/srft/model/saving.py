@@ -61,7 +61,6 @@ def save_model(
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        _flush(temporary)
         put_in_place(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -158,14 +157,12 @@ def _without_weights(model: Any) -> Any:
     return plain
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        fsync(path)
-
-
 def put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename over ``folder``. A full folder cannot be renamed over, so the old one steps aside
-    first; should the machine stop between the two renames, it is still there under ``.old``."""
+    """Flush to the disk and rename over ``folder``. A full folder cannot be renamed over, so the
+    old one steps aside first; should the machine stop between the two renames, it is still there
+    under ``.old``."""
+    for path in [*temporary.rglob("*"), temporary]:
+        fsync(path)
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -177,8 +177,6 @@ def _finish(temporary: Path, target: Path, state: Mapping[str, Any], world: Worl
         every = {name: value for _, part in found for name, value in part.items()}
         every["state.json"] = _seal(small)
         (temporary / "manifest.json").write_text(json.dumps(dict(sorted(every.items())), indent=1))
-        for path in [temporary / "manifest.json", *(temporary / p for p in _PARTS), temporary]:
-            fsync(path)
         put_in_place(temporary, target)
     except OSError as error:
         return str(error)

@@ -11,6 +11,8 @@ import shutil
 import torch
 
 from srft.config import SRFTConfig
+from srft.errors import CheckpointError
+from srft.model.saving import put_in_place
 from srft.parallel.sharding import own_tensors
 from srft.parallel.tensors import read_tensors, write_tensors
 from srft.runs.run_dir import RunDir
@@ -25,7 +27,11 @@ def _own(config: SRFTConfig, stage: int) -> bool:
 @torch.no_grad()
 def begin_stage(setup: Setup, stage: int, run: RunDir) -> None:
     """Makes the present policy the reference of a stage that asks for one, and keeps it in the run
-    directory."""
+    directory.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
     if not _own(setup.config, stage):
         return
     policy, world, folder = setup.policy, setup.world, run.reference(stage)
@@ -36,17 +42,19 @@ def begin_stage(setup: Setup, stage: int, run: RunDir) -> None:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
 
-    def put_in_place() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        writing.rename(folder)
-
-    world.from_main(make_room, "the reference of a stage")
-    with policy.reference() as frozen:
-        present, kept = own_tensors(policy.model), own_tensors(frozen)
-        for name, tensor in kept.items():
-            tensor.copy_(present[name])
-        write_tensors(writing, kept, world)
-    world.from_main(put_in_place, "the reference of a stage")
+    try:
+        world.from_main(make_room, "the reference of a stage")
+        with policy.reference() as frozen:
+            present, kept = own_tensors(policy.model), own_tensors(frozen)
+            for name, tensor in kept.items():
+                tensor.copy_(present[name])
+            write_tensors(writing, kept, world)
+        world.from_main(lambda: put_in_place(writing, folder), "the reference of a stage")
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: the reference of the stage could not be written ({error}). Free space or make "
+            "the folder writable, then resume"
+        ) from error
 
 
 @torch.no_grad()
