@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VLLM := .venv-vllm
 
-.PHONY: quickstart test test-vllm lint format types unit docs faults soak audit clean
+.PHONY: quickstart test test-vllm lint format types unit docs faults mutants soak audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/srft quickstart
@@ -37,6 +37,10 @@ types: $(VENV)/.installed-dev
 # What docs/reliability.md reports: every fault and fuzzer, then thousands of steps under watch.
 faults: $(VENV)/.installed-dev
 	PYTHONPATH=src:. $(BIN)/python -m tests.faults
+
+# What CONTRIBUTING.md reports: how many mutations of the source the tests notice.
+mutants: $(VENV)/.installed-dev
+	PYTHONPATH=src:. $(BIN)/python -m tests.mutants
 
 soak: $(VENV)/.installed
 	$(BIN)/python benchmarks/soak.py

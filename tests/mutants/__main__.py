@@ -133,6 +133,9 @@ def _run(tasks: list[Task], jobs: int, place: Path) -> Iterator[tuple[Task, int,
     if not tasks:
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # as conftest.py, which is read after the libraries
     for name in _LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

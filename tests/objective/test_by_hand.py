@@ -21,10 +21,11 @@ to which an entropy bonus adds c p_k (log p_k + H) / tokens.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tests.objective.builders import run
+from tests.objective.builders import run, table_of
 from tests.objective.reference import Seq
 
 from srft.objective.method import Progress
@@ -477,3 +478,13 @@ def test_prefix_rft_keeps_the_most_uncertain_tokens_of_all_prefixes_together():
     )
     _, gradient, _ = run(each, seqs)
     assert gradient[2].abs().max().item() > 0.0  # its own prefix's only token
+
+
+@pytest.mark.parametrize("method", ["grpo", "dr-grpo", "rloo"])
+def test_equal_rewards_are_exactly_zero_where_their_mean_is_rounded(method):
+    rewards = [0.1, 0.1, 0.1]
+    assert (0.1 + 0.1 + 0.1) / 3 != 0.1
+    table = table_of([Seq(0, False, r, True, [0], [[0.0]]) for r in rewards], get_method(method))
+    wide = replace(table, reward_S=torch.tensor(rewards, dtype=torch.float64))
+    chosen = get_method(method)
+    assert chosen.advantage(wide, chosen.switches).tolist() == [0.0, 0.0, 0.0]
