@@ -209,7 +209,7 @@ def test_data_check_shows_tokens_and_finds_a_leak(srft, tmp_path):
     code, out, _ = srft(f"data.train={train}", f"data.eval={held_out}", command=("data", "check"))
     assert code == 0
     assert "fail their verifier, of 2: 1" in out and "t.jsonl:2" in out
-    assert "evaluation data e that stand in" in out and ": 1 of 1, in 1 rows" in out
+    assert "evaluation data e that occur in" in out and ": 1 of 1, in 1 rows" in out
     assert "t.jsonl:1 has " in out and "|<eos>" in out.replace(" ", "")
 
 
@@ -356,7 +356,7 @@ def test_names_of_settings_become_options_and_other_dotted_names_stay():
     options = {"model_path": "MODEL"}
     for text, expected in (
         ("set data.columns: {prompt: a b}", "set --setting 'data.columns={prompt: a b}'"),
-        ("or data.invalid_rows: drop to go on", "or --setting data.invalid_rows=drop to go on"),
+        ("or data.invalid_rows: drop to continue", "or --setting data.invalid_rows=drop to continue"),
         ("model.trust_remote_code=true.", "--setting model.trust_remote_code=true."),
         ("data.columns.prompt: no row has", "--setting data.columns.prompt: no row has"),
         (

@@ -69,7 +69,7 @@ def train(
     ],
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint of run.dir.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint of run.dir.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")
@@ -88,7 +88,7 @@ def train(
     result = run_training(config, resume=resume, console=console)
     if result.stopped_by:
         console.print(
-            f"stopped by {result.stopped_by} after step {result.step}; go on with --resume "
+            f"stopped by {result.stopped_by} after step {result.step}; continue with --resume "
             f"run.dir={result.run_dir}",
             markup=False,
         )
@@ -102,11 +102,11 @@ def plan(
     ],
     overrides: Overrides = None,
     gpus: Annotated[
-        str, typer.Option(help="Devices of a node that train: 8xH100-80G, H100, cpu, cpu-16G.")
+        str, typer.Option(help="Training devices of a node: 8xH100-80G, H100, cpu, cpu-16G.")
     ] = "cpu",
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes of that kind.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of such nodes.")] = 1,
     assume: Annotated[
-        list[str] | None, typer.Option(help="key=value; the plan prints all keys. Repeat for more.")
+        list[str] | None, typer.Option(help="key=value; the plan prints all keys. Repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Bytes as JSON.")] = False,
 ) -> None:
@@ -194,9 +194,12 @@ def report(
 @app.command()
 @with_options(model_path="MODELS")
 def analyze(
-    models: Annotated[list[str], typer.Argument(help="The base, then what was made from it.")],
+    models: Annotated[
+        list[str], typer.Argument(help="The base model, then those trained from it.")
+    ],
     data: Annotated[
-        list[str], typer.Option(help="Responses to score: a run directory, a JSONL; repeat.")
+        list[str],
+        typer.Option(help="Responses to score: a run directory or a JSONL file; repeatable."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for analysis.json and analysis.html.")] = Path(
         "analysis"
@@ -208,7 +211,9 @@ def analyze(
         list[str] | None, typer.Option(help="Model that is an axis of the map.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Whose gradient to look at.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most responses of each kind.")] = 500,
+    limit: Annotated[
+        int, typer.Option(min=1, help="At most this many responses of each kind.")
+    ] = 500,
     seed: Annotated[int, typer.Option(help="Seed of choices and intervals.")] = 0,
     setting: Setting = None,
 ) -> None:
@@ -256,7 +261,7 @@ _LAB_EXPERIMENTS = {
     "table2": "SRFT against SFT, RL and the methods that use both.",
     "longer": "The main arms of table2, with three times the steps.",
     "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
-    "methods": "Every method of the table, once over.",
+    "methods": "Every method of the table, once.",
     "credit": "Credit per token: distillation and self-distillation beside SFT, RL and SRFT.",
     "defaults": "The choices on which the paper is silent.",
     "figures": "Training curves with evaluations along the way.",
@@ -277,10 +282,10 @@ def _add_lab_experiment(name: str, text: str) -> None:
     def command(
         overrides: Arguments = None,
         out: Annotated[
-            Path, typer.Option(help="Folder of runs and results; started again, it goes on.")
+            Path, typer.Option(help="Folder of runs and results; the same command continues there.")
         ] = Path("lab"),
         seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
-        jobs: Annotated[int, typer.Option(min=1, help="Runs at once, one core each.")] = 1,
+        jobs: Annotated[int, typer.Option(min=1, help="Parallel runs, one core each.")] = 1,
         only: Annotated[
             list[int] | None, typer.Option(help="questions: numbers, such as --only 1.")
         ] = None,
@@ -297,7 +302,7 @@ for _name, _text in _LAB_EXPERIMENTS.items():
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors a user can mend are one line on stderr and an exit code, no traceback."""
+    """Entry point: errors a user can fix are one line on stderr and an exit code, no traceback."""
     guard()
     try:
         app(args=arguments, standalone_mode=True)
@@ -315,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         fail(
             "out of memory: lower rollout.max_rows, rollout.cache_tokens or "
             "train.tokens_per_micro_batch, or set model.gradient_checkpointing=true; `srft plan` says "
-            f"what fits ({str(error).splitlines()[0][:200] if str(error) else 'no more said'})",
+            f"what fits ({str(error).splitlines()[0][:200] if str(error) else 'no further detail'})",
             error,
             1,
         )

@@ -37,7 +37,7 @@ def evaluate(
     ],
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="Suite or benchmark, such as lab, math5, gsm8k; repeat for more."),
+        typer.Option(help="Suite or benchmark, such as lab, math5, gsm8k; repeatable."),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="File or hub id to evaluate on instead.")
@@ -57,12 +57,12 @@ def evaluate(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many problems of each set.")
+        int | None, typer.Option(min=1, help="At most this many problems of each set.")
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with local benchmark files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; resumed where it has some.")
+        Path | None, typer.Option(help="Folder for results; continued if it holds some.")
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Name in the tables; unset: the model as given.")
@@ -106,7 +106,8 @@ def evaluate(
 
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders of `srft eval`: two, or a first one and others.")
+        list[Path],
+        typer.Argument(help="Folders of `srft eval`: one, and those to compare with it."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for tables.md and tables.html of all of them.")
@@ -138,7 +139,9 @@ def sample(
         str, typer.Argument(help="Folder, run directory or hub id; `lab`: the base model.")
     ],
     prompt: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
-    lab: Annotated[int, typer.Option(min=0, help="Ask so many of the lab's problems instead.")] = 0,
+    lab: Annotated[
+        int, typer.Option(min=0, help="Ask this many of the lab's problems instead.")
+    ] = 0,
     n: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
@@ -179,12 +182,12 @@ def sample(
 
 
 def data_check(
-    recipe: Annotated[str, typer.Argument(help="The recipe whose data is to be looked at.")],
+    recipe: Annotated[str, typer.Argument(help="The recipe whose data to check.")],
     overrides: Overrides = None,
     show: Annotated[int, typer.Option(min=0, help="Rows to show as tokens.")] = 2,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="Suite or benchmark to look for in the training data; repeat for more."),
+        typer.Option(help="Suite or benchmark to look for in the training data; repeatable."),
     ] = None,
 ) -> None:
     """Score every demonstration with the recipe's verifier and show what the model would see."""

@@ -24,7 +24,7 @@ Rollout = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Setting of the engine, such as engine=vllm; repeat. As `rollout` in a recipe.",
+        help="Setting of the engine, such as engine=vllm; repeatable. As `rollout` in a recipe.",
     ),
 ]
 
@@ -36,7 +36,7 @@ Setting = Annotated[
     typer.Option(
         metavar="KEY=VALUE",
         help="Setting of a recipe's sections data and model, such as model.trust_remote_code=true; "
-        "repeat.",
+        "repeatable.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead.")]

@@ -55,8 +55,8 @@ class SRFTConfig(Section):
     run: RunConfig = Field(default_factory=RunConfig, description="The run directory.")
     alarms: dict[str, Alarm] = Field(
         default_factory=lambda: dict(BUILT_IN),
-        description="Figures to watch, by name; given keys change the built-in rules "
-        "(docs/reliability.md), new names are rules of your own.",
+        description="Metrics to watch, by rule: keys of a built-in rule's name change it "
+        "(docs/reliability.md), any other name adds a rule.",
     )
 
     @field_validator("alarms", mode="before")
@@ -159,7 +159,7 @@ def _first_lines(error: BaseException) -> str:
 
 
 def parse_config(values: Any, where: str = "config") -> SRFTConfig:
-    """A dict into a config, with errors that name the key, the problem and the mend."""
+    """A dict into a config, with errors that name the key, the problem and the fix."""
     try:
         return SRFTConfig.model_validate(values)
     except ValidationError as error:
@@ -256,9 +256,9 @@ def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
     elif item["type"] in ("tuple_type", "list_type"):
         field = model.model_fields.get(str(where[-1]))  # None: one of several types it may have
         default = field and field.get_default(call_default_factory=True)
-        message = f"is no list; write one, such as {list(default or [given])}"
+        message = f"is not a list; write one, such as {list(default or [given])}"
     elif item["type"] == "dict_type":
-        message = "is no mapping; write {name: value}"
+        message = "is not a mapping; write {name: value}"
     return f"{key}: {message}" if key else message
 
 

@@ -1,4 +1,4 @@
-"""Errors a user can mend. Each message says what is wrong, where, and what to do about it.
+"""Errors a user can fix. Each message says what is wrong, where, and what to do about it.
 
 All inherit :class:`SRFTError`, and also the standard exception a caller would expect, so that
 ``except ValueError`` keeps working. Our own invariants are ``assert`` statements instead.
@@ -71,7 +71,7 @@ class NumericalError(SRFTError, ArithmeticError):
 
 
 class NotFinite(SRFTError, ArithmeticError):
-    """A step's batch holds a number that is none. Training refuses the step; elsewhere it is an error
+    """A step's batch holds a non-finite number. Training refuses the step; elsewhere it is an error
     like its siblings. ``sequences`` are those of the batch, as far as they are known."""
 
     sequences: Sequence[TrainingSequence] = ()
@@ -101,5 +101,5 @@ class PeerError(SRFTError, RuntimeError):
     """Another process of the run has failed and reports why; this one ends with the same code."""
 
     def __init__(self, rank: int, exit_code: int) -> None:
-        super().__init__(f"rank {rank} has failed and says why")
+        super().__init__(f"rank {rank} has failed; its output says why")
         self.exit_code = exit_code

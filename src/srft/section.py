@@ -24,7 +24,7 @@ class Section(BaseModel):
             and kinds.isdisjoint((bool, Any))
             and _has_bool(value)
         ):
-            raise ValueError(f"is {str(value).lower()}, which is no number; write one")
+            raise ValueError(f"is {str(value).lower()}, which is not a number; write one")
         return value
 
 

@@ -51,8 +51,8 @@ TABLE = {
     "phi3_5": ("equal", "equal", "refused", "refused"),
     "deepseekv3": ("learned as thinking", "leaves out", "refused", "refused"),
     "deepseek_r1_distill": ("learned as thinking", "leaves out", "refused", "refused"),
-    "nemotron_3_nano": ("other white space", "equal", "equal", "other white space"),
-    "nemotron_3_super": ("other white space", "equal", "equal", "other white space"),
+    "nemotron_3_nano": ("different white space", "equal", "equal", "different white space"),
+    "nemotron_3_super": ("different white space", "equal", "equal", "different white space"),
     "lfm2_2_5": ("equal", "equal", "equal", "equal"),
 }
 CASES = [

@@ -84,7 +84,7 @@ def test_the_source_reads_as_examples_and_names_its_evaluation_set():
         ("chain_sum?size=0", "size must be a whole number, not '0'"),
         ("chain_sum?seed=x", "seed must be a whole number, not 'x'"),
         ("chain_sum?min_terms=5&max_terms=2", "refuses its settings"),
-        ("chain_sum?products.max_digits=1", "'products', which is not asked for"),
+        ("chain_sum?products.max_digits=1", "'products', which is not requested"),
         ("chain_sum*x+products", "the weight 'x' of chain_sum is not a number"),
         ("chain_sum?size", "cannot read 'size'"),
     ],

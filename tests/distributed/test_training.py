@@ -171,7 +171,7 @@ def test_an_error_in_one_process_ends_all_and_is_said_by_that_one(recipes, some_
     recipe = recipes("failing")["srft"]
     outcomes = finish(start(work.train_with_failing_reward, 2, recipe, some_demonstrations))
     assert outcomes[1].error.startswith("RewardError") and "no such book" in outcomes[1].error
-    assert outcomes[0].error.startswith("PeerError: rank 1 has failed and says why")
+    assert outcomes[0].error.startswith("PeerError: rank 1 has failed; its output says why")
 
 
 def test_weights_are_gathered_in_bfloat16_and_kept_in_float32(recipes, some_demonstrations, alone):

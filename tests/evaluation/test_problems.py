@@ -76,7 +76,7 @@ def test_chats_keep_their_system_message_when_options_are_shuffled():
 def test_rows_without_options_or_with_a_foreign_answer_are_named():
     with pytest.raises(DataError, match=r"x:1.*does not end with options"):
         shuffle_options(Example("Which?", (), "A", {}, "x:1"), "letters", 0)
-    with pytest.raises(DataError, match=r"x:2.*none of its options"):
+    with pytest.raises(DataError, match=r"x:2.*not one of its options"):
         shuffle_options(Example("Q\n\nA) a\nB) b", (), "E", {}, "x:2"), "letters", 0)
     with pytest.raises(DataError, match=r"x:3.*options"):
         shuffle_options(Example("Q", (), "E", {}, "x:3"), "mmlu_pro", 0)
@@ -307,7 +307,7 @@ def test_a_gated_dataset_says_how_to_be_let_in(monkeypatch):
 
     monkeypatch.delenv("SRFT_DATA_DIR", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(DataError, match=r"Accept their terms at .*Idavidrein/gpqa.*hf auth login"):
+    with pytest.raises(DataError, match=r"Accept its terms at .*Idavidrein/gpqa.*hf auth login"):
         load_benchmark(BENCHMARKS["gpqa_diamond"])
 
 

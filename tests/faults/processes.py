@@ -18,7 +18,7 @@ def signal_trials(
     workshop: Workshop, whole: Undisturbed, count: int, seed: int = 6
 ) -> Iterator[Trial]:
     """What a scheduler or a person sends: the step in hand ends, a checkpoint is written, the exit
-    code says which signal it was, and the run goes on with --resume."""
+    code says which signal it was, and continue the run with --resume."""
     draw = random.Random(seed)
     for number in range(count):
         name = ("SIGTERM", "SIGINT")[number % 2]

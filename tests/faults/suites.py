@@ -20,7 +20,7 @@ SUITES = {
     "rollout server killed, slow, restarted or wrong": ("tests/rollout/test_vllm_servers.py", ""),
     "verifier hung, killed or out of memory": ("tests/rewards/test_pool.py", ""),
     "reward function that never returns": ("tests/rewards/test_deadline.py", ""),
-    "number that is none, or alarm": ("tests/faults/test_numerical.py", ""),
+    "non-finite number, or alarm": ("tests/faults/test_numerical.py", ""),
 }
 
 

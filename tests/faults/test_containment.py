@@ -323,7 +323,7 @@ FRAMES = {
     "noise": r"out(bytes(range(256)) + b'\n'); time.sleep(9)",
     "a line that never ends": r"out(b'[1.0, '); time.sleep(9)",
     "a byte at a time": "while True: out(b'1'); time.sleep(0.01)",
-    "more than there is to say": "while True: out(b'1' * 60000)",
+    "more than was expected": "while True: out(b'1' * 60000)",
     "two answers": r"out(b'[1.0, \"ok\", false]\n[1.0, \"ok\", false]\n'); time.sleep(9)",
     "not UTF-8": r"out(b'[1.0, \"\xff\xfe\", false]\n'); time.sleep(9)",
     "nested": r"out(b'[' * 60000 + b'\n'); time.sleep(9)",

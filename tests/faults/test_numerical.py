@@ -167,7 +167,7 @@ def test_weights_that_break_down_end_the_run_and_spare_the_checkpoint(recipe, tm
 
     run.trainer._train_step = poisoned
     with pytest.raises(
-        NumericalError, match=r"step 3 the weight model.embed_tokens.weight is not finite"
+        NumericalError, match=r"step 3 the weight model.embed_tokens.weight is non-finite"
     ):
         run.trainer.train()
     found, said = checkpoints.load_newest(tmp_path / "run/checkpoints")
@@ -184,7 +184,7 @@ def test_a_model_that_is_not_finite_is_refused_at_the_start(recipe, tiny_model, 
     name = "model.layers.1.mlp.up_proj.weight"
     weights[name][0, 0] = NAN
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"{name} holds numbers that are not finite"):
+    with pytest.raises(ModelError, match=f"{name} holds non-finite numbers"):
         SRFTTrainer(args=recipe(model={"path": str(folder)}))
 
 

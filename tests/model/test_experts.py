@@ -113,7 +113,7 @@ def test_who_asks_for_it() -> None:
     assert balance_of(plain, ModelConfig()) is None
     assert balance_of(asking, ModelConfig()) == Balance(asking.config.router_aux_loss_coef, 2)
     assert balance_of(asking, ModelConfig(router_aux_loss_coef=0)) is None
-    with pytest.raises(ModelError, match="'llama' has no loss that balances experts"):
+    with pytest.raises(ModelError, match="'llama' has no load-balancing loss"):
         balance_of(tiny_model("llama"), ModelConfig(router_aux_loss_coef=0.1))
     with pytest.raises(ModelError, match=r"set model\.compile=false"):
         balance_of(asking, ModelConfig(compile=True))

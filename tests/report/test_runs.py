@@ -66,7 +66,7 @@ def test_training_in_progress_says_how_far_it_is(make_run):
     config = yaml.safe_load((path / "config.yaml").read_text())
     config["train"]["steps"] = 40
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "Training stands at step 10 of 40." in read_run(path).notes
+    assert "Training is at step 10 of 40." in read_run(path).notes
 
 
 @pytest.mark.parametrize("what", ["absent", "empty"])

@@ -359,7 +359,7 @@ def test_trl_reward_functions_work_unchanged() -> None:
 def test_a_reward_that_needs_token_ids_says_so_where_there_are_none() -> None:
     rewards = pytest.importorskip("trl.rewards")
     overlong = rewards.get_soft_overlong_punishment(10, 4)
-    with Scorer(overlong) as scorer, pytest.raises(RewardError, match="no token ids are at hand"):
+    with Scorer(overlong) as scorer, pytest.raises(RewardError, match="no token ids are available"):
         scorer.score(CHAT, TEXTS)
 
 

@@ -177,7 +177,7 @@ def test_a_run_whose_lock_was_taken_writes_no_further_step(config, tmp_path, mon
         return real()
 
     monkeypatch.setattr(trainer, "_train_step", step)
-    with pytest.raises(Exception, match="no longer ours") as error:
+    with pytest.raises(Exception, match="no longer write here") as error:
         trainer.train()
     assert error.value.exit_code == 7
     assert [r["step"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]

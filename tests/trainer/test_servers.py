@@ -125,5 +125,5 @@ def test_a_step_ahead_is_corrected_unless_the_recipe_says_otherwise():
     assert sft.switches.importance_cap is None and grpo.switches.importance_cap == 2.0
     own = {"rollout": rollout, "objective": {"importance_cap": None}}
     assert build_methods(parse_config(own))[0].switches.importance_cap is None
-    with pytest.raises(ConfigError, match="no process of its own"):
+    with pytest.raises(ConfigError, match="cannot sample while the model is"):
         parse_config({"rollout": {"ahead": 1}})

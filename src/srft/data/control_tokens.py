@@ -129,7 +129,7 @@ class ControlTokens:
             try:
                 ids = self._encode_apart(item) if item.words else next(quick)
                 if not ids:
-                    raise RowError("gives no tokens at all; write a text the tokenizer knows")
+                    raise RowError("produces no tokens; write a text the tokenizer knows")
                 results.append(tuple(map(_INTERNED.__getitem__, ids)))
             except RowError as error:
                 results.append(error)

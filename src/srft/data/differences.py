@@ -18,21 +18,21 @@ _WRITTEN = (
 )
 _EXPLAINED = {
     "apart": "the last token of the prompt and the first of the response would be one token in the "
-    "whole conversation; learned is the response after the prompt's own tokens, as it is sampled",
-    "space": "have other white space before them in the whole conversation: learned is what the "
-    "template writes behind the prompt, after the prompt's own white space",
+    "whole conversation; the response after the prompt's own tokens is learned, as it is sampled",
+    "space": "have different white space before them in the whole conversation: what is learned is "
+    "what the template writes after the prompt, after the prompt's own white space",
     "inside": "have no thinking, but the prompt has opened `<think>`, which the whole conversation "
     "has not: they are learned as thinking. Give demonstrations with `<think>...</think>`, or a "
     "template that does not open it (data.chat_template_kwargs: {enable_thinking: false}, where it "
     "reads that)",
-    "dropped": "have thinking, which the whole conversation leaves out: learned is the demonstration "
+    "dropped": "have thinking, which the whole conversation leaves out: the demonstration is learned "
     "as it was given, after the prompt's `<think>`",
     "twice": "have thinking, and the prompt closes an empty `<think>` block: two blocks are learned. "
     "Leave out enable_thinking: false, or the thinking",
-    "other": "follow a prompt with which the whole conversation does not begin: learned is the "
-    "demonstration as it was given, after the prompt",
-    "refused": "are in a whole conversation that the chat template refuses or does not show: learned "
-    "is the demonstration as it was given, after the prompt",
+    "other": "follow a prompt with which the whole conversation does not begin: the demonstration is "
+    "learned as it was given, after the prompt",
+    "refused": "are in a whole conversation that the chat template refuses or does not show: the "
+    "demonstration is learned as it was given, after the prompt",
     "no_end": "are followed by no end token in the chat template: the end token above is learned",
 }
 

@@ -57,7 +57,7 @@ def _check_text(path: Path) -> None:
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
     byte = error.object[error.start]
     return (
-        f"byte 0x{byte:02x} is not utf-8; the file is probably Latin-1 or Windows-1252. "
+        f"byte 0x{byte:02x} is not UTF-8; the file is probably Latin-1 or Windows-1252. "
         f"Convert it: iconv -f CP1252 -t UTF-8 {path.name} > new{path.suffix}"
     )
 

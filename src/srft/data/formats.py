@@ -298,7 +298,7 @@ def _nearest(role: str, names: Sequence[str]) -> str | None:
 
 
 def to_example(row: Mapping[str, Any], form: Format, source: str) -> Example:
-    """One row as an Example. Raises RowError saying what is wrong and how to mend it."""
+    """One row as an Example. Raises RowError saying what is wrong and how to fix it."""
     name = f"`{form.prompt}`"
     value = from_text(lookup(row, form.prompt))
     demonstrations: list[str] = []

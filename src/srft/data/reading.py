@@ -72,7 +72,7 @@ def load_examples(
     invalid_rows: "error", or "drop" to leave bad rows out and log them.
     notes: receives a line on which columns were used for what, and which were not.
 
-    Raises DataError naming ``file:row``, what is wrong and how to mend it.
+    Raises DataError naming ``file:row``, what is wrong and how to fix it.
     """
     prefer = _EVAL_FIRST if evaluation else _TRAIN_FIRST
     if source in LAB_SOURCES:
@@ -228,15 +228,15 @@ def _doubts(examples: Sequence[Example]) -> list[str]:
     coded = [e for e in examples if isinstance(e.prompt, str) and is_coded(e.prompt)]
     if len(coded) > len(examples) / 2:
         doubts.append(
-            f"{len(coded):,} of {len(examples):,} prompts are JSON or the like and are asked as they "
-            f"stand, such as {str(coded[0].prompt)[:80]!r} ({coded[0].source}); if the question is a "
-            "part of it, write that part into a column of its own"
+            f"{len(coded):,} of {len(examples):,} prompts look like JSON and are used as they are, such "
+            f"as {str(coded[0].prompt)[:80]!r} ({coded[0].source}); if the question is a "
+            "part of it, write that part into its own column"
         )
     filled = [e for e in examples if not isinstance(e.prompt, str) and begins_response(e.prompt)]
     if filled:
         doubts.append(
             f"{len(filled):,} prompts end with a message of the assistant ({filled[0].source}): "
-            "responses go on with it"
+            "responses continue it"
         )
     return doubts
 
@@ -302,7 +302,7 @@ def _folder(
     if len(kinds) > 1:
         raise DataError(
             f"{folder}: holds several kinds of files ({', '.join(sorted(kinds))}); name one file, "
-            "or put the files of one dataset into a folder of their own"
+            "or put the files of one dataset into their own folder"
         )
     rows: list[Row] = []
     for path in files:
@@ -346,7 +346,7 @@ def _hub(
     except datasets.exceptions.DatasetNotFoundError as error:
         if "gated" in str(error):
             raise DataError(
-                f"{source}: its owners ask who reads it. Accept their terms at "
+                f"{source}: access to this dataset is restricted. Accept its terms at "
                 f"https://huggingface.co/datasets/{source} with your account, then log in with "
                 "`hf auth login` and start again"
             ) from None
@@ -356,7 +356,7 @@ def _hub(
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         offline = isinstance(error, ConnectionError) or os.environ.get("HF_HUB_OFFLINE") == "1"
-        mend = (
+        hint = (
             "There is no connection to the hub and no copy in the cache. Download the dataset "
             "where there is one (`hf download --repo-type dataset "
             f"{source} --local-dir data`) and give the folder instead, or check the path if you "
@@ -364,7 +364,7 @@ def _hub(
             if offline
             else "Check data.subset and data.split, or download the files and give the folder"
         )
-        raise DataError(f"{source}: cannot be loaded from the hub: {error}. {mend}") from None
+        raise DataError(f"{source}: cannot be loaded from the hub: {error}. {hint}") from None
     name = _pick_split(source, list(loaded), split, prefer)
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
 

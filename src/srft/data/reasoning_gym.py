@@ -98,7 +98,7 @@ def _settings_of(
         family, dot, setting = key.rpartition(".")
         chosen = [family] if dot else [name for name in weights if key in known[name]]
         if any(name not in weights for name in chosen):
-            raise DataError(f"{source}: {key} is for the family {family!r}, which is not asked for")
+            raise DataError(f"{source}: {key} is for the family {family!r}, which is not requested")
         if not chosen or any(setting not in known[name] for name in chosen):
             every = sorted(set().union(*known.values()) - {"seed", "size"})
             raise DataError(f"{source}: no setting {setting!r}{_nearest(setting, every)}")

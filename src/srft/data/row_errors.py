@@ -63,6 +63,6 @@ class Problems:
             lines.append("No row is left. Fix the rows, or name other columns in data.columns.")
             raise DataError("\n".join(lines))
         if policy != "drop":
-            go_on = f", or set data.invalid_rows: drop to go on with the {kept:,} good rows."
+            go_on = f", or set data.invalid_rows: drop to continue with the {kept:,} good rows."
             raise DataError("\n".join([*lines, f"Fix them{go_on if policy == 'error' else '.'}"]))
         logger.warning("%s", "\n".join([*lines, "They are left out (data.invalid_rows: drop)."]))

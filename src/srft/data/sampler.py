@@ -86,7 +86,7 @@ class PromptSampler:
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
-            raise DataError(f"this is no sampler state: it lacks {', '.join(missing)}")
+            raise DataError(f"this is not a sampler state: it lacks {', '.join(missing)}")
         if state["n"] != self.n:
             raise DataError(
                 f"the checkpoint was taken with {state['n']} prompts and the dataset now has "

@@ -263,9 +263,7 @@ class Template:
         cut: bool,
     ) -> Response:
         if not body.strip():
-            raise RowError(
-                "a demonstration gives no tokens at all; write a text the tokenizer knows"
-            )
+            raise RowError("a demonstration produces no tokens; write a text the tokenizer knows")
         words = {mark: word for mark, word in marks.items() if mark in body}
         text = Rendered(self.controls.pattern.sub("", body), words).text
         whole = Rendered(body + (end if self._spelled_end else ""), words)

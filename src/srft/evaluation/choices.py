@@ -140,7 +140,7 @@ def _with_label(
     labels = [str(label) for label in labels]
     answer = (example.answer or "").strip()
     if answer not in labels:
-        raise _bad(example, f"its answer {answer!r} is none of its options {', '.join(labels)}")
+        raise _bad(example, f"its answer {answer!r} is not one of its options {', '.join(labels)}")
     return Question(text, tuple(str(o).strip() for o in options), labels.index(answer))
 
 

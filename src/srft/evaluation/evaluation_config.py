@@ -47,30 +47,32 @@ class EvaluationConfig(Section):
     top_p: float = Field(
         1.0, gt=0, le=1, description="Nucleus sampling: probability mass kept. 1 means off."
     )
-    top_k: int = Field(0, ge=0, description="Likeliest tokens kept in sampling. 0 means off.")
+    top_k: int = Field(
+        0, ge=0, description="Number of likeliest tokens kept in sampling (top-k). 0 means off."
+    )
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens a response may have. Unset: the protocol's, 8192 (128 in the "
+        description="Maximum length of a response (tokens). Unset: the protocol's, 8192 (128 in the "
         "lab); during training the rollouts' own limit.",
     )
     limit: int | None = Field(
         None,
         ge=1,
-        description="At most this many problems of each benchmark, drawn with `seed`. Results of "
-        "a part are marked as such.",
+        description="At most this many problems of each benchmark, drawn with `seed`. Results on "
+        "such a part are marked.",
     )
     seed: int = Field(
         0, description="Seed of sampling, of the order of options and of the choice under `limit`."
     )
     system_prompt: str | None = Field(
         None,
-        description="Replaces the system message of every problem; an empty text removes it. "
+        description="Replaces the system message of every problem; an empty string removes it. "
         "Unset: as the data has it.",
     )
-    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals given.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the confidence intervals.")
     every_steps: int = Field(
-        0, ge=0, description="Evaluate every so many training steps. 0: only at the end."
+        0, ge=0, description="Training steps between evaluations. 0: only at the end."
     )
     at_start: bool = Field(False, description="Evaluate before the first training step as well.")
     best_metric: str | None = Field(
@@ -79,7 +81,7 @@ class EvaluationConfig(Section):
         "without the `eval/` in front. Unset (null): no checkpoint is kept as best.",
     )
     best_mode: Literal["max", "min"] = Field(
-        "max", description="Whether a larger (max) or a smaller (min) value of it is better."
+        "max", description="Whether a larger (max) or a smaller (min) value is better."
     )
 
     @field_validator("suites")

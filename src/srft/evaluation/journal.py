@@ -103,8 +103,8 @@ class Journal:
                 self._entries[key] = Sample(**row)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    f"{path}:{number}: not a judged sample ({error}). Remove that line, or the "
-                    "file to evaluate anew."
+                    f"{path}:{number}: not a scored sample ({error}). Remove that line, or the "
+                    "file to evaluate again."
                 ) from error
         return True
 
@@ -125,5 +125,5 @@ def _check_settings(
         listed = "; ".join(f"{k}: {there.get(k)!r} there, {settings.get(k)!r} now" for k in changed)
         raise ConfigError(
             f"{path} holds samples made under other settings ({listed}). Choose another output "
-            "folder, or remove the file to evaluate anew."
+            "folder, or remove the file to evaluate again."
         )

@@ -114,7 +114,7 @@ def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: {recipe} says which model the checkpoint belongs to, and cannot be read; give "
-            "the exported model (<run>/model) in its place"
+            "the exported model (<run>/model) instead"
         ) from error
     kept = {k: section[k] for k in _CHECKPOINT_SETTINGS if section.get(k) is not None}
     name = f"{run.name}@{int(folder.name.removeprefix('step_'))}"
@@ -149,9 +149,7 @@ def restore(model: PreTrainedModel, weights: Path) -> None:
     try:
         read_tensors(weights, own_tensors(model))
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; give the exported model (<run>/model) in its place"
-        ) from error
+        raise CheckpointError(f"{error}; give the exported model (<run>/model) instead") from error
 
 
 def template_of(source: Source) -> DataConfig:
@@ -171,7 +169,7 @@ def template_of(source: Source) -> DataConfig:
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(
             f"{recipe}: the recipe beside the model cannot be read ({error}); fix it, or move the "
-            "model elsewhere to ask it with the defaults"
+            "model elsewhere to use it with the defaults"
         ) from error
 
 
@@ -207,7 +205,7 @@ def load(
     its weights from here, and the GPU is its own.
 
     Raises:
-        ModelError: model or tokenizer cannot be loaded, or do not belong together.
+        ModelError: model or tokenizer cannot be loaded, or do not match.
     """
     import torch
 

@@ -143,7 +143,7 @@ def _with_instruction(example: Example, instruction: str) -> Example:
 
 
 def with_system(example: Example, system_prompt: str | None) -> Example:
-    """``example`` with its system message replaced; an empty text removes it, None keeps it."""
+    """``example`` with its system message replaced; an empty string removes it, None keeps it."""
     if system_prompt is None:
         return example
     prompt = example.prompt

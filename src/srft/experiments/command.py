@@ -41,7 +41,9 @@ def run_experiments(
         console.print(f"tables: {out / chosen}", highlight=False, soft_wrap=True)
         if result.stopped_by:
             left = len(result.missing)
-            console.print(f"stopped by {result.stopped_by}; {left} runs left, same command goes on")
+            console.print(
+                f"stopped by {result.stopped_by}; {left} runs left, the same command continues"
+            )
             return result.stopped_by
     return None
 

@@ -52,7 +52,9 @@ def make_demonstrations(
     console.print(f"{samples} rollouts of each of {len(examples)} prompts by the base model")
     right = _right_rollouts(base, examples, source, folder, samples)
     if not any(right):
-        raise ConfigError(f"{source.place}: none of its rollouts on the training prompts was right")
+        raise ConfigError(
+            f"{source.place}: none of its rollouts on the training prompts was correct"
+        )
     both = list(zip(examples, right, strict=True))
     _write(paths["self-made"], both)
     expert = [(e, next(iter(e.demonstrations), None) if text else None) for e, text in both]

@@ -80,7 +80,7 @@ class Experiment:
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         folders = {arm.folder.lower() for arm in self.arms}
-        assert len(folders) == len(names), f"{self.name}: two arms with one name"
+        assert len(folders) == len(names), f"{self.name}: two arms have the same name"
         assert self.reference in names, f"{self.name}: no arm {self.reference}"
 
 

@@ -63,7 +63,7 @@ def divergence(policy: Logits, teacher: Logits, beta: float, top_k: int | None =
     if policy.weight_VD.shape[0] != teacher.weight_VD.shape[0]:
         raise ModelError(
             f"the teacher's head has {teacher.weight_VD.shape[0]} tokens, the policy's "
-            f"{policy.weight_VD.shape[0]}: a divergence needs one vocabulary. Take a teacher of the same "
+            f"{policy.weight_VD.shape[0]}: a divergence needs one vocabulary. Use a teacher of the same "
             "family, or objective.distill_form=sampled with the same tokenizer"
         )
     tokens, vocabulary = policy.hidden_TD.shape[0], policy.weight_VD.shape[0]

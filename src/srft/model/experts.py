@@ -65,12 +65,13 @@ def balance_of(model: nn.Module, config: ModelConfig) -> Balance | None:
     known = hasattr(sys.modules[type(base).__module__], "load_balancing_loss_func")
     if not known or not _routers(base):
         raise ModelError(
-            f"model type {base.config.model_type!r} has no loss that balances experts: set "
+            f"model type {base.config.model_type!r} has no load-balancing loss: set "
             "model.router_aux_loss_coef=0"
         )
     if config.compile:
         raise ModelError(
-            "the loss that balances experts reads routers inside layers, which compiled ones do not show: "
+            "the load-balancing loss of experts reads routers inside layers, which compiled ones "
+            "do not show: "
             "set model.compile=false, or model.router_aux_loss_coef=0"
         )
     return Balance(coefficient, int(text.num_experts_per_tok))

@@ -233,7 +233,7 @@ def _check(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -
     if low < 0 or high >= weight.shape[0]:
         raise ModelError(
             f"token id {low if low < 0 else high} is outside the head's vocabulary of "
-            f"{weight.shape[0]}: tokenizer and model do not belong together"
+            f"{weight.shape[0]}: tokenizer and model do not match"
         )
 
 

@@ -184,7 +184,7 @@ def _model_config(config: ModelConfig) -> Any:
 
 
 @contextmanager
-def _clear(what: str, mend: str) -> Iterator[None]:
+def _clear(what: str, hint: str) -> Iterator[None]:
     """Errors of the libraries as ModelErrors. Of every kind: a damaged file is answered with a
     TypeError, an AttributeError or (by tokenizers) with Exception itself."""
     try:
@@ -192,7 +192,7 @@ def _clear(what: str, mend: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {_first_line(error)} {mend}") from error
+        raise ModelError(f"{what}: {_first_line(error)} {hint}") from error
 
 
 def resolved_config(config: ModelConfig) -> tuple[str, Any]:
@@ -223,10 +223,10 @@ def _first_line(error: BaseException) -> str:
 def _load_weights(
     config: ModelConfig, model_config: Any, device: torch.device | str, cut: Cut | None
 ) -> PreTrainedModel:
-    mend = "Check that the weights are complete and belong to config.json"
+    hint = "Check that the weights are complete and belong to config.json"
     if config.use_safetensors:
-        mend += "; only safetensors are read (model.use_safetensors=false for a source you trust)"
-    with _clear(f"cannot load the weights of {config.path!r}", mend):
+        hint += "; only safetensors are read (model.use_safetensors=false for a source you trust)"
+    with _clear(f"cannot load the weights of {config.path!r}", hint):
         return read_model(
             _source(config.path),
             cut,
@@ -291,7 +291,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     with _clear(
         f"cannot load a tokenizer from {name!r}",
         "Check that model.path is a folder or a hub name that this machine can reach; a model "
-        "without a tokenizer of its own needs model.tokenizer",
+        "that comes without a tokenizer needs model.tokenizer",
     ):
         tokenizer = AutoTokenizer.from_pretrained(
             _source(name),
@@ -331,7 +331,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     if highest >= rows:
         raise ModelError(
             f"the tokenizer has token ids up to {highest} but the model embeds only {rows}: they "
-            "do not belong together. Take the model's own tokenizer (leave model.tokenizer out)"
+            "do not match. Use the model's own tokenizer (leave model.tokenizer out)"
         )
 
 
@@ -345,7 +345,7 @@ def check_same_tokenizer(
     odd = next(token for token in [*here, *there] if here.get(token) != there.get(token))
     raise ModelError(
         f"{place}: its tokenizer is not the policy's ({len(there)} and {len(here)} tokens; {odd!r} is "
-        f"{there.get(odd)} there and {here.get(odd)} here). A teacher scores the policy's own tokens: take "
+        f"{there.get(odd)} there and {here.get(odd)} here). A teacher scores the policy's own tokens: use "
         "one of the same family"
     )
 
@@ -364,6 +364,6 @@ def check_finite_weights(model: Any, path: str | None) -> None:
     odd = first_not_finite(dict(model.named_parameters()))
     if odd is not None:
         raise ModelError(
-            f"{path or 'the model'}: weight {odd} holds numbers that are not finite: the run that "
-            "wrote it had diverged, or the file is damaged. Take an earlier checkpoint or another copy"
+            f"{path or 'the model'}: weight {odd} holds non-finite numbers: the run that "
+            "wrote it had diverged, or the file is damaged. Use an earlier checkpoint or another copy"
         )

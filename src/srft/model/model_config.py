@@ -43,18 +43,19 @@ class LoraConfig(Section):
     )
     target_parameters: list[str] = Field(
         default_factory=list,
-        description="Names of adapted parameters that are no linear layer's: stacks of experts, such as "
+        description="Names of adapted parameters that do not belong to a linear layer: stacks of "
+        "experts, such as "
         "[mlp.experts.gate_up_proj, mlp.experts.down_proj]. Dropout must be 0.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scale, alpha / sqrt(rank).")
     quantization: Literal["nf4"] | None = Field(
         None,
-        description="nf4 holds the frozen matrices in four bits (QLoRA; needs `srft[qlora]`). None keeps "
+        description="nf4 holds the frozen matrices in four bits (QLoRA; needs `srft[qlora]`). null keeps "
         "model.dtype.",
     )
     export: Literal["merged", "adapter"] = Field(
         "merged",
-        description="What the run leaves: a whole model with the adapters added to its weights, or a "
+        description="What the run exports: a whole model with the adapters added to its weights, or a "
         "folder with the adapters alone, which peft, transformers and vLLM put on top of the base.",
     )
 
@@ -73,10 +74,10 @@ class ModelConfig(Section):
         "for the small base model that ships with this package.",
     )
     revision: str | None = Field(
-        None, description="Commit, branch or tag on the hub; none takes the main branch."
+        None, description="Commit, branch or tag on the hub; null: the main branch."
     )
     tokenizer: str | None = Field(
-        None, description="Name or folder of the tokenizer; none takes the model's own."
+        None, description="Name or folder of the tokenizer; null: the model's own."
     )
     dtype: DtypeName = Field(
         "auto",
@@ -100,32 +101,35 @@ class ModelConfig(Section):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Keep only the input of each layer for the backward pass and compute the rest "
-        "again: about a third more time for much less memory.",
+        description="Keep only the input of each layer for the backward pass and recompute the "
+        "rest: about a third more time for much less memory.",
     )
     compile: bool = Field(
         False,
-        description="Compile the layers for the update with torch.compile: less time a step, after "
-        "some tens of seconds at the start (docs/performance.md). On a CPU it needs a C++ compiler.",
+        description="Compile the layers for the update with torch.compile: less time per step, after "
+        "tens of seconds of compilation at the start (docs/performance.md). On a CPU it needs a "
+        "C++ compiler.",
     )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
-        description="auto takes what is fastest where it runs: on CUDA the Triton kernels of the output "
+        description="auto takes the fastest for the device: on CUDA the Triton kernels of the output "
         "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products; "
-        "for float32 norms a backward pass written out. "
+        "for float32 norms a hand-written backward pass. "
         "torch takes PyTorch's own everywhere.",
     )
     dropout: bool | Literal["auto"] = Field(
         "auto",
-        description="Whether the noise that a model has for training (dropout, adapters' dropout, jitter of "
-        "routers) acts. auto: in methods without rollouts alone, since the policy whose log-probabilities "
+        description="Whether a model's training noise (dropout, adapters' dropout, router "
+        "jitter) is active. auto: only "
+        "in methods without rollouts, since the policy whose log-probabilities "
         "are trained on is the one that was sampled, which has no noise.",
     )
     router_aux_loss_coef: float | None = Field(
         None,
         ge=0,
-        description="Coefficient of the loss that keeps the experts of a mixture busy alike, over the whole "
-        "optimizer step (another forward pass). None: the model's own, where its config.json has "
+        description="Coefficient of the load-balancing loss of a mixture of experts, over the "
+        "whole optimizer step (one "
+        "more forward pass). null: the model's own, where its config.json has "
         "output_router_logits; 0: off.",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
@@ -155,10 +159,10 @@ class ModelConfig(Section):
     pad_token: str | None = Field(
         None,
         description="Token used for padding where the tokenizer names none; it must be in the "
-        "vocabulary. None takes the tokenizer's pad token, else its end-of-sequence token.",
+        "vocabulary. null: the tokenizer's pad token, else its end-of-sequence token.",
     )
     lora: LoraConfig | None = Field(
-        None, description="Train low-rank adapters in place of the weights; none: the weights."
+        None, description="Train low-rank adapters instead of the weights; null: train the weights."
     )
 
     @model_validator(mode="after")

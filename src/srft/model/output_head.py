@@ -38,7 +38,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             if getattr(inner.active_peft_config, "is_prompt_learning", False):
                 raise ModelError(
                     "prompt-learning adapters put virtual tokens before every sequence, which "
-                    "scoring does not do: use LoRA or another adapter of weights"
+                    "scoring does not support: use LoRA or another adapter of weights"
                 )
             inner = inner.get_base_model()
         elif hasattr(inner, "_orig_mod"):

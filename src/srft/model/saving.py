@@ -81,8 +81,8 @@ def _check_written(model: Any, folder: Path) -> None:
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
         raise CheckpointError(
-            f"{folder}: the written files are not the whole model ({wrong}), so they were thrown away. "
-            "This is a fault of this package or of transformers; the run's checkpoints are unharmed"
+            f"{folder}: the written files are not the whole model ({wrong}), so they were discarded. This "
+            "is a bug in this package or in transformers; the run's checkpoints are intact"
         )
 
 

@@ -103,8 +103,8 @@ def _cut_before_reading(cut: Cut | None) -> Iterator[dict[str, Any]]:
         yield {"distributed_config": {}} if known else {}  # one of one process
         if not reached:
             logger.warning(
-                "transformers %s does not call PreTrainedModel.%s, where the model is cut: every process "
-                "has read all weights into its memory. Take a version that this package was tested with",
+                "transformers %s does not call PreTrainedModel.%s, where the model is sharded: every process "
+                "has read all weights into its memory. Use a version that this package was tested with",
                 transformers.__version__,
                 _PLACE,
             )

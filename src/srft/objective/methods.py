@@ -290,7 +290,7 @@ METHODS: dict[str, Entry] = {
         demonstrations=False, prefix=schedules.prefix_length,
     ),
     "ghpo": Entry(
-        "GRPO; a prompt whose rollouts all failed is sampled again behind more and more of its "
+        "GRPO; a prompt whose rollouts all failed is sampled again after more and more of its "
         "demonstration (GHPO 2507.10628, BREAD 2506.17211)",
         _rl_terms, {"average": "sequence"}, reads=("weight_rollout", "rescue_shares"),
         demonstrations=False, rescue=schedules.rescue_length,

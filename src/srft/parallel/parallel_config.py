@@ -16,19 +16,20 @@ class ParallelConfig(Section):
     replicate: int = Field(
         1,
         ge=1,
-        description="Copies of the sharded model. Processes = replicate x shard; with several nodes, one "
+        description="Number of copies of the sharded model. Processes = replicate x shard; with "
+        "several nodes, one "
         "copy a node keeps the gathering of weights inside it.",
     )
     shard: int | None = Field(
         None,
         ge=1,
-        description="Processes that hold one copy between them (FSDP2); none: all / replicate. 1 is plain "
+        description="Processes that share one copy (FSDP2); null: all / replicate. 1 is plain "
         "data parallelism.",
     )
     reshard_after_forward: bool = Field(
         True,
-        description="Give the gathered weights of a layer back after its forward pass and gather them "
-        "again for the backward pass: less memory, half as much traffic again.",
+        description="Free the gathered weights of a layer after its forward pass and gather them "
+        "again for the backward pass: less memory, half again as much traffic.",
     )
     gather_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -40,11 +41,12 @@ class ParallelConfig(Section):
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto",
-        description="What carries tensors between processes; auto: nccl on GPUs, gloo on CPUs.",
+        description="Communication backend between processes; auto: nccl on GPUs, gloo on CPUs.",
     )
     timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="Seconds that a process waits for the others before the run ends with the name of the "
-        "one that is missing. Above the longest time that one may generate or verify longer than others.",
+        description="Seconds that a process waits for the others before the run ends and names "
+        "the missing one. "
+        "Set it above the longest time by which generating or verifying may differ between processes.",
     )

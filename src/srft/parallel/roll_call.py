@@ -26,7 +26,7 @@ from srft.errors import PeerError, RankError, SRFTError
 _GRACE_S = 5.0
 _CONNECT_S = 300.0
 _REPORT = "report"
-_MEND = "Look at its output, then go on with --resume"
+_HINT = "Look at its output, then continue with --resume"
 
 
 @functools.cache
@@ -87,7 +87,9 @@ class RollCall:
             return self._report(RankError(self._message(error)))
         except dist.DistError:
             # Without torchrun the first process keeps the store: each one says so for itself.
-            return RankError(f"missing: rank 0 of {self.size}, with whom the store went. {_MEND}")
+            return RankError(
+                f"missing: rank 0 of {self.size}, whose rendezvous store is gone with it. {_HINT}"
+            )
 
     def _report(self, error: Exception) -> Exception:
         code = error.exit_code if isinstance(error, SRFTError) else 1
@@ -116,7 +118,7 @@ class RollCall:
         )
         return (
             f"missing: {said}. It has died, or did not answer for parallel.timeout_s="
-            f"{self.timeout_s:g} seconds. {_MEND}"
+            f"{self.timeout_s:g} seconds. {_HINT}"
         )
 
     def _place(self, rank: int) -> tuple[int, str]:

@@ -27,7 +27,7 @@ class Assumptions(Section):
     heap_holes: float = Field(
         0.0,
         ge=0,
-        description="memory between tensors that the C library cannot give away again, over what all "
+        description="fragmentation: memory between tensors that the C library cannot reuse, over what all "
         "layers keep for a backward pass, were all weights trained and nothing computed again",
     )
     memory_gib: float | None = Field(

@@ -73,7 +73,7 @@ def read_cluster(text: str, nodes: int = 1) -> Cluster:
         near = did_you_mean(name.upper(), [d.upper() for d in DEVICES], cutoff=0.4)
         raise ConfigError(
             f"--gpus: no figures for {name!r}; known: {', '.join(DEVICES)}"
-            f"{near or '.'} For another one take any name and set --assume memory_gib=..."
+            f"{near or '.'} For another device use any name and set --assume memory_gib=..."
         )
     return Cluster(found[0], DEVICES[found[0]], count, nodes)
 

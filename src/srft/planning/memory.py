@@ -267,7 +267,7 @@ def _training(case: Case) -> list[Item]:
         Item("gradients", gradients, how_gradients),
         Item("activations", saved, how),
         Item("one layer backwards", inner, "of the widest part"),
-        Item("heap", holes, "between tensors, not given away again"),
+        Item("heap", holes, "fragmentation: between tensors, not reusable"),
         Item("head", 3 * tile + responses * shape.hidden * 8, f"{responses:,.0f} response tokens"),
     ]
     if work.micro_batches > 1:

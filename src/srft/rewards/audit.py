@@ -117,7 +117,7 @@ def _tail(text: str) -> str:
 
 
 _REASONS = {
-    "text_only": "the ground truth is no formula, so only the same spelling is right",
+    "text_only": "the ground truth is not a formula, so only the same spelling is correct",
     "no_answer": "no answer can be read in it",
     "bad_gold": "the ground truth cannot be read",
     "timeout": "verification ran into the time limit",
@@ -346,5 +346,5 @@ def _example(row: Mapping[str, Any], where: str) -> Example:
 def _label(value: Any, where: str) -> bool:
     label = _LABELS.get(str(value).strip().lower())
     if label is None:
-        raise DataError(f"{where}: label {value!r} is none of true, false, 1, 0, correct, wrong")
+        raise DataError(f"{where}: label {value!r} is not one of true, false, 1, 0, correct, wrong")
     return label

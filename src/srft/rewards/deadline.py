@@ -22,7 +22,7 @@ class _Late(BaseException):
 def too_late(what: str, seconds: float | None) -> RewardError:
     return RewardError(
         f"{what} did not return within {seconds:g} s (reward.function_timeout_s). Fix what it waits "
-        "for, or raise the limit; the run goes on with --resume"
+        "for, or raise the limit; continue the run with --resume"
     )
 
 

@@ -164,7 +164,9 @@ def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
     accepted, missing = _fitted(function, values)
     if missing:
         columns = sorted(set(values) - {"prompts", "completions", "completion_ids", *batch.extras})
-        tokens = " (no token ids are at hand in this check)" if "completion_ids" in missing else ""
+        tokens = (
+            " (no token ids are available in this check)" if "completion_ids" in missing else ""
+        )
         raise RewardError(
             f"reward function {function_name(function)} needs {', '.join(missing)}{tokens}; "
             f"{batch.examples[0].source} has the columns {', '.join(columns) or 'none'}"

@@ -157,8 +157,8 @@ class _Nursery:
         if detail and not _Nursery._holes_said:
             _Nursery._holes_said = True
             logger.warning(
-                "this machine does not contain verifier processes in full (docs/rewards.md): a "
-                "completion that took one over could %s",
+                "this machine cannot fully contain verifier processes (docs/rewards.md): a completion that "
+                "took control of one could %s",
                 ", ".join(detail),
             )
         self.resting_rss = psutil.Process(self._process.pid).memory_info().rss
@@ -255,7 +255,7 @@ class _Slot(threading.Thread):
                     raise EOFError
                 data += piece
                 if len(data) > LONGEST:
-                    raise ValueError("a worker says more than there is to say")
+                    raise ValueError("a worker sent more than was expected")
                 if data.endswith(b"\n"):
                     return data
             except TimeoutError:
@@ -303,7 +303,7 @@ def _send(connection: socket.socket, payload: bytes, limit_s: float) -> None:
     with contextlib.suppress(BlockingIOError):
         if not connection.recv(1):
             raise EOFError
-        raise ValueError("an answer to nothing")
+        raise ValueError("an answer to no request")
     connection.settimeout(limit_s)
     connection.sendall(payload)
 
@@ -317,7 +317,7 @@ def _read_answer(data: bytes) -> tuple[float | None, str, bool]:
     number = score is None or (type(score) is float and math.isfinite(score))
     known = type(status) is str and (status in get_args(Status) or status.startswith("error:"))
     if not (number and known and type(tired) is bool):
-        raise ValueError("no answer of a worker's")
+        raise ValueError("not an answer of a worker")
     return score, status, tired
 
 

@@ -29,14 +29,14 @@ class RewardSpec(Section):
     )
     arguments: dict[str, Any] | None = Field(
         None,
-        description="If given, `function` is called once with these and returns the reward "
+        description="If given, `function` is called once with them and returns the reward "
         "function (TRL's `get_soft_overlong_punishment` for instance).",
     )
     weight: float = Field(1.0, description="Factor of this reward in the weighted sum.")
     tolerance: float | None = Field(
         None,
         ge=0,
-        description="numeric: largest absolute difference that counts as right (1e-6, or "
+        description="numeric: largest absolute difference that counts as correct (1e-6, or "
         "a ten-thousandth of the ground truth where that is less).",
     )
     relative_tolerance: float | None = Field(
@@ -114,9 +114,9 @@ class RewardConfig(Section):
     function_timeout_s: float | None = Field(
         1800.0,
         gt=0,
-        description="Most wall-clock seconds a function of yours may take for one batch, after which "
-        "the run ends with an error that names it (a judge that never answers would leave the "
-        "accelerators idle); none: no limit.",
+        description="Maximum wall-clock seconds that one of your functions may take for a batch, after "
+        "which the run ends with an error that names it (a judge that never answers would leave "
+        "the accelerators idle); null: no limit.",
     )
     memory_mb: int = Field(
         512, ge=16, description="Memory limit of one verification, in MiB above a resting worker."
@@ -129,8 +129,8 @@ class RewardConfig(Section):
     )
     failed_demonstrations: Literal["keep", "drop"] = Field(
         "drop",
-        description="What becomes of demonstrations whose own answer does not verify: left out of "
-        "training, or kept with the reward they get.",
+        description="Demonstrations whose own answer does not verify: left out of training, or kept "
+        "with the reward they get.",
     )
 
     @model_validator(mode="before")

@@ -133,8 +133,8 @@ def check_weights(
             f"{where} does not sample from the trainer's weights: for the same {len(gap_T)} tokens its "
             f"log-probabilities and the trainer's differ by {gap_T.mean().item():.3g} nats on average, "
             f"{gap_T.max().item():.3g} at most ({tolerance} allowed). Was it started for this model and "
-            "recipe (docs/rollouts.md)? For an architecture that vLLM computes differently take "
-            "rollout.engine=embedded; rollout.check=false trains on in spite of it"
+            "recipe (docs/rollouts.md)? For an architecture that vLLM computes differently use "
+            "rollout.engine=embedded; rollout.check=false trains anyway"
         )
 
 

@@ -136,7 +136,7 @@ def _answer(choice: dict[str, Any], version: str, url: str) -> Answer:
         sampled = [entry["token_id"] for entry in content]
     except (LookupError, TypeError) as error:
         raise RolloutError(
-            f"{url}: its answers have another form than expected ({error!r}); take the version of vLLM "
+            f"{url}: its answers have an unexpected form ({error!r}); use the version of vLLM "
             "that docs/rollouts.md names"
         ) from error
     if versions != {version}:

@@ -90,7 +90,7 @@ def _generate_engine(
         except RolloutError:
             continue
         logger.warning(
-            "prompts of different lengths are sampled apart, %s: %s",
+            "prompts of different lengths are sampled separately, %s: %s",
             "without padding" if caches else "without padding and without a cache, which is slow",
             reason,
         )

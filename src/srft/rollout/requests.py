@@ -32,7 +32,7 @@ def check_requests(model: Any, requests: Sequence[RolloutRequest], params: Sampl
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
             raise RolloutError(
                 f"request {number} holds a token id outside the model's vocabulary of "
-                f"{vocabulary}; model and tokenizer do not belong together"
+                f"{vocabulary}; model and tokenizer do not match"
             )
         if limit is not None and length + params.max_tokens > limit:
             raise RolloutError(

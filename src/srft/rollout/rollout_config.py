@@ -29,7 +29,7 @@ class VLLMConfig(Section):
         gt=0,
         le=1,
         description="Share of a GPU's memory for vLLM's weights and key/value cache. Leave the rest "
-        "to training where both are on the same GPU; 0.9 suits a server with a GPU of its own.",
+        "to training where both are on the same GPU; 0.9 suits a server that has the GPU to itself.",
     )
     kv_cache_gb: float | None = Field(
         None,
@@ -61,11 +61,11 @@ class VLLMConfig(Section):
     )
     sleep: bool = Field(
         True,
-        description="In this process and on a GPU: give vLLM's memory back while training.",
+        description="In this process and on a GPU: release vLLM's memory while training.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further engine arguments by vLLM's own names, such as "
+        description="Further engine arguments, by vLLM's names, such as "
         "{quantization: fp8, block_size: 32}.",
     )
 
@@ -73,7 +73,7 @@ class VLLMConfig(Section):
 class ServerConfig(Section):
     """How running vLLM servers are spoken to (``rollout.engine: vllm-server``)."""
 
-    in_flight: int = Field(256, ge=1, description="Most requests at once with each server.")
+    in_flight: int = Field(256, ge=1, description="Maximum concurrent requests to each server.")
     timeout_s: float = Field(
         1800.0,
         gt=0,
@@ -93,10 +93,10 @@ class ServerConfig(Section):
         "later for any server when none is left.",
     )
     check_every_s: float = Field(
-        5.0, gt=0, description="Seconds between two looks at a dropped server."
+        5.0, gt=0, description="Seconds between two checks of a dropped server."
     )
     attempts: int = Field(
-        4, ge=1, description="How often one request is tried before the run gives up."
+        4, ge=1, description="How many times a request is tried before the run ends with an error."
     )
     transfer: Literal["auto", "memory", "nccl"] = Field(
         "auto",
@@ -122,7 +122,7 @@ class RolloutConfig(Section):
         description="What generates: `embedded` (this package's sampler over the model that is "
         "being trained; falls back to `generate`, with a warning, for a model it cannot drive), "
         "`generate` (transformers' own generation; slower, any causal language model), `vllm` "
-        "(vLLM in this process) or `vllm-server` (vLLM servers that run already: `servers`).",
+        "(vLLM in this process) or `vllm-server` (vLLM servers that are already running: `servers`).",
     )
     servers: tuple[str, ...] = Field(
         (),
@@ -131,13 +131,13 @@ class RolloutConfig(Section):
     )
     vllm: VLLMConfig = Field(default_factory=VLLMConfig, description="vLLM's own settings.")
     server: ServerConfig = Field(
-        default_factory=ServerConfig, description="How vLLM servers are spoken to."
+        default_factory=ServerConfig, description="How to communicate with vLLM servers."
     )
     ahead: Literal[0, 1] = Field(
         0,
         description="1: make the next step's rollouts while this step is trained on, with weights "
-        "one update old; needs the engine vllm-server. Sets `objective.importance_cap` to 2 where "
-        "the recipe says nothing of it.",
+        "one update old; needs the engine vllm-server. Sets `objective.importance_cap` to 2 unless "
+        "the recipe sets it.",
     )
     group_size: int = Field(8, ge=1, description="Rollouts per prompt (G in the paper), a count.")
     temperature: float = Field(
@@ -157,7 +157,7 @@ class RolloutConfig(Section):
         "generation config and of the tokenizer.",
     )
     max_rows: int = Field(
-        256, ge=1, description="Most rollouts decoded side by side, in rows of the batch."
+        256, ge=1, description="Maximum number of rollouts decoded at once (rows of the batch)."
     )
     cache_tokens: int | None = Field(
         None,
@@ -170,11 +170,11 @@ class RolloutConfig(Section):
     prefill_tokens: int = Field(
         8192,
         ge=1,
-        description="Most prompt tokens, padding included, in one forward pass over prompts.",
+        description="Maximum prompt tokens, padding included, in one forward pass over prompts.",
     )
     free_cache: bool = Field(
         False,
-        description="Give the cache's memory back after every call instead of keeping it for the "
+        description="Release the cache's memory after every call instead of keeping it for the "
         "next one: slower, and leaves room for training on the same accelerator.",
     )
     check: bool = Field(
@@ -231,8 +231,8 @@ class RolloutConfig(Section):
             )
         if self.ahead and self.engine != "vllm-server":
             raise ValueError(
-                f"ahead is 1 but engine is {self.engine}, which has no process of its own to sample in "
-                "while the model is trained; set engine=vllm-server"
+                f"ahead is 1 but engine is {self.engine}, which cannot sample while the model is "
+                "trained; set engine=vllm-server"
             )
         return self
 

@@ -86,7 +86,7 @@ class MemoryTransfer:
         except ServerFailure as failure:
             server.up, server.reason = False, str(failure)
             logger.warning(
-                "%s is dropped: its weights could not be renewed: %s", server.url, failure
+                "%s is dropped: its weights could not be updated: %s", server.url, failure
             )
 
     def send_again(self, server: Server, version: str) -> None:

@@ -71,8 +71,8 @@ class VLLMEngine:
         if config.vllm.tensor_parallel_size > 1:
             if _several_processes():
                 raise ConfigError(
-                    "rollout.vllm.tensor_parallel_size: under torchrun each process has a vLLM of its own, "
-                    "on its own GPU; leave it at 1, or set rollout.engine=vllm-server, where one server "
+                    "rollout.vllm.tensor_parallel_size: under torchrun each process runs its own vLLM on its "
+                    "own GPU; leave it at 1, or set rollout.engine=vllm-server, where one server "
                     "may span several GPUs"
                 )
             self.file = MemoryFile(config.server.shared_memory)
@@ -221,7 +221,7 @@ class VLLMEngine:
         except Exception as error:
             raise RolloutError(
                 f"vLLM does not start for {plain.__name__}: {type(error).__name__}: {error}. "
-                "Its settings are rollout.vllm; rollout.engine=embedded does without it"
+                "Its settings are rollout.vllm; rollout.engine=embedded does not need it"
             ) from error
 
 

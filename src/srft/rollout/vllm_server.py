@@ -1,4 +1,4 @@
-"""Rollouts by vLLM servers that run already, on this machine or others.
+"""Rollouts by vLLM servers that are already running, on this machine or others.
 
 Every rank of the trainer sends its own requests. Weights are sent once per update by the first rank,
 while the others wait; each update has a name of its own, every answer says by which weights each
@@ -188,7 +188,7 @@ class VLLMServerEngine:
         if server.weight_version() == self.version:
             return
         if self.rank > 0:
-            raise ServerFailure("it holds other weights, which the first rank renews")
+            raise ServerFailure("it holds other weights, which the first rank updates")
         self.transfer.send_again(server, self.version)
 
     def close(self) -> None:

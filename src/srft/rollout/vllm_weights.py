@@ -55,7 +55,7 @@ class MemoryFile:
         self.parent = Path(folder)
         if not self.parent.is_dir():
             raise RolloutError(
-                f"rollout.server.shared_memory: {folder} is no folder; name one that lives in memory"
+                f"rollout.server.shared_memory: {folder} is not a folder; name one on a file system in memory"
             )
         for path in self.parent.glob("srft-weights-*-*"):
             if not Path("/proc", path.name.split("-")[2]).exists():

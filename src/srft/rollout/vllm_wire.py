@@ -59,7 +59,7 @@ def completion_of(
     request, sample = where
     if finish_reason not in ("stop", "length"):
         raise RolloutError(
-            f"rollout {sample} of request {request}: vLLM ended it by {finish_reason!r}"
+            f"rollout {sample} of request {request}: vLLM ended it with the reason {finish_reason!r}"
         )
     stopped = finish_reason == "stop"
     by_token = stopped and not isinstance(stop_reason, str)

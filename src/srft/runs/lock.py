@@ -74,7 +74,7 @@ class Lock:
         found = _read(self.path)
         if found.get("token") != self._about["token"]:
             why = f"{_who(found)} has taken it" if found else f"{NAME} was removed"
-            raise CheckpointError(f"{self.folder}: no longer ours to write in: {why}")
+            raise CheckpointError(f"{self.folder}: this process may no longer write here: {why}")
 
     def clear(self) -> None:
         """Removes all else that is in the folder."""

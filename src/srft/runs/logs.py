@@ -45,7 +45,7 @@ class JsonlLog:
         except OSError as error:
             raise CheckpointError(
                 f"{self.path}: cannot be written ({error.strerror}). Free space or make the folder "
-                "writable, then go on with --resume"
+                "writable, then continue with --resume"
             ) from error
 
     def close(self) -> None:

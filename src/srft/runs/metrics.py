@@ -104,7 +104,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
                "prompts whose rollouts all have the same reward: no signal without demonstrations"),
         Metric("groups/sampled", "Prompts sampled", "", "those that a refill (DAPO) dropped included"),
         Metric("groups/rescued", "Prompts sampled again", "",
-               "behind the start of a demonstration, where all rollouts had failed (GHPO)"),
+               "after the start of a demonstration, where all rollouts had failed (GHPO)"),
     ),
     "Demonstrations": (
         Metric("demo/reward_mean", "Reward of demonstrations", "", "mean over those in the step"),
@@ -115,8 +115,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
                "all terms, each over its own count; with several optimizer steps a batch, their sum"),
         *(Metric(f"loss/{name}", f"Loss: {words}", "", f"the term `{name}` with its weight")
           for name, words in TERMS.items()),
-        Metric("loss/router_aux", "Loss: balance of experts", "",
-               "what keeps the experts of a mixture busy alike (`model.router_aux_loss_coef`)"),
+        Metric("loss/router_aux", "Loss: load balancing of experts", "",
+               "the load-balancing loss of a mixture of experts (`model.router_aux_loss_coef`)"),
     ),
     "Entropy weights": (
         Metric("weight/sft", "w_SFT", "", "over demonstration tokens (Eq. 8)", spread=True),

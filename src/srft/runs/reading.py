@@ -136,9 +136,9 @@ def read_run(path: Path | str) -> Run:
     planned = run.planned_steps
     last = metrics[-1]["step"] if metrics else 0
     if planned and metrics and last < planned:
-        notes.append(f"Training stands at step {last} of {planned}.")
+        notes.append(f"Training is at step {last} of {planned}.")
     if not run.samples_path.exists():
-        notes.append("samples.jsonl is not there: no samples to browse.")
+        notes.append("samples.jsonl is missing: no samples to browse.")
     return replace(run, notes=tuple(notes))
 
 
@@ -223,7 +223,7 @@ def _by_step(records: list[Record], key: tuple[str, ...]) -> list[Record]:
 def _records(path: Path, notes: list[str], required: bool = True) -> list[Record]:
     if not path.exists():
         if required:
-            notes.append(f"{path.name} is not there.")
+            notes.append(f"{path.name} is missing.")
         return []
     lines = [found for _, found in jsonl_lines(path)]
     good = [found for found in lines if not isinstance(found, ValueError)]
@@ -236,7 +236,7 @@ def _mapping(path: Path, notes: list[str]) -> Record:
     """A JSON or YAML file that holds a mapping."""
     if not path.exists():
         unknown = ": the settings of this run are not known" if path.suffix == ".yaml" else ""
-        notes.append(f"{path.name} is not there{unknown}.")
+        notes.append(f"{path.name} is missing{unknown}.")
         return {}
     try:
         text = path.read_text(encoding="utf-8")
@@ -245,5 +245,5 @@ def _mapping(path: Path, notes: list[str]) -> Record:
         value = None
     if isinstance(value, dict):
         return value
-    notes.append(f"{path.name} is damaged and left out.")
+    notes.append(f"{path.name} is damaged and was skipped.")
     return {}

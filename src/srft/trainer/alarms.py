@@ -31,7 +31,7 @@ class Alarm(Section):
         description="warn: a line in the live view, events.jsonl and the report; stop: end the run too "
         "(exit code 9), earlier checkpoints stay; ignore: nothing.",
     )
-    cause: str = Field("", description="The usual cause and mend, for the message.")
+    cause: str = Field("", description="The usual cause and fix, for the message.")
 
     @field_validator("metric")
     @classmethod
@@ -62,7 +62,7 @@ BUILT_IN: dict[str, Alarm] = {
         metric="rollout/entropy",
         at_least=3.0,
         steps=3,
-        cause="the policy falls apart into noise: the learning rate or an entropy bonus is too high, or a "
+        cause="the policy collapses into noise: the learning rate or an entropy bonus is too high, or a "
         "loss is unbounded below (objective.rollout_term=literal)",
     ),
     "entropy-collapsed": Alarm(
@@ -70,7 +70,7 @@ BUILT_IN: dict[str, Alarm] = {
         at_most=0.005,
         steps=10,
         cause="the policy no longer explores: the learning rate is too high, the data is too easy, or "
-        "rollout.temperature is below 1; with accuracy near 100 % it is simply done",
+        "rollout.temperature is below 1; with accuracy near 100 % training is simply done",
     ),
     "no-reward": Alarm(
         metric="reward/accuracy",
@@ -98,7 +98,8 @@ BUILT_IN: dict[str, Alarm] = {
         metric="teacher/kl",
         at_least=2.0,
         steps=5,
-        cause="policy and teacher are nats apart on the policy's own tokens: a self-teacher that sees the "
+        cause="policy and teacher differ by several nats on the policy's own tokens: a "
+        "self-teacher that sees the "
         "solution pulls where the policy cannot follow (leakage, drift of style); lower "
         "objective.weight_distill or train.learning_rate, set objective.distill_clip, or leave the "
         "direction to the reward (rlsd)",
@@ -126,7 +127,7 @@ def with_built_in(given: Any) -> Any:
         own = values.model_dump() if isinstance(values, Alarm) else values
         if name not in merged and isinstance(own, Mapping) and "metric" not in own:
             hint = did_you_mean(str(name), merged, f"; built-in are {', '.join(merged)}")
-            raise ValueError(f"{name}: no built-in alarm, and no metric is given{hint}")
+            raise ValueError(f"{name}: not a built-in alarm, and no metric is given{hint}")
         known = merged.get(name, {})
         merged[name] = {**known, **own} if isinstance(own, Mapping) else own
     return merged

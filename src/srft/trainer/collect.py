@@ -233,8 +233,9 @@ def _check_logprobs(sequences: Sequence[TrainingSequence]) -> None:
     for number, sequence in enumerate(sequences):
         if not all(map(math.isfinite, sequence.sampler_logprobs or ())):
             error = RolloutNotFinite(
-                f"rollout {number} of the step has a log-probability that is not finite: the engine's "
-                "weights have diverged, or its precision does not do"
+                f"rollout {number} of the step has a non-finite log-probability: the engine's "
+                "weights have diverged, "
+                "or its precision is too low"
             )
             error.sequences = sequences
             raise error

@@ -108,6 +108,6 @@ def with_text(example: Example, field: str, text: str, template: str) -> Example
     if last.get("role") != "user" or not isinstance(content, str):
         raise ConfigError(
             f"{example.source}: the prompt does not end in a user's message, so a teacher cannot be shown "
-            f"any {field} in it; take a method without self-distillation, or prompts that end with the user"
+            f"any {field} in it; use a method without self-distillation, or prompts that end with the user"
         )
     return replace(example, prompt=(*earlier, {**last, "content": fill(content)}))

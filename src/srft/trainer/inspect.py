@@ -49,7 +49,7 @@ def check_data(
     fine = _verify(config, tokenized, say)
     say.head("Repeats and leakage")
     groups = repeats(examples)
-    say(f"prompts that stand more than once: {len(groups):,}, in {sum(map(len, groups)):,} rows")
+    say(f"prompts that occur more than once: {len(groups):,}, in {sum(map(len, groups)):,} rows")
     for group in groups[:_SHOWN]:
         answers = len({example.answer for example in group})
         note = f", with {answers} different answers" if answers > 1 else ""
@@ -113,7 +113,7 @@ def _leakage(
 ) -> None:
     found = leakage(examples, held_out)
     say(
-        f"problems of evaluation data {name} that stand in the training prompts ({WORDS} words in a "
+        f"problems of evaluation data {name} that occur in the training prompts ({WORDS} words in a "
         f"row): {found.problems:,} of {found.checked:,}, in {found.rows:,} rows"
     )
     for overlap in found.overlaps[:_SHOWN]:

@@ -50,7 +50,7 @@ def build_policy(
     whole model that it does not keep.
 
     Raises:
-        ModelError: it cannot be loaded, or holds numbers that are not finite.
+        ModelError: it cannot be loaded, or holds non-finite numbers.
     """
     alone = world.size == 1
     policy = _policy(config.model, model, tokenizer, device, world)
@@ -104,7 +104,7 @@ def build_teacher(
         if config.rollout.temperature != 1.0:
             raise ConfigError(
                 f"teacher.server scores at temperature 1, but rollout.temperature is "
-                f"{config.rollout.temperature}: set it to 1, or take teacher.path"
+                f"{config.rollout.temperature}: set it to 1, or use teacher.path"
             )
         return ServerTeacher(settings.server, settings.timeout_s)
     assert settings.path is not None
@@ -162,7 +162,7 @@ def choose_device(config: SRFTConfig) -> torch.device:
     """``train.device``; with several processes on a machine each takes the GPU of its number."""
     if config.train.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "train.device: cuda is asked for but PyTorch sees no GPU; set it to cpu or auto"
+            "train.device: cuda is requested but unavailable (PyTorch sees no GPU); set it to cpu or auto"
         )
     if config.train.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

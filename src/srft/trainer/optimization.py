@@ -33,8 +33,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         return torch.optim.AdamW(groups, **settings, fused=True)
     if any(isinstance(p, DTensor) for p in trained):
         raise ConfigError(
-            "train.optimizer: adamw_8bit cannot hold the state of weights that are shared out among "
-            "processes; set it to adamw, whose state is shared out with them"
+            "train.optimizer: adamw_8bit does not support weights that are sharded over processes; set it "
+            "to adamw, whose state is sharded with them"
         )
     return _eight_bit()(groups, **settings)
 

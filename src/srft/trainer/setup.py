@@ -201,8 +201,8 @@ def _check_references(stages: Sequence[Stage], reads: Sequence[Method | None], l
     later = [n for n, m in enumerate(reads) if m and own and n > own[0] and n not in own]
     if later:
         raise ConfigError(
-            f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by a "
-            f"reference of its own: set stages[{later[0]}].reference to stage"
+            f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by its "
+            f"own reference: set stages[{later[0]}].reference to stage"
         )
 
 
@@ -338,7 +338,7 @@ def _check_answers(
     )
     if config.data.invalid_rows == "error" or len(failed) == len(examples):
         raise DataError(
-            f"{text}\nMend the answer column, take another reward, or set data.invalid_rows=drop to "
+            f"{text}\nFix the answer column, use another reward, or set data.invalid_rows=drop to "
             "leave these rows out"
         )
     notes.append(f"{text}\nleft out (data.invalid_rows=drop)")
@@ -382,7 +382,7 @@ def _score_demonstrations(
                 "hold the answer? `srft data check` shows them as tokens"
             )
         if policy == "drop" and share > _FEW:
-            text = f"WARNING: a part of the data is LEFT OUT of training. {text}"
+            text = f"WARNING: part of the data is LEFT OUT of training. {text}"
         notes.append(f"{text}\nreward.failed_demonstrations={policy}")
     kept_examples, kept_scores = [], []
     for example, scores in zip(examples, report.scores, strict=True):
@@ -406,7 +406,7 @@ def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample])
         if reads_demos and not with_demo:
             raise DataError(
                 f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
-                "column with data.columns.demonstration=NAME, or take a method that needs none, such as grpo"
+                "column with data.columns.demonstration=NAME, or use a method that needs none, such as grpo"
             )
 
 

@@ -29,7 +29,7 @@ class TeacherConfig(Section):
     )
     server: str | None = Field(
         None,
-        description="opd: in place of path, the address of a vLLM server that holds the teacher and returns "
+        description="opd: instead of path, the address of a vLLM server that holds the teacher and returns "
         "the log-probabilities of prompts; for the sampled form.",
     )
     dtype: DtypeName | None = Field(
@@ -37,8 +37,9 @@ class TeacherConfig(Section):
     )
     frozen: bool = Field(
         False,
-        description="sdft, sdpo, rlsd: the teacher is the policy as it was before training, in place of the "
-        "live one.",
+        description="sdft, sdpo, rlsd: the teacher is the policy as it was before training, "
+        "instead of the live "
+        "one.",
     )
     template: str = Field(
         SHOWN,

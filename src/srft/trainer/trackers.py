@@ -52,7 +52,7 @@ class Trackers:
                 if self._failures[name] == 1:
                     said = f"the tracker {name} failed ({type(error).__name__}: {str(error)[:200]})"
                     self._note(
-                        f"step {step}: {said}; training goes on, metrics.jsonl has everything"
+                        f"step {step}: {said}; training continues, metrics.jsonl has everything"
                     )
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def open_tracker(name: str, run: RunDir, config: Mapping[str, Any], step: int) -
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"run.trackers: {name} does not start ({lines[0][:300]}); put that right, or leave it out"
+            f"run.trackers: {name} does not start ({lines[0][:300]}); fix that, or leave it out"
         ) from error
 
 

@@ -20,8 +20,8 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",
-        description="adamw_8bit keeps AdamW's two moments in eight bits each (bitsandbytes): 2 bytes a "
-        "weight in place of 8, for rounding in the moments. One process only.",
+        description="adamw_8bit keeps AdamW's two moments in eight bits each (bitsandbytes): 2 bytes per "
+        "weight instead of 8, for rounding in the moments. One process only.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant",
@@ -57,33 +57,36 @@ class TrainConfig(Section):
     interleave_prompts: int | None = Field(
         None,
         ge=1,
-        description="ReLIFT: unsolved prompts that make one supervised step; none: prompts_per_step.",
+        description="ReLIFT: unsolved prompts in one supervised step; null: prompts_per_step.",
     )
     on_nonfinite: Literal["skip", "stop"] = Field(
         "skip",
-        description="A step whose loss or gradient is not finite is refused; then go on or stop.",
+        description="A step with a non-finite loss or gradient is refused; then continue or stop.",
     )
     max_nonfinite: int = Field(
-        5, ge=0, description="Refused steps in a row after which training stops in any case."
+        5, ge=0, description="Consecutive refused steps after which training stops in any case."
     )
     seed: int = Field(0, ge=0, description="Seed of prompts, rollouts and everything else random.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device the model runs on.")
     gradient_analysis_every: int = Field(
         0,
         ge=0,
-        description="Every so many steps, the gradient norm of each term and the cosine between the "
-        "supervised and the reinforcement gradient (one more backward pass per term); 0: never.",
+        description="Steps between measurements of each term's gradient norm and of the cosine "
+        "between the supervised "
+        "and the reinforcement gradient (one more backward pass per term); 0: never.",
     )
 
 
 class RunConfig(Section):
     """Where results go and what is kept."""
 
-    dir: str | None = Field(None, description="Run directory; none: runs/<method>-<date>.")
+    dir: str | None = Field(None, description="Run directory; null: runs/<method>-<date>.")
     checkpoint_every: int = Field(
         50, ge=0, description="Steps between checkpoints; 0: only at the end."
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the newest checkpoints are kept."
+    )
     background_checkpoints: bool = Field(
         False,
         description="Write checkpoints in a thread from a copy in the host's memory, while training goes on.",
@@ -96,7 +99,8 @@ class RunConfig(Section):
         "auto", description="Live view in the terminal; auto: when the output is one."
     )
     trackers: list[Literal["wandb", "tensorboard", "trackio"]] = Field(
-        default_factory=list, description="Trackers beside metrics.jsonl, each an optional install."
+        default_factory=list,
+        description="Trackers in addition to metrics.jsonl, each an optional install.",
     )
     export: bool = Field(True, description="Write the final model to <dir>/model.")
     export_dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -111,7 +115,7 @@ class Stage(Section):
     steps: int = Field(ge=1, description="Steps of this stage (at most, where plateau is set).")
     objective: Switches = Field(default_factory=Switches, description="Switches of this stage.")
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak rate; none: train.learning_rate."
+        None, gt=0, description="Peak learning rate; null: train.learning_rate."
     )
     reference: Literal["base", "stage"] = Field(
         "base",
@@ -121,8 +125,8 @@ class Stage(Section):
     plateau: int | None = Field(
         None,
         ge=2,
-        description="Leave the stage when the mean of the watched metric over the last so many steps is "
-        "no better than over as many before them (the mean reward of rollouts; the log-probability of "
+        description="Leave the stage when the mean of the watched metric over this many steps is no better "
+        "than over as many before them (the mean reward of rollouts; the log-probability of "
         "demonstrations where the method has none).",
     )
 

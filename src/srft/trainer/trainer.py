@@ -328,7 +328,9 @@ class SRFTTrainer:
             self.state.refused_in_a_row = 0
             return
         self.state.refused_in_a_row += 1
-        message = f"step {self.state.step}: not finite ({result.refused}); the weights were left as they were"
+        message = (
+            f"step {self.state.step}: non-finite ({result.refused}); the weights are unchanged"
+        )
         self._event("warning", message)
         self._check_weights()
         train = self.args.train
@@ -339,13 +341,14 @@ class SRFTTrainer:
             )
 
     def _check_weights(self) -> None:
-        """Refused steps spare the weights. Where these are broken all the same, no step mends them,
+        """Refused steps spare the weights. Where these are broken all the same, no step repairs them,
         and no checkpoint may take the place of a good one."""
         odd = self.world.first(first_not_finite(own_tensors(self.model)), "the weights")
         if odd is not None:
             raise NumericalError(
-                f"after step {self.state.step} the weight {odd} is not finite. Resume from the last "
-                "checkpoint with a lower train.learning_rate"
+                f"after step {self.state.step} the weight {odd} is non-finite. Resume from the "
+                "last checkpoint "
+                "with a lower train.learning_rate"
             )
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
@@ -436,7 +439,7 @@ class SRFTTrainer:
         self._restore(checkpoint)
         if self.changes and self.world.main:
             change_recipe(self.run, recipe, self.state.step)
-        more = ": the run is finished, and trains on where the recipe has more steps"
+        more = ": the run is finished, and continues if the recipe now has more steps"
         place = f"resumed after step {self.state.step} from {checkpoint.path}"
         self._say(place + (more if self.finished else ""))
         return checkpoint.state["logs"]

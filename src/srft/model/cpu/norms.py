@@ -1,4 +1,4 @@
-"""Root-mean-square norms of float32 activations, with a backward pass written out.
+"""Root-mean-square norms of float32 activations, with a hand-written backward pass.
 
 transformers writes the norm as five operations (so does PyTorch on a CPU), and autograd then runs a dozen
 over tensors of the full size to come back. By hand it is four, and one tensor is kept in place of three
