@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Generation on GPUs of its own: a vLLM server on each GPU of this node, and the setting that a run gives for them.
+# Generation on separate GPUs: a vLLM server on each GPU of this node, and the setting that a run gives for them.
 #   HOST=10.0.0.2 recipes/launch/servers.sh recipes/paper-7b.yaml rollout.vllm.gpu_memory_utilization=0.9
-# Whoever reaches these ports can replace the weights: keep them on a network of your own.
+# Whoever reaches these ports can replace the weights: keep them on a private network.
 set -euo pipefail
 host=${HOST:-127.0.0.1}
 gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}

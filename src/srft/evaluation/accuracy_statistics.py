@@ -81,7 +81,7 @@ def majority_at_k(
     """majority@k of one problem: the chance that a vote among k of its n samples is right.
 
     A sample votes for its extracted answer; None (nothing could be extracted) does not vote, and
-    where nobody votes the vote is wrong. A tie is broken at random, so m tied answers of which r
+    where nothing votes the vote is wrong. A tie is broken at random, so m tied answers of which r
     are right score r/m. For k < n the mean over all k-subsets, or over ``EXACT_SUBSETS`` seeded
     random ones where there are more.
 

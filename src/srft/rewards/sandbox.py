@@ -1,6 +1,6 @@
 """What a verifier's worker may still do: compute, read the folders Python imports from, and answer.
 
-A worker parses what a model wrote, so it is treated as if that text had taken it over. On Linux it
+A worker parses what a model wrote, so it is treated as if that text had taken control of it. On Linux it
 gives up everything else before it reads the first text, by means that need no privileges:
 
 - **seccomp**: the system calls it may make are listed (`_CALLS`, `_CHECKED`); no other exists for it.
