@@ -356,7 +356,10 @@ def test_names_of_settings_become_options_and_other_dotted_names_stay():
     options = {"model_path": "MODEL"}
     for text, expected in (
         ("set data.columns: {prompt: a b}", "set --setting 'data.columns={prompt: a b}'"),
-        ("or data.invalid_rows: drop to continue", "or --setting data.invalid_rows=drop to continue"),
+        (
+            "or data.invalid_rows: drop to continue",
+            "or --setting data.invalid_rows=drop to continue",
+        ),
         ("model.trust_remote_code=true.", "--setting model.trust_remote_code=true."),
         ("data.columns.prompt: no row has", "--setting data.columns.prompt: no row has"),
         (

@@ -358,9 +358,8 @@ def _hub(
         offline = isinstance(error, ConnectionError) or os.environ.get("HF_HUB_OFFLINE") == "1"
         hint = (
             "There is no connection to the hub and no copy in the cache. Download the dataset "
-            "where there is one (`hf download --repo-type dataset "
-            f"{source} --local-dir data`) and give the folder instead, or check the path if you "
-            "meant a local file"
+            f"where there is one (`hf download --repo-type dataset {source} --local-dir data`) "
+            "and give the folder instead, or check the path if you meant a local file"
             if offline
             else "Check data.subset and data.split, or download the files and give the folder"
         )

@@ -71,8 +71,7 @@ def balance_of(model: nn.Module, config: ModelConfig) -> Balance | None:
     if config.compile:
         raise ModelError(
             "the load-balancing loss of experts reads routers inside layers, which compiled ones "
-            "do not show: "
-            "set model.compile=false, or model.router_aux_loss_coef=0"
+            "do not show: set model.compile=false, or model.router_aux_loss_coef=0"
         )
     return Balance(coefficient, int(text.num_experts_per_tok))
 

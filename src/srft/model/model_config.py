@@ -44,8 +44,7 @@ class LoraConfig(Section):
     target_parameters: list[str] = Field(
         default_factory=list,
         description="Names of adapted parameters that do not belong to a linear layer: stacks of "
-        "experts, such as "
-        "[mlp.experts.gate_up_proj, mlp.experts.down_proj]. Dropout must be 0.",
+        "experts, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj]. Dropout must be 0.",
     )
     rslora: bool = Field(False, description="Rank-stabilised scale, alpha / sqrt(rank).")
     quantization: Literal["nf4"] | None = Field(
@@ -112,25 +111,23 @@ class ModelConfig(Section):
     )
     kernels: Literal["auto", "torch"] = Field(
         "auto",
-        description="auto takes the fastest for the device: on CUDA the Triton kernels of the output "
-        "head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 products; "
-        "for float32 norms a hand-written backward pass. "
-        "torch takes PyTorch's own everywhere.",
+        description="auto takes the fastest for the device: on CUDA the Triton kernels of the "
+        "output head for half-precision products; on AMD processors with AVX-512 oneDNN's float32 "
+        "products; for float32 norms a hand-written backward pass. torch takes PyTorch's own "
+        "everywhere.",
     )
     dropout: bool | Literal["auto"] = Field(
         "auto",
-        description="Whether a model's training noise (dropout, adapters' dropout, router "
-        "jitter) is active. auto: only "
-        "in methods without rollouts, since the policy whose log-probabilities "
-        "are trained on is the one that was sampled, which has no noise.",
+        description="Whether a model's training noise (dropout, adapters' dropout, router jitter) "
+        "is active. auto: only in methods without rollouts, since the policy whose "
+        "log-probabilities are trained on is the one that was sampled, which has no noise.",
     )
     router_aux_loss_coef: float | None = Field(
         None,
         ge=0,
         description="Coefficient of the load-balancing loss of a mixture of experts, over the "
-        "whole optimizer step (one "
-        "more forward pass). null: the model's own, where its config.json has "
-        "output_router_logits; 0: off.",
+        "whole optimizer step (one more forward pass). null: the model's own, where its "
+        "config.json has output_router_logits; 0: off.",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
         "auto",

@@ -17,8 +17,7 @@ class ParallelConfig(Section):
         1,
         ge=1,
         description="Number of copies of the sharded model. Processes = replicate x shard; with "
-        "several nodes, one "
-        "copy a node keeps the gathering of weights inside it.",
+        "several nodes, one copy a node keeps the gathering of weights inside it.",
     )
     shard: int | None = Field(
         None,
@@ -47,6 +46,6 @@ class ParallelConfig(Section):
         1800.0,
         gt=0,
         description="Seconds that a process waits for the others before the run ends and names "
-        "the missing one. "
-        "Set it above the longest time by which generating or verifying may differ between processes.",
+        "the missing one. Set it above the longest time by which generating or verifying may "
+        "differ between processes.",
     )

@@ -183,8 +183,8 @@ def checked(function: RewardFunction, batch: Batch, output: Any) -> list[float |
         rewards = None
     if rewards is None or isinstance(output, str | bytes | Mapping):
         raise RewardError(
-            f"reward function {name} returned {_SHORT.repr(output)}: "
-            f"expected a list of {len(batch)} numbers or None{_where(batch)}"
+            f"reward function {name} returned {_SHORT.repr(output)}: expected a list of "
+            f"{len(batch)} numbers or None{_where(batch)}"
         )
     if len(rewards) != len(batch):
         raise RewardError(
@@ -205,8 +205,7 @@ def _number(name: str, value: Any, batch: Batch, i: int) -> float | None:
     kind = RewardNotFinite if isinstance(value, numbers.Real) else RewardError
     raise kind(
         f"reward function {name} returned {_SHORT.repr(value)} for {batch.examples[i].source}: "
-        "expected a finite number or None. "
-        f"The completion was {_SHORT.repr(batch.completions[i])}"
+        f"expected a finite number or None. The completion was {_SHORT.repr(batch.completions[i])}"
     )
 
 

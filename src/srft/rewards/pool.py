@@ -49,8 +49,8 @@ _DEATHS: dict[int | None, str] = {-signal.SIGPROF: "timeout", -signal.SIGKILL: "
 # nothing about the item; on a busy machine the same item can be hit more than once.
 _TRIES = {"crash": 2, "killed": 20}
 _BOOTSTRAP = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
-    "from srft.rewards.worker import nursery_main; nursery_main(int(sys.argv[1]))"
+    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from srft.rewards.worker import "
+    "nursery_main; nursery_main(int(sys.argv[1]))"
 )
 
 

@@ -65,8 +65,8 @@ class VLLMConfig(Section):
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Further engine arguments, by vLLM's names, such as "
-        "{quantization: fp8, block_size: 32}.",
+        description="Further engine arguments, by vLLM's names, such as {quantization: fp8, "
+        "block_size: 32}.",
     )
 
 

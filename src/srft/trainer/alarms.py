@@ -99,10 +99,9 @@ BUILT_IN: dict[str, Alarm] = {
         at_least=2.0,
         steps=5,
         cause="policy and teacher differ by several nats on the policy's own tokens: a "
-        "self-teacher that sees the "
-        "solution pulls where the policy cannot follow (leakage, drift of style); lower "
-        "objective.weight_distill or train.learning_rate, set objective.distill_clip, or leave the "
-        "direction to the reward (rlsd)",
+        "self-teacher that sees the solution pulls where the policy cannot follow (leakage, drift "
+        "of style); lower objective.weight_distill or train.learning_rate, set "
+        "objective.distill_clip, or leave the direction to the reward (rlsd)",
     ),
     "gradient-exploded": Alarm(
         metric="train/gradient_norm",

@@ -234,8 +234,7 @@ def _check_logprobs(sequences: Sequence[TrainingSequence]) -> None:
         if not all(map(math.isfinite, sequence.sampler_logprobs or ())):
             error = RolloutNotFinite(
                 f"rollout {number} of the step has a non-finite log-probability: the engine's "
-                "weights have diverged, "
-                "or its precision is too low"
+                "weights have diverged, or its precision is too low"
             )
             error.sequences = sequences
             raise error

@@ -8,8 +8,8 @@ from srft.model.model_config import DtypeName
 from srft.section import Section
 
 SHOWN = (
-    "{prompt}\n\nHere is a correct solution:\n\n{solution}\n\n"
-    "Now solve it yourself, step by step, in your own words."
+    "{prompt}\n\nHere is a correct solution:\n\n{solution}\n\nNow solve it yourself, step by "
+    "step, in your own words."
 )
 
 
@@ -38,8 +38,7 @@ class TeacherConfig(Section):
     frozen: bool = Field(
         False,
         description="sdft, sdpo, rlsd: the teacher is the policy as it was before training, "
-        "instead of the live "
-        "one.",
+        "instead of the live one.",
     )
     template: str = Field(
         SHOWN,

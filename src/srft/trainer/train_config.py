@@ -72,8 +72,8 @@ class TrainConfig(Section):
         0,
         ge=0,
         description="Steps between measurements of each term's gradient norm and of the cosine "
-        "between the supervised "
-        "and the reinforcement gradient (one more backward pass per term); 0: never.",
+        "between the supervised and the reinforcement gradient (one more backward pass per term); "
+        "0: never.",
     )
 
 

@@ -328,9 +328,7 @@ class SRFTTrainer:
             self.state.refused_in_a_row = 0
             return
         self.state.refused_in_a_row += 1
-        message = (
-            f"step {self.state.step}: non-finite ({result.refused}); the weights are unchanged"
-        )
+        message = f"step {self.state.step}: non-finite ({result.refused}); weights are unchanged"
         self._event("warning", message)
         self._check_weights()
         train = self.args.train
@@ -346,9 +344,8 @@ class SRFTTrainer:
         odd = self.world.first(first_not_finite(own_tensors(self.model)), "the weights")
         if odd is not None:
             raise NumericalError(
-                f"after step {self.state.step} the weight {odd} is non-finite. Resume from the "
-                "last checkpoint "
-                "with a lower train.learning_rate"
+                f"after step {self.state.step} the weight {odd} is non-finite. Resume from the last "
+                "checkpoint with a lower train.learning_rate"
             )
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
