@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,6 +184,43 @@ def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_pat
     assert [tuple(s["response_ids"]) for s in saved["sequences"]] == [
         s.response_ids for s in sequences
     ]
+
+
+def test_a_figure_that_no_term_reads_refuses_the_step_too(model, sequences, monkeypatch):
+    score = Policy.score
+
+    def broken(policy, packed, against=None):
+        scores = score(policy, packed, against)
+        entropy_T = scores.entropy_T.detach().clone()
+        entropy_T[0] = float("nan")
+        return replace(scores, entropy_T=entropy_T)
+
+    monkeypatch.setattr(Policy, "score", broken)
+    before = copy.deepcopy(model.state_dict())
+    result = update(
+        Policy(model, None), build_optimizer(model, TrainConfig()), get_method("sft"), sequences,
+        config=TrainConfig(), progress=Progress(0, 1), step=0,
+    )  # fmt: skip
+    assert math.isfinite(result.metrics["loss"] + result.metrics["train/gradient_norm"])
+    assert result.refused and "entropies" in result.refused
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_is_known_before_the_update_is_of_the_old_policy_and_by_kind(model, sequences):
+    table, _ = update_module.prepare(get_method("srft"), sequences)
+    (packed,) = pack(sequences, table, WHOLE)
+    policy = Policy(model, None)
+    with torch.no_grad():
+        old = policy.score(packed)
+        old = replace(old, logprob_T=old.logprob_T - 1, entropy_T=old.entropy_T + 1)
+        batch = update_module.forward(policy, packed, old)
+    assert torch.equal(batch.old_logprob_T, old.logprob_T)
+    assert torch.equal(batch.old_entropy_T, old.entropy_T)
+
+    demo_T = packed.index.sequences.is_demo_S[packed.index.sequence_T]
+    entropy_T = torch.where(demo_T, 3.0, 2.0).double()
+    before = update_module.look_before(get_method("srft"), [(packed.index, entropy_T)])
+    assert before.entropy == (3.0, 2.0)
 
 
 def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequences):
