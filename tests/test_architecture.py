@@ -207,15 +207,50 @@ def test_every_module_has_a_docstring_and_fits_a_head():
         assert text.count("\n") <= 500, f"{path} has {text.count(chr(10))} lines"
 
 
-def test_the_page_of_the_architecture_names_what_there_is():
-    """`file.py:Class.method` of its walks."""
-    page = (ROOT / "docs/architecture.md").read_text()
-    named = re.findall(r"`([\w/]+\.py):([\w.]+)`", page)
-    assert len(named) > 20
-    for file, name in named:
-        body = ast.parse((PACKAGE / file).read_text()).body
-        for part in name.split("."):
-            kinds = (ast.FunctionDef, ast.ClassDef)
-            found = next((n for n in body if isinstance(n, kinds) and n.name == part), None)
-            assert found is not None, f"docs/architecture.md names {file}:{name}"
-            body = found.body
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+# What runs and evaluations write, and names that stand for a file of the reader's or of others.
+ELSEWHERE = {
+    "config.yaml",
+    "config.until_step_000100.yaml",
+    "tables.md",
+    "log.txt",
+    "rlplus_core_alg.py",
+}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_names_is_there(path):
+    """`file.py:Class.method`, files in backticks, targets of links; in objective.md `module.function`."""
+    page = path.read_text()
+    for file, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", page):
+        assert file == "path.py" or defines(PACKAGE / file, name), f"{file}:{name}"
+    for file in re.findall(r"`([\w./-]+\.(?:py|yaml|md|js|css|txt))`", page):
+        places = [
+            ROOT,
+            ROOT / "src",
+            ROOT / "docs",
+            PACKAGE,
+            PACKAGE / "report/assets",
+            ROOT / "tests/objective",
+        ]
+        places += [room for room in PACKAGE.iterdir() if room.is_dir()]
+        assert file in ELSEWHERE or any((place / file).is_file() for place in places), file
+    for target in re.findall(r"\]\(([^)#\s]+)", page):
+        assert "://" in target or (path.parent / target).exists(), target
+    if path.name == "objective.md":
+        named = re.findall(r"  (\w+)\.(\w+)$", page, re.MULTILINE)
+        assert len(named) > 10
+        for module, name in named:
+            assert defines(PACKAGE / f"objective/{module}.py", name), f"{module}.{name}"
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether there is such a function or class, or method of one (``Class.method``)."""
+    body = ast.parse(file.read_text()).body
+    for part in name.split("."):
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = next((n for n in body if isinstance(n, kinds) and n.name == part), None)
+        if found is None:
+            return False
+        body = found.body
+    return True
