@@ -126,8 +126,8 @@ def update(
             sums += metrics
             number += len(part.packs)
             # Over all processes, so that all of them refuse or none.
-            told = (loss_sum.item(), bool(finite), _apart(metrics))
-            outcomes = world.gather(told, f"loss of step {step + 1}")
+            mine = (loss_sum.item(), bool(finite), _apart(metrics))
+            outcomes = world.gather(mine, f"loss of step {step + 1}")
             total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
             norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
             if not (all_finite and norm < float("inf")):
