@@ -262,6 +262,7 @@ _LAB_EXPERIMENTS = {
     "longer": "The main arms of table2, with three times the steps.",
     "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
     "methods": "Every method of the table, once.",
+    "verdict": "One stage or two: SFT, RL, SFT then RL, and every mixed method from either, all tuned alike.",
     "credit": "Credit per token: distillation and self-distillation beside SFT, RL and SRFT.",
     "defaults": "The choices on which the paper is silent.",
     "figures": "Training curves with evaluations along the way.",

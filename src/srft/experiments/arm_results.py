@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ class RunFigures:
     ``greedy``: the same where each token is the likeliest. FLOPs: 6 N a trained token, 2 N a sampled
     one and one that a teacher scored, N ``parameters`` (all but the input embedding); attention over the
     context, other passes without gradient and evaluation are left out. ``last``: means over the last
-    tenth of the steps.
+    tenth of the steps. ``curve``: step, costs and accuracy by part, at each evaluation on the way.
     ``refused``: steps whose loss or gradient was not finite."""
 
     arm: str
@@ -54,6 +54,12 @@ class RunFigures:
     flops: float
     seconds: float
     last: Mapping[str, float | None]
+    curve: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right samples over all problems."""
+        return float(np.mean([s for families in self.scores.values() for s in _flat(families)]))
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class Estimate:
 @dataclass(frozen=True)
 class Difference:
     """Arm minus reference on the same seeds and problems. ``p_value``: two-sided sign-flip test over
-    problems; ``ahead``: of ``of`` seeds, in how many the arm has the higher accuracy."""
+    problems; ``p_seeds``: two-sided paired t-test over seeds, where there are three; ``p_holm``: the larger
+    of the two, corrected by Holm's method for all the comparisons of the experiment. ``ahead``: of ``of``
+    seeds, in how many the arm has the higher accuracy."""
 
     estimate: Estimate
     p_value: float
@@ -76,6 +84,8 @@ class Difference:
     losses: int
     ahead: int
     of: int
+    p_seeds: float | None = None
+    p_holm: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -141,9 +151,15 @@ def _without_scores(run: RunFigures) -> dict[str, Any]:
     return values
 
 
-def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> ExperimentResult:
-    """Reads the finished runs and computes every figure."""
-    runs = [read_figures(job) for job in plan if ledger.outcomes[job.name].status == "finished"]
+def gather(
+    experiment: Experiment,
+    plan: Sequence[Job],
+    ledger: Ledger,
+    figures_of: Callable[[Job], RunFigures] | None = None,
+) -> ExperimentResult:
+    """Computes everything from the figures of the finished runs, by default read from their folders."""
+    figures_of = figures_of or read_figures
+    runs = [figures_of(job) for job in plan if ledger.outcomes[job.name].status == "finished"]
     by_arm = {arm.name: [run for run in runs if run.arm == arm.name] for arm in experiment.arms}
     reference = by_arm[experiment.reference]
     arms = [
@@ -154,7 +170,7 @@ def gather(experiment: Experiment, plan: Sequence[Job], ledger: Ledger) -> Exper
     outcomes = ledger.outcomes
     return ExperimentResult(
         experiment,
-        arms,
+        correct(arms),
         runs,
         {n: o.error or "" for n, o in outcomes.items() if o.status == "failed"},
         [n for n, o in outcomes.items() if o.status == "stopped"],
@@ -189,11 +205,9 @@ def read_figures(job: Job) -> RunFigures:
     # A run stopped after its last evaluation evaluates again when it goes on: the later one counts.
     at_step = {record["name"]: record for record in evaluations if record["step"] == step}
     outside = _outside(job)
+    costs = [] if job.untrained else _costs(metrics, marks["parameters"])
     greedy = read_jsonl(job.folder / GREEDY)
-    end = {} if job.untrained else metrics[-1]
-    sampled = float(end.get("total/rollout_tokens", 0.0))
-    trained = float(end.get("total/trained_tokens", 0.0))
-    taught = 0.0 if job.untrained else sum(row.get("train/teacher_tokens", 0.0) for row in metrics)
+    end = costs[-1] if costs else dict.fromkeys(COSTS, 0.0)
     tail = metrics[-max(1, len(metrics) // 10) :]
     return RunFigures(
         arm=job.arm,
@@ -204,17 +218,50 @@ def read_figures(job: Job) -> RunFigures:
         steps=0 if job.untrained else len(metrics),
         refused=0 if job.untrained else marks["refused"],
         parameters=marks["parameters"],
-        sampled_tokens=sampled,
-        trained_tokens=trained,
-        flops=marks["parameters"] * (6 * trained + 2 * (sampled + taught)),
-        seconds=float(end.get("total/seconds", 0.0)),
+        **end,
         last={key: None if job.untrained else _mean(tail, name) for key, name in _LAST.items()},
+        curve=_curve(evaluations, costs, outside),
     )
+
+
+COSTS = ("sampled_tokens", "trained_tokens", "flops", "seconds")
+
+
+def _costs(metrics: Sequence[Mapping[str, Any]], parameters: int) -> list[dict[str, float]]:
+    """What had been spent after each step."""
+    found, taught = [], 0.0
+    for row in metrics:
+        taught += row.get("train/teacher_tokens", 0.0)
+        sampled = float(row.get("total/rollout_tokens", 0.0))
+        trained = float(row.get("total/trained_tokens", 0.0))
+        flops = parameters * (6 * trained + 2 * (sampled + taught))
+        found.append(
+            dict(zip(COSTS, (sampled, trained, flops, row.get("total/seconds", 0.0)), strict=True))
+        )
+    return found
+
+
+def _curve(
+    evaluations: Sequence[Mapping[str, Any]],
+    costs: Sequence[Mapping[str, float]],
+    outside: Collection[str],
+) -> list[dict[str, float]]:
+    """What had been reached, and spent, at each evaluation."""
+    by_step: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for record in evaluations:
+        by_step.setdefault(record["step"], {})[record["name"]] = record
+    points = []
+    for step in sorted(by_step):
+        scores = _by_part(by_step[step].values(), outside)
+        spent = costs[min(step, len(costs)) - 1] if step and costs else dict.fromkeys(COSTS, 0.0)
+        reached = {part: float(np.mean(_flat(found))) for part, found in scores.items()}
+        points.append({"step": step, **spent, **reached})
+    return points
 
 
 def _outside(job: Job) -> Collection[str]:
     """Families of the run's problems that it is not trained on."""
-    source = job.config.data.eval
+    source = job.config.data.eval or job.config.data.train
     known = TASK_SETS.get(source) if isinstance(source, str) else None
     return known.outside if known else OUT_OF_DISTRIBUTION
 
@@ -248,7 +295,6 @@ def summarize(runs: Sequence[RunFigures], reference: Sequence[RunFigures]) -> Ar
         part: {f: float(np.mean([run.scores[part][f] for run in runs])) for f in found}
         for part, found in runs[0].scores.items()
     }
-    costs = ("sampled_tokens", "trained_tokens", "flops", "seconds")
     return ArmFigures(
         name=runs[0].arm,
         seeds=len(runs),
@@ -257,7 +303,7 @@ def summarize(runs: Sequence[RunFigures], reference: Sequence[RunFigures]) -> Ar
         families=families,
         greedy=greedy,
         greedy_difference=greedy_difference,
-        **{cost: float(np.mean([getattr(run, cost) for run in runs])) for cost in costs},
+        **{cost: float(np.mean([getattr(run, cost) for run in runs])) for cost in COSTS},
         refused=sum(run.refused for run in runs),
         last={key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
     )
@@ -316,7 +362,47 @@ def compare(ours_SP: np.ndarray, theirs_SP: np.ndarray) -> Difference:
         paired.losses,
         int((seeds_S > 0).sum()),
         len(seeds_S),
+        p_of_mean(seeds_S),
     )
+
+
+def correct(arms: Sequence[ArmFigures]) -> list[ArmFigures]:
+    """The arms with ``p_holm`` of every difference: sampled and greedy, in and out of distribution are
+    four families of comparisons, each over all arms."""
+    corrected = list(arms)
+    for kind in ("difference", "greedy_difference"):
+        for part in PARTS:
+            found = [(i, getattr(arm, kind).get(part)) for i, arm in enumerate(corrected)]
+            tested = [(i, d) for i, d in found if d is not None and d.p_seeds is not None]
+            values = holm([max(d.p_value, d.p_seeds) for _, d in tested])
+            for (i, difference), value in zip(tested, values, strict=True):
+                parts = {**getattr(corrected[i], kind), part: replace(difference, p_holm=value)}
+                change: dict[str, Any] = {kind: parts}
+                corrected[i] = replace(corrected[i], **change)
+    return corrected
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): where it is below a level, the chance of any false finding
+    among all of them is at most that level."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def p_of_mean(values_S: np.ndarray) -> float | None:
+    """Two-sided p of a mean of zero by Student's t; None below three values, as `t_interval`."""
+    from scipy.stats import t
+
+    count, deviation = len(values_S), values_S.std(ddof=1) if len(values_S) > 1 else 0.0
+    if count < 3:
+        return None
+    if deviation == 0:
+        return float(values_S[0] == 0)
+    return float(2 * t.sf(abs(values_S.mean()) * math.sqrt(count) / deviation, count - 1))
 
 
 def t_interval(values_S: np.ndarray, confidence: float = 0.95) -> tuple[float, float] | None:

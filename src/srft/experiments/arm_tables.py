@@ -16,8 +16,9 @@ _MARKS = {"ahead": "▲", "behind": "▼", "open": ""}
 READING = (
     "Accuracy in %: mean over seeds and problems, with a 95 % t interval over seeds. Difference: arm "
     "minus {reference} in points, paired by seed and problem; [t interval over seeds] {{bootstrap "
-    "interval over problems}}, p of a two-sided sign-flip test over problems, and in how many seeds "
-    "the arm is ahead. ▲ ahead, ▼ behind: both intervals leave out zero."
+    "interval over problems}}, p of a two-sided sign-flip test over problems; Holm: the larger p of that "
+    "test and of a paired t-test over seeds, corrected for all arms; and in how many seeds the arm is "
+    "ahead. ▲ ahead, ▼ behind: both intervals leave out zero."
 )
 COSTS = (
     "Tokens, FLOPs and seconds are per run. FLOPs = 6 N trained + 2 N sampled tokens (and 2 N of those "
@@ -28,10 +29,10 @@ COSTS = (
 )
 
 
-def write_tables(result: ExperimentResult, folder: Path) -> None:
-    """results.json and tables.md in ``folder``."""
+def write_tables(result: ExperimentResult, folder: Path, more: str = "") -> None:
+    """results.json and tables.md in ``folder``, with ``more`` at its end."""
     write_whole(folder / "results.json", to_json(result.as_json(), indent=1, default=str))
-    write_whole(folder / "tables.md", markdown(result))
+    write_whole(folder / "tables.md", markdown(result) + (f"\n{more}\n" if more else ""))
 
 
 def markdown(result: ExperimentResult) -> str:
@@ -97,6 +98,8 @@ def _difference(value: Difference | None) -> str:
     if value.estimate.problems is not None:
         parts.append("{{{:+.1f}, {:+.1f}}}".format(*(100 * x for x in value.estimate.problems)))
     parts.append(f"p {value.p_value:.2g}" if value.p_value >= 0.001 else "p < 0.001")
+    if value.p_holm is not None:
+        parts.append(f"Holm {value.p_holm:.2g}")
     parts.append(f"{value.ahead}/{value.of}")
     return " ".join([*parts, _MARKS[value.verdict]]).strip()
 

@@ -19,7 +19,11 @@ def read_experiments(text: str) -> dict[str, Experiment]:
     return {
         name: Experiment(
             name,
-            **{**entry, "arms": tuple(map(_arm, _names(entry["arms"])))},
+            **{
+                **entry,
+                "arms": tuple(map(_arm, _names(entry["arms"]))),
+                "rates": tuple(entry.get("rates", ())),
+            },
             base=found.get("base") or {},
         )
         for name, entry in found["experiments"].items()

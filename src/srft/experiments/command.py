@@ -1,4 +1,4 @@
-"""``srft lab table1 | table2 | longer | table3 | methods | credit | defaults | figures | questions``."""
+"""``srft lab EXPERIMENT``: the experiments of experiments.yaml, one or several."""
 
 from __future__ import annotations
 

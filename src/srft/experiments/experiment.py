@@ -38,7 +38,8 @@ class Arm:
     budget as a multiple of the experiment's steps. recipe: further settings, section by section.
     demonstrations: "self-made" takes verified rollouts of the base model in place of the expert's
     traces, "expert-same" the expert's on just the prompts that have a self-made one. untrained: the
-    base model itself, evaluated once.
+    base model itself, evaluated once. start: the arm, of one method, that is trained first, whole and at
+    its own rate; its steps come on top.
     """
 
     name: str
@@ -49,9 +50,11 @@ class Arm:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     demonstrations: Literal["expert", "expert-same", "self-made"] = "expert"
     untrained: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         assert bool(self.method) + bool(self.stages) + self.untrained == 1, self.name
+        assert not self.start or self.method, f"{self.name}: only an arm of one method has a start"
 
     @property
     def folder(self) -> str:
@@ -64,8 +67,10 @@ class Experiment:
     """Arms, and the one (``reference``) that the others are compared with.
 
     base, recipe: settings of every arm, on top of the quickstart's: those that experiments share, and
-    the experiment's own. keep_models: export each run's final model, and keep its checkpoints. then:
-    what to do with the runs, for the reader.
+    the experiment's own. keep_models: export each run's final model, and keep its checkpoints. rates:
+    peak learning rates of which each arm takes the best, found under ``validation``: settings by which the
+    evaluation is on problems held out of the training data. then: what to do with the runs, for the
+    reader.
     """
 
     name: str
@@ -75,6 +80,8 @@ class Experiment:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keep_models: bool = False
+    rates: tuple[float, ...] = ()
+    validation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     then: str = ""
 
     def __post_init__(self) -> None:
@@ -82,6 +89,13 @@ class Experiment:
         folders = {arm.folder.lower() for arm in self.arms}
         assert len(folders) == len(names), f"{self.name}: two arms have the same name"
         assert self.reference in names, f"{self.name}: no arm {self.reference}"
+        assert all(arm.start in ("", *names) for arm in self.arms), (
+            f"{self.name}: a start that is no arm"
+        )
+
+    def start_of(self, arm: Arm) -> Arm | None:
+        """The arm that ``arm`` goes on from."""
+        return next((other for other in self.arms if other.name == arm.start), None)
 
 
 def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTConfig:
@@ -97,7 +111,13 @@ def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTCo
                 "differ in; leave it out, or train it by `srft train`"
             )
     own = {**flatten(experiment.base), **flatten(experiment.recipe)}
-    return load_config(QUICKSTART, [*(f"{k}={json.dumps(v)}" for k, v in own.items()), *overrides])
+    # Where rates are tried, whatever the user's problems are, they are not looked at.
+    tried = {} if experiment.rates else flatten(experiment.validation)
+    return load_config(QUICKSTART, [*_settings(own), *overrides, *_settings(tried)])
+
+
+def _settings(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def arm_recipe(
@@ -108,8 +128,10 @@ def arm_recipe(
     folder: Path,
     keep_model: bool = False,
     data: str | None = None,
+    start: Arm | None = None,
 ) -> SRFTConfig:
-    """The whole recipe of one run. ``data``: training file in place of the base recipe's.
+    """The whole recipe of one run. ``data``: training file in place of the base recipe's. ``start``: the
+    arm that is trained first.
 
     Raises:
         ConfigError: settings that contradict each other or that the arm's method does not read.
@@ -118,7 +140,10 @@ def arm_recipe(
     for key in _NOT_FOR_ALL:
         values.pop(key, None)
     total = base.train.steps
-    if arm.stages:
+    if start is not None:
+        values["train"].pop("steps", None)
+        values["stages"] = [_leg(start, base), _leg(arm, base)]
+    elif arm.stages:
         values["train"].pop("steps", None)
         values["stages"] = [
             {
@@ -144,3 +169,15 @@ def arm_recipe(
         dir=str(folder), live="never", export=keep_model, export_dtype="float32"
     )
     return parse_config(values, f"arm {arm.name}")
+
+
+def _leg(arm: Arm, base: SRFTConfig) -> dict[str, Any]:
+    """An arm of one method as a stage, whose reference is the policy that it begins with."""
+    train = arm.recipe.get("train", {})
+    return {
+        "method": arm.method,
+        "steps": max(1, round(base.train.steps * arm.steps)),
+        "objective": dict(arm.objective),
+        "learning_rate": train.get("learning_rate", base.train.learning_rate),
+        "reference": "stage",
+    }

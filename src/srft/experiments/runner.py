@@ -30,8 +30,9 @@ from srft.experiments.process import (
     finished_digest,
     recipe_digest,
 )
+from srft.experiments.records import Records
 from srft.experiments.teacher import has_teacher, make_teacher, taught
-from srft.runs.files import read_jsonl
+from srft.experiments.tuning import tune
 from srft.runs.lock import hold
 from srft.runs.run_dir import RunDir, recipe_changes
 from srft.terminal import Terminal
@@ -53,9 +54,10 @@ def run_experiment(
     """Trains every arm under seeds 0 .. seeds - 1, each run in ``out/<experiment>/<arm>/seed<k>``,
     and writes results.json and tables.md beside them.
 
-    Finished runs are not made again, also where another experiment under ``out`` has made the same
-    one; interrupted ones are resumed. A run that fails is reported and left out of the figures. After
-    SIGINT or SIGTERM the runs in hand write a checkpoint and what is finished is evaluated.
+    Finished runs are not made again, also where another experiment under ``out`` has made the same one,
+    or where only their line in the experiment's runs.jsonl is left; interrupted ones are resumed. A run
+    that fails is reported and left out of the figures. After SIGINT or SIGTERM the runs in hand write a
+    checkpoint and what is finished is evaluated.
 
     Raises:
         ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
@@ -63,6 +65,15 @@ def run_experiment(
     console = console or Terminal()
     base = base_recipe(experiment, overrides)
     check_arms(experiment, base, out)
+    more = ""
+    if experiment.rates:
+        tuned = tune(
+            experiment,
+            lambda trial: run_experiment(trial, out, 1, jobs, overrides, console, make_runner),
+        )
+        if isinstance(tuned, ExperimentResult):
+            return tuned
+        experiment, more = tuned.experiment, tuned.markdown()
     data: Mapping[str, str] = {}
     if any(arm.demonstrations != "expert" for arm in experiment.arms):
         data = make_demonstrations(base, out / "demonstrations", console)
@@ -71,11 +82,12 @@ def run_experiment(
         experiment = replace(experiment, arms=tuple(taught(a, teacher) for a in experiment.arms))
     plan = plan_jobs(experiment, base, out, seeds, data)
     check_unmixed(plan)
+    records = Records(out / experiment.name)
     # Two commands in one folder would remove each other's unfinished runs.
     with hold(out / experiment.name, "an experiment"):
-        ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name)
-    result = gather(experiment, plan, ledger)
-    write_tables(result, out / experiment.name)
+        ledger = make_runs(plan, out, jobs, console, make_runner, experiment.name, records)
+    result = gather(experiment, plan, ledger, records.of)
+    write_tables(result, out / experiment.name, more)
     return result
 
 
@@ -86,7 +98,8 @@ def check_arms(experiment: Experiment, base: SRFTConfig, out: Path) -> None:
         ConfigError: one of them is wrong.
     """
     for arm in experiment.arms:
-        build_methods(arm_recipe(arm, base, seed=0, folder=out))
+        start = experiment.start_of(arm)
+        build_methods(arm_recipe(arm, base, seed=0, folder=out, start=start))
 
 
 def plan_jobs(
@@ -106,6 +119,7 @@ def plan_jobs(
                 folder=folder,
                 keep_model=experiment.keep_models,
                 data=data.get(arm.demonstrations),
+                start=experiment.start_of(arm),
             )
             job = Job(arm.name, seed, config, folder, recipe_digest(config), arm.untrained)
             planned.append(job)
@@ -140,9 +154,15 @@ def make_runs(
     console: Console,
     make_runner: Callable[[], Runner],
     title: str,
+    records: Records,
 ) -> Ledger:
     """Works the plan off with ``jobs`` runners side by side, each waited for by a thread."""
-    outcomes = {j.name: Outcome("finished") for j in plan if finished_digest(j.folder) == j.digest}
+    outcomes = {}
+    for job in plan:
+        if finished_digest(job.folder) == job.digest:
+            records.add(job)
+        if job in records:
+            outcomes[job.name] = Outcome("finished")
     waiting = [job for job in plan if job.name not in outcomes]
     told = set(outcomes)
     runners = [make_runner() for _ in range(max(1, min(jobs, len(waiting))))]
@@ -159,8 +179,12 @@ def make_runs(
             with copying:
                 copied = copy_same_run(job, out)
             runner = idle.get()
-            outcome = Outcome("finished") if copied else runner.run(job)
-            idle.put(runner)
+            try:
+                outcome = Outcome("finished") if copied else runner.run(job)
+            finally:
+                idle.put(runner)
+            if outcome.status == "finished":
+                records.add(job)
             if outcome.status == "failed" and stop.requested:
                 outcome = Outcome("stopped")  # the signal reached it before it could listen
             outcomes[job.name] = outcome
@@ -176,7 +200,7 @@ def make_runs(
                 unasked = [runner for runner in unasked if not runner.interrupt()]
             done, steps = _advance(plan, outcomes)
             bar.update(task, completed=steps, description=f"{title}, {done}/{len(plan)} runs")
-            _tell(plan, outcomes, told, console)
+            _tell(plan, outcomes, told, console, records)
         for runner in runners:
             runner.close()
     return Ledger({j.name: outcomes.get(j.name, Outcome("stopped")) for j in plan}, stop.requested)
@@ -208,7 +232,11 @@ def _advance(plan: Sequence[Job], outcomes: Mapping[str, Outcome]) -> tuple[int,
 
 
 def _tell(
-    plan: Sequence[Job], outcomes: Mapping[str, Outcome], told: set[str], console: Console
+    plan: Sequence[Job],
+    outcomes: Mapping[str, Outcome],
+    told: set[str],
+    console: Console,
+    records: Records,
 ) -> None:
     """A line for each run that ended since the last look."""
     for job in plan:
@@ -219,7 +247,7 @@ def _tell(
         colour = {"finished": "green", "failed": "red", "stopped": "yellow"}[outcome.status]
         rest = f" {escape(outcome.error or '')}"
         if outcome.status == "finished":
-            rest = f" {read_jsonl(job.folder / 'evaluation.jsonl')[-1]['accuracy']:.1%}"
+            rest = f" {records.of(job).accuracy:.1%}"
         console.print(
             f"[{colour}]{outcome.status}[/] {job.name}{rest}", highlight=False, soft_wrap=True
         )
