@@ -218,8 +218,6 @@ def _teacher_metrics(metrics: dict[str, Tensor], taught: TokenBatch) -> None:
     _spread(metrics, "teacher/kl", _k3(gap_T))
     if taught.teacher_entropy_T is not None:
         _spread(metrics, "teacher/entropy", taught.teacher_entropy_T)
-    table = taught.index.sequences
-    _spread(metrics, "teacher/taught", table.taught_S[~table.is_demo_S])
 
 
 def _k3(log_ratio_T: Tensor) -> Tensor:

@@ -88,10 +88,12 @@ def update(
     and by ``policy`` differ by more than ``max_mismatch`` nats on average.
     """
     model = policy.model
+    extra = _taught(sequences) if method.teacher else {}
     parts = list(_parts(policy, method, sequences, config, step, world))
     if not any(part.packs for part in parts):
         # Every advantage is zero: there is nothing to learn from, which is not an error.
-        return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0})
+        nothing = {"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0}
+        return UpdateResult({**nothing, **extra})
     batches = [p for part in parts for p in part.packs]
     contexts = [p for part in parts for p in part.contexts]
     noise = policy.trains_with_noise(method.rollouts)
@@ -109,14 +111,13 @@ def update(
         before_it = old[number] if need_old else None
         return forward(policy, packed, before_it, before, lesson, loads[number])
 
-    extra: dict[str, float] = {}
     sums: list[dict[str, Tensor]] = []
     norms: list[float] = []
     number = 0
     with training_mode(model, noise):
         if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
             first = parts[0]
-            extra = gradient_analysis(model, method, first.packs, batch_of, first.counts, progress)
+            extra |= gradient_analysis(model, method, first.packs, batch_of, first.counts, progress)
         for part in parts:
             optimizer.zero_grad(set_to_none=True)
             scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
@@ -238,6 +239,12 @@ def clip_to(model: nn.Module, norm: float, maximum: float) -> None:
     """Scales all gradients so that their global norm is at most ``maximum``."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     torch.nn.utils.clip_grads_with_norm_(parameters, maximum, torch.tensor(norm))
+
+
+def _taught(sequences: Sequence[TrainingSequence]) -> dict[str, float]:
+    """The share of rollouts for which there is something that a teacher can be shown."""
+    told = [s.context_ids is not None for s in sequences if not s.is_demo]
+    return {"teacher/taught": sum(told) / len(told)} if told else {}
 
 
 def prepare(
