@@ -14,6 +14,7 @@ import yaml
 from srft import lab
 from srft.data.data_config import DataConfig
 from srft.errors import CheckpointError, ModelError
+from srft.model.gguf import is_gguf
 from srft.model.model_config import ModelConfig, holds_model
 from srft.runs.run_dir import RunDir
 from srft.types import RolloutEngine
@@ -57,8 +58,8 @@ class Source:
 def find_model(reference: str | Path, settings: ModelConfig | None = None) -> Source:
     """What ``reference`` stands for; nothing is loaded.
 
-    A folder with config.json or a hub name is a model, ``lab`` the base model that comes along. A run
-    directory stands for its exported model, else its best one, else its newest checkpoint;
+    A folder with config.json, a GGUF file or a hub name is a model, ``lab`` the base model that comes
+    along. A run directory stands for its exported model, else its best one, else its newest checkpoint;
     ``checkpoints/step_000100`` of a run is that checkpoint. ``settings``: its path is left aside.
 
     Raises:
@@ -69,8 +70,12 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
     path = Path(reference).expanduser()
     if str(reference) == "lab" and not path.exists():
         return Source("lab", ModelConfig(path=str(lab.base_model_path()), **given))
+    if is_gguf(path):
+        return Source(path.stem, ModelConfig(path=str(path), **given))
     if not path.is_dir() and (path.is_absolute() or str(reference).startswith((".", "~"))):
-        raise ModelError(f"{path}: no such folder; name a model, a run directory or a hub id")
+        raise ModelError(
+            f"{path}: no such folder; name a model, a GGUF file, a run directory or a hub id"
+        )
     if not path.is_dir():
         return Source(str(reference), ModelConfig(path=str(reference), **given))
     run = RunDir(path)
@@ -181,10 +186,11 @@ def weights_digest(source: Source) -> str:
     step changes all of them, and 15 GB take no longer than a small model.
     """
     folder = Path(source.place).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not is_gguf(folder):
         return f"{source.place}@{source.config.revision or 'main'}"
     digest = hashlib.sha256()
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*config.json")]
+    files = [folder] if folder.is_file() else files
     for file in sorted(f for f in files if f.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.name}/{size}".encode())

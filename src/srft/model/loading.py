@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from srft.errors import ModelError
+from srft.model import gguf
 from srft.model.adapters import (
     add_lora,
     check_adapters,
@@ -138,6 +139,8 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
 
 def source_dtype(config: ModelConfig) -> torch.dtype | None:
     """The precision that the files at ``config.path`` say they have, to which an export goes back."""
+    if gguf.is_gguf(config.path):
+        return None  # blocks of few bits, which no export goes back to
     adapters = _adapter_folder(config)
     dtype = _model_config(config if adapters is None else _base(config, adapters)).dtype
     return dtype if isinstance(dtype, torch.dtype) else None
@@ -178,6 +181,7 @@ def _model_config(config: ModelConfig) -> Any:
     ):
         return AutoConfig.from_pretrained(
             _source(config.path),
+            **gguf.settings(config.path),
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
         )
@@ -212,6 +216,8 @@ def _source(path: str) -> str:
         from srft.lab import base_model_path
 
         return str(base_model_path())
+    if gguf.is_gguf(path):
+        return str(folder.parent)  # and beside it gguf.settings
     return str(folder) if folder.exists() else path
 
 
@@ -227,6 +233,8 @@ def _load_weights(
     if config.use_safetensors:
         hint += "; only safetensors are read (model.use_safetensors=false for a source you trust)"
     with _clear(f"cannot load the weights of {config.path!r}", hint):
+        if gguf.is_gguf(config.path):
+            return gguf.read(config.path, model_config, parameter_dtype(config))
         return read_model(
             _source(config.path),
             cut,
@@ -295,6 +303,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     ):
         tokenizer = AutoTokenizer.from_pretrained(
             _source(name),
+            **gguf.settings(name),
             revision=(config.revision if config.tokenizer is None else None) or "main",
             trust_remote_code=config.trust_remote_code,
         )

@@ -69,8 +69,8 @@ class ModelConfig(Section):
 
     path: str = Field(
         "",
-        description="Model name on the hub, folder with config.json and safetensors weights, or `lab` "
-        "for the small base model that ships with this package.",
+        description="Model name on the hub, folder with config.json and safetensors weights, GGUF file (read "
+        "into floats; needs `srft[gguf]`), or `lab` for the small base model that ships with this package.",
     )
     revision: str | None = Field(
         None, description="Commit, branch or tag on the hub; null: the main branch."

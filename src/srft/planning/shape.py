@@ -23,8 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from srft.errors import ModelError
 from srft.model.adapters import add_lora
 from srft.model.cpu.norms import use_fast_norms
-from srft.model.loading import override_positions, resolved_config
+from srft.model.loading import resolved_config
 from srft.model.model_config import ModelConfig
+from srft.model.positions import override_positions
 from srft.planning.architectures import ARCHITECTURES
 
 _ATTENTION = "srft_planned"

@@ -17,6 +17,7 @@ from srft.errors import ConfigError
 
 if TYPE_CHECKING:
     from srft.config import SRFTConfig
+    from srft.model.model_config import ModelConfig
 
 MEMORY_BACKEND = "srft-memory"
 """Name of our weight-transfer backend in vLLM's registry."""
@@ -33,6 +34,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     """
     import torch
 
+    from srft.model.gguf import is_gguf
     from srft.model.loading import resolved_config
     from srft.model.positions import context_length
     from srft.rollout.vllm_wire import engine_arguments
@@ -43,6 +45,8 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         raise ConfigError("model.path: not set; a server needs a folder or a hub id")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = config.model
+    if is_gguf(own.path):
+        own = own.model_copy(update={"path": str(_as_folder(own))})
     path, model_config = resolved_config(own)
     text = model_config.get_text_config()
     transfer = config.rollout.server.transfer
@@ -60,11 +64,11 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
             config.rollout.vllm, device, context_length(text), config.rollout.max_rows
         ),
     }
-    if config.model.tokenizer:
-        arguments["tokenizer"] = config.model.tokenizer
-    if config.model.revision and not Path(config.model.path).exists():
-        arguments["revision"] = config.model.revision
-    if config.model.trust_remote_code:
+    if own.tokenizer:
+        arguments["tokenizer"] = own.tokenizer
+    if own.revision and not Path(own.path).exists():
+        arguments["revision"] = own.revision
+    if own.trust_remote_code:
         arguments["trust_remote_code"] = True
     if any((own.rope_theta, own.rope_length, own.max_position_embeddings)):
         arguments["hf_overrides"] = {
@@ -77,6 +81,22 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     if device == "cpu":
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return command, environment
+
+
+def _as_folder(config: ModelConfig) -> Path:
+    """The model of a GGUF file as a folder of floats, which takes the trainer's weights: in the user's
+    cache, so that the next server finds it."""
+    from srft.model.loading import load_tokenizer, open_model
+    from srft.model.saving import save_model
+
+    file = Path(config.path).expanduser().resolve()
+    found = file.stat()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srft"
+    folder = cache / f"{file.stem}-{found.st_size}-{found.st_mtime_ns}"
+    if not folder.is_dir():
+        plain = type(config)(path=str(file), trust_remote_code=config.trust_remote_code)
+        save_model(open_model(plain), load_tokenizer(plain), folder)
+    return folder
 
 
 def serve(config: SRFTConfig, host: str, port: int) -> None:

@@ -145,8 +145,8 @@ def update(
     figures = {**reduce_metrics(m for share, _ in shares for m in share), **extra}
     work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
     if teacher is not None:
-        told = world.gather(tokens_of(contexts), f"teacher's tokens of step {step + 1}")
-        figures["train/teacher_tokens"] = float(sum(told))
+        shown = world.gather(tokens_of(contexts), f"teacher's tokens of step {step + 1}")
+        figures["train/teacher_tokens"] = float(sum(shown))
     figures["train/sequences_skipped"] = 1 - work.pop("sequences") / len(sequences)
     return UpdateResult({**figures, **work, "train/gradient_norm": sum(norms) / len(norms)})
 
