@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +40,7 @@ class Workshop:
     """A folder with a tiny model and a recipe, and a process that runs recipes."""
 
     folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
     log: Path = field(init=False)
     recipe: Path = field(init=False)
 
@@ -63,6 +66,7 @@ class Workshop:
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        environment |= self.environment
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.zygote"],
             cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -91,9 +95,14 @@ class Workshop:
         request = {"argv": arguments, "log": str(self.log), "cwd": str(self.folder)}
         self._zygote.stdin.write(json.dumps({**request, "fault": doing}) + "\n")
         self._zygote.stdin.flush()
-        return self._answer()["pid"]
+        self._pid = self._answer()["pid"]
+        return self._pid
 
-    def wait(self) -> int:
+    def wait(self, limit_s: float | None = None) -> int:
+        """The exit code of what was started, killed with all its processes after ``limit_s``."""
+        assert self._zygote.stdout is not None
+        if limit_s is not None and not select.select([self._zygote.stdout], [], [], limit_s)[0]:
+            os.killpg(self._pid, signal.SIGKILL)
         return self._answer()["code"]
 
     def train(

@@ -30,6 +30,8 @@ from typing import Any
 def main() -> None:
     import srft.cli
     import srft.cli_train
+    import srft.cli_measure
+    import srft.evaluation.run
     import srft.report.plots
     import srft.report.report_page
     import srft.trainer.trainer  # noqa: F401
