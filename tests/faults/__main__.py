@@ -1,6 +1,6 @@
 """The full form: every fault and every fuzzer, a table, and JSON beside it.
 
-    python -m tests.faults [--kills 50] [--scale 1.0] [--only kills,disk] [--out FOLDER]
+    python -m tests.faults [--kills 203] [--scale 1.0] [--only kills,disk] [--out FOLDER]
 
 Run it from the repository's root (``make faults``). As root it mounts small memory file systems and
 makes folders immutable; elsewhere these faults are left out, and the table says so.
@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.faults import disk, kills, processes, suites
+from tests.faults import disk, kills, processes, stories, suites
 from tests.faults.fuzz import FUZZERS, Outcome
 from tests.faults.runs import ROOT, Trial, Workshop, table
 
@@ -43,6 +43,7 @@ def trials(workshop: Workshop, count: int, scale: float, only: set[str]) -> Iter
         "verifiers": lambda: processes.verifier_trials(workshop),
         "damage": lambda: disk.damage_trials(workshop, whole, n(2)),
         "logs": lambda: disk.damaged_log_trials(workshop),
+        "stories": lambda: stories.story_trials(workshop, n(400)),
         "suites": suites.suite_trials,
         "limit": lambda: disk.file_size_trials(workshop, whole, n(8)),
     }
@@ -77,7 +78,7 @@ def inputs_table(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Try to break srft.")
-    parser.add_argument("--kills", type=int, default=56, help="runs that are killed once each")
+    parser.add_argument("--kills", type=int, default=203, help="runs that are killed once each")
     parser.add_argument("--scale", type=float, default=1.0, help="share of all other trials")
     parser.add_argument(
         "--only", default="", help="kinds of trials, with commas; fuzz: the fuzzers"
@@ -91,7 +92,7 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
         if not only or only - {"fuzz"}:
-            with Workshop(Path(scratch) / "workshop") as workshop:
+            with Workshop(Path(scratch) / "workshop", stories.ENVIRONMENT) as workshop:
                 for trial in trials(workshop, arguments.kills, arguments.scale, only):
                     found.append(trial)
                     mark = "" if trial.survived else "LOST: "

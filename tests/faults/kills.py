@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,17 +45,22 @@ def undisturbed(workshop: Workshop, name: str = "whole") -> Undisturbed:
 def kill_trials(
     workshop: Workshop, whole: Undisturbed, count: int, seed: int = 0
 ) -> Iterator[Trial]:
-    """``count`` runs, each killed once, the phases in turn and the moment within one at random."""
+    """``count`` runs, each killed once, the phases in turn and the moment within one at random; every
+    second time round checkpoints are written in the background."""
     draw = random.Random(seed)
     for number in range(count):
         phase = PHASES[number % len(PHASES)]
+        behind = number // len(PHASES) % 2 == 1
+        settings = [f"run.background_checkpoints={str(behind).lower()}"]
         run_dir = workshop.folder / f"kill-{number}"
-        where, code = _killed(workshop, run_dir, whole, phase, draw)
+        where, code = _killed(workshop, run_dir, whole, phase, draw, settings)
+        kind = f"kill -9 while {phase}"
+        where += ", saved in the background" if behind else ""
         if code != -9:
-            yield Trial(f"kill -9 while {phase}", where, False, f"exit code {code}, not killed")
+            yield Trial(kind, where, False, f"exit code {code}, not killed")
             continue
-        code, output = workshop.go_on(run_dir)
-        yield _judged(f"kill -9 while {phase}", where, run_dir, whole, code, output)
+        code, output = workshop.go_on(run_dir, *settings)
+        yield _judged(kind, where, run_dir, whole, code, output)
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -68,7 +73,7 @@ def chain_trials(
         run_dir = workshop.folder / f"chain-{number}"
         kills = 0
         for _ in range(_CHAIN):
-            _, code = _killed(workshop, run_dir, whole, draw.choice(PHASES), draw, 1, most=2)
+            _, code = _killed(workshop, run_dir, whole, draw.choice(PHASES), draw, (), 1, 2)
             kills += code == -9
             if code == 0:
                 break
@@ -84,6 +89,7 @@ def _killed(
     whole: Undisturbed,
     phase: str,
     draw: random.Random,
+    settings: Sequence[str],
     tries: int = 5,
     most: int = 99,
 ) -> tuple[str, int]:
@@ -96,7 +102,7 @@ def _killed(
         delay = draw.uniform(0, lasts) if attempt < 2 else 0.0
         strike = {"phase": phase, "number": number, "delay_s": delay, "signal_name": "SIGKILL"}
         where = f"{phase} {number}, {1000 * delay:.1f} of {1000 * lasts:.1f} ms"
-        code, _ = workshop.go_on(run_dir, fault={"strike": strike})
+        code, _ = workshop.go_on(run_dir, *settings, fault={"strike": strike})
         if code == -9:
             break
         if code == 0 and tries > 1:

@@ -40,6 +40,7 @@ from srft.objective.methods import METHODS
 
 LIMIT_S = 120.0
 SECRET = "hf_" + "qWeRtYuIoPaSdFgHjKlZxCvBnM12345678"
+ENVIRONMENT = {"HF_TOKEN": SECRET}
 _CODES = {0, *range(2, 11)}
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]")
 FAMILIES = ("qwen3", "llama", "gemma2", "gpt2", "mamba", "phi")
@@ -182,7 +183,8 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
     "rollout.temperature": (1.0, 0.6, 0.0, 1e-9, -1), "rollout.stop": ([], ["\n"], "x", [""]),
     "rollout.ahead": (0, 1, 2), "rollout.engine": ("embedded", "generate", "vllm-server", "nothing"),
     "rollout.max_rows": (1, 3, 256), "rollout.cache_tokens": (None, 64, 4096),
-    "model.dtype": ("auto", "float32", "bfloat16", "float64", "int8"), "model.lora": (None, {"rank": 2}, {"rank": 0}, {"r": 2}),
+    "model.dtype": ("auto", "float32", "bfloat16", "float64", "int8"),
+    "model.lora": (None, {"rank": 2}, {"rank": 0}, {"r": 2}),
     "model.gradient_checkpointing": (True, False), "model.attention": ("auto", "eager", "sdpa", "flash"),
     "model.rope_theta": (None, 1e4), "model.trust_remote_code": (True, "yes"),
     "data.eval_fraction": (0.0, 0.3, 1.0, 2), "data.limit": (None, 3, 1, 0), "data.seed": (0, 3),
@@ -197,7 +199,8 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
                {"name": "exact", "failed_demonstrations": "keep"}, {"name": "math", "workers": 1}),
     "evaluation.every_steps": (0, 1, 2), "evaluation.at_start": (True, False), "evaluation.n": (1, 2, 0),
     "evaluation.limit": (2, 1), "evaluation.best_metric": ("accuracy", "eval/mean_tokens", "nothing"),
-    "evaluation.suites": ([], ["lab"], ["nothing"], ["gpqa_diamond"]), "evaluation.best_mode": ("max", "min", "best"),
+    "evaluation.suites": ([], ["lab"], ["nothing"], ["gpqa_diamond"]),
+    "evaluation.best_mode": ("max", "min", "best"),
     "objective.clip_low": (0.2, 0.0, 1.5), "objective.kl_coefficient": (0.0, 0.1, -1),
     "objective.importance_cap": (None, 2.0, 0), "objective.baseline": ("group", "leave-one-out", "none"),
     "objective.rollout_term": ("surrogate", "literal"), "objective.weight_cap": (None, 1.0),
@@ -208,7 +211,8 @@ _SETTINGS: dict[str, tuple[Any, ...]] = {
                {"mine": {"metric": "lose", "at_least": 0}}),
     "stages": ([], [{"method": "sft", "steps": 1}, {"method": "grpo", "steps": 1}],
                [{"method": "sft", "steps": 2, "train": {}}], [{"steps": 1}]),
-    "teacher.frozen": (True, False), "parallel.shard": (None, 1, 2), "": ("x",), "model": ("lab", {"path": "lab"}),
+    "teacher.frozen": (True, False), "parallel.shard": (None, 1, 2),
+    "": ("x",), "model": ("lab", {"path": "lab"}),
     "modle": ("x",), "train.learning_rates": (1e-3,),
 }  # fmt: skip
 """Settings and the values a story may give them; wrong ones among them."""
@@ -298,16 +302,19 @@ class Plot:
     def _openings(self) -> list[tuple[str, ...]]:
         recipe, draw = str(self.recipe), self.draw
         train = ("train", recipe, *self._overrides())
-        evaluate = ("eval", self.model, "--dataset", str(self.data), "--limit", "2", "--max-tokens", "4",
-                    "--out", str(self.folder / "ev"), *draw.choice([(), ("--n", "2"), ("--reward", "exact"), ("--json",)]))  # fmt: skip
+        asked = ("--dataset", str(self.data), "--limit", "2", "--max-tokens", "4")
+        more = draw.choice([(), ("--n", "2"), ("--reward", "exact"), ("--json",)])
+        evaluate = ("eval", self.model, *asked, "--out", str(self.folder / "ev"), *more)
+        prompt = draw.choice([("1 + 1 = ?",), ("--lab", "1"), (), ("\x1b[2J",)])
+        verifier = draw.choice(["exact", "math", "{name: numeric}", "{", "nothing"])
         return [
             *[train] * 9,
             (*train, "--dry-run"),
             ("data", "check", recipe, *draw.choice([(), ("--show", "0"), ("--against", "lab")])),
             ("plan", recipe, *draw.choice([(), ("--json",), ("--gpus", "8xH100-80G"), ("--gpus", "x")])),
             *[evaluate] * 2,
-            ("sample", self.model, *draw.choice([("1 + 1 = ?",), ("--lab", "1"), (), ("\x1b[2J",)]), "--max-tokens", "4"),
-            ("reward", "check", str(self.data), "--reward", draw.choice(["exact", "math", "{name: numeric}", "{", "nothing"])),
+            ("sample", self.model, *prompt, "--max-tokens", "4"),
+            ("reward", "check", str(self.data), "--reward", verifier),
             ("report", str(self.run)),
             ("serve", recipe, "--dry-run"),
             ("lab", "data", str(self.folder / "lab"), "--n", "3", "--per-family", "1"),
@@ -384,7 +391,9 @@ def judged(arguments: tuple[str, ...], code: int, output: str) -> Iterator[str]:
         yield f"exit code {code}: {output[-600:]!r}"
     if "Traceback (most recent call last)" in output:
         yield f"a traceback: {output[-900:]!r}"
-    if code > 0 and not re.search(r"error:|Error|Usage|refused|does not fit|wrong|stopped", output):
+    if code > 0 and not re.search(
+        r"error:|Error|Usage|refused|does not fit|problem:|wrong|stopped", output
+    ):
         yield f"exit code {code} without a reason: {output[-300:]!r}"
     found = _CONTROL.search(output)
     if found:
@@ -470,7 +479,7 @@ def main() -> int:
     start, bad = time.monotonic(), 0
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        workshop = stack.enter_context(Workshop(scratch / "workshop", {"HF_TOKEN": SECRET}))
+        workshop = stack.enter_context(Workshop(scratch / "workshop", ENVIRONMENT))
         teller = Teller(workshop, arguments.seed)
         numbers = arguments.only or range(arguments.first, arguments.first + arguments.stories)
         for number in numbers:

@@ -21,6 +21,13 @@ SUITES = {
     "verifier hung, killed or out of memory": ("tests/rewards/test_pool.py", ""),
     "reward function that never returns": ("tests/rewards/test_deadline.py", ""),
     "non-finite number, or alarm": ("tests/faults/test_numerical.py", ""),
+    "two processes in one folder": ("tests/runs/test_lock.py", ""),
+    "two runs in one folder": ("tests/trainer/test_one_writer.py", ""),
+    "verifier process that was taken over": ("tests/faults/test_containment.py", ""),
+    "secret, pickle, code in a folder": ("tests/faults/test_security.py", ""),
+    "text that commands the terminal": ("tests/faults/test_terminal.py", ""),
+    "text that a verifier could read in part": ("tests/rewards/test_quantities.py", ""),
+    "interval on few problems": ("tests/evaluation/test_statistics.py", "interval"),
 }
 
 

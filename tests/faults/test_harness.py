@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tests.faults import disk, kills, processes
+from tests.faults import disk, kills, processes, stories
 from tests.faults.fuzz import FUZZERS
 from tests.faults.runs import Trial, Workshop, table
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    with Workshop(tmp_path_factory.mktemp("faults")) as made:
+    with Workshop(tmp_path_factory.mktemp("faults"), stories.ENVIRONMENT) as made:
         yield made
 
 
@@ -45,6 +45,30 @@ def test_a_signal_a_clock_and_a_full_disk(workshop, whole):
     if not disk.can_mount(workshop.folder):
         pytest.skip("mounting a small disk needs root")
     check(disk.full_disk_trials(workshop, whole, 1))
+
+
+def test_stories_end_right_or_with_a_clear_error(workshop):
+    assert len(check(stories.story_trials(workshop, 8, seed=1))) == 8
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "words"),
+    [
+        (-9, "", "no end"),
+        (1, "error: x", "exit code 1"),
+        (2, "Traceback (most recent call last)\nerror:", "traceback"),
+        (2, "", "without a reason"),
+        (0, "\x1b[2J", "control"),
+        (0, stories.SECRET, "secret"),
+    ],
+)
+def test_a_story_that_ends_badly_is_told(code, output, words):
+    assert [words in wrong for wrong in stories.judged(("eval",), code, output)] == [True]
+    assert not list(stories.judged(("eval",), 3, "error: rows.jsonl:1: no prompt"))
+
+
+def test_a_run_that_left_nothing_did_not_go_well(tmp_path):
+    assert "FileNotFoundError" in stories.results(("train", "recipe.yaml"), tmp_path, "")[0]
 
 
 @pytest.mark.parametrize("how", ["bit flipped", "other JSON"])

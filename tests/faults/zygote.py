@@ -29,8 +29,8 @@ from typing import Any
 
 def main() -> None:
     import srft.cli
-    import srft.cli_train
     import srft.cli_measure
+    import srft.cli_train
     import srft.evaluation.run
     import srft.report.plots
     import srft.report.report_page
