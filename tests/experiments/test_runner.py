@@ -53,6 +53,24 @@ def test_a_failed_run_is_reported_and_stops_no_other(experiment, tmp_path, setti
     assert made == ["grpo/seed0"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_error_of_the_machine_ends_all_at_once(experiment, tmp_path, settings, jobs):
+    """No thread waits for a runner that another took away with its error, and nothing new begins."""
+    made = []
+
+    def rule(job):
+        if len(made) == 3:
+            raise OSError(28, "No space left on device")
+        time.sleep(0.1)
+        return 0.5
+
+    with pytest.raises(OSError, match="No space"):
+        run_experiment(
+            experiment, tmp_path, 9, jobs, settings, QUIET, lambda: FakeRunner(rule, made)
+        )
+    assert 3 <= len(made) < 9
+
+
 def test_the_same_run_of_another_experiment_is_copied(experiment, tmp_path, settings):
     run(experiment, tmp_path, settings)
     other = Experiment("other", "O", (Arm("srft", "srft"), Arm("sft", "sft")))

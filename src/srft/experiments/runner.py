@@ -6,7 +6,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,17 +192,24 @@ def make_runs(
         task = bar.add_task(title, total=sum(job.config.total_steps for job in plan))
         unasked = list(runners)
         left = {threads.submit(make, job) for job in waiting}
-        while left:
-            ended, left = wait(left, _POLL_SECONDS)
-            for future in ended:
-                future.result()
-            if stop.requested == "SIGTERM":  # a Ctrl-C reaches the children by itself
-                unasked = [runner for runner in unasked if not runner.interrupt()]
-            done, steps = _advance(plan, outcomes)
-            bar.update(task, completed=steps, description=f"{title}, {done}/{len(plan)} runs")
-            _tell(plan, outcomes, told, console, records)
-        for runner in runners:
-            runner.close()
+        try:
+            while left:
+                ended, left = wait(left, _POLL_SECONDS, FIRST_EXCEPTION)
+                for future in ended:
+                    future.result()
+                if stop.requested == "SIGTERM":  # a Ctrl-C reaches the children by itself
+                    unasked = [runner for runner in unasked if not runner.interrupt()]
+                done, steps = _advance(plan, outcomes)
+                bar.update(task, completed=steps, description=f"{title}, {done}/{len(plan)} runs")
+                _tell(plan, outcomes, told, console, records)
+        except BaseException:  # the disk is full, say: the runs in hand end, no other begins
+            threads.shutdown(wait=False, cancel_futures=True)
+            for runner in runners:
+                runner.interrupt()
+            raise
+        finally:
+            for runner in runners:
+                runner.close()
     return Ledger({j.name: outcomes.get(j.name, Outcome("stopped")) for j in plan}, stop.requested)
 
 
