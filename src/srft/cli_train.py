@@ -18,19 +18,18 @@ from srft.trainer.trainer import SRFTTrainer
 
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
-    """Trains by ``config``, writes plots and report, and prints results and places."""
+    """Trains by ``config``, draws it and writes its report, and prints results and places."""
     trainer = SRFTTrainer(args=config, console=console)
     result = trainer.train(resume=resume)
-    # Whoever stops a run waits for it: a launcher some 30 seconds, which plots may not fit into.
+    # Whoever stops a run waits for it: a launcher some 30 seconds, which a picture may not fit into.
     if not trainer.world.main or result.stopped_by:
         return result
-    plots = plot_run(result.run_dir)
+    picture = plot_run(result.run_dir)
     table = evaluation_table(result.evaluations)
     if table is not None:
         console.print(table)
     places = [("run directory", result.run_dir), ("exported model", result.model_dir)]
-    places += [("plots", plots[0].parent)] if plots else []
-    places.append(("report", write_report([result.run_dir])))
+    places += [("picture", picture), ("report", write_report([result.run_dir]))]
     for name, path in places:
         if path is not None:
             console.print(f"{name:>15}  {path}", highlight=False, markup=False, soft_wrap=True)

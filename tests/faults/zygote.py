@@ -110,10 +110,10 @@ def _on_phase(act: Callable[[str, int], None]) -> None:
 
 
 def _no_pictures() -> None:
-    """Without plots at the end: they take longer than the run itself and belong to none of it."""
+    """Without the picture at the end: it takes longer than the run itself and belongs to none of it."""
     import srft.cli_train
 
-    srft.cli_train.plot_run = lambda run_dir: []
+    srft.cli_train.plot_run = lambda run_dir: None
 
 
 def _trace(path: str) -> None:

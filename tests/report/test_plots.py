@@ -1,4 +1,4 @@
-"""PNG plots: everything recorded is drawn, nothing else, and no run makes them fail."""
+"""The picture of a run: everything recorded is drawn, nothing else, and no run makes it fail."""
 
 from __future__ import annotations
 
@@ -7,20 +7,38 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
-from srft.report.plots import plot_accuracy, plot_run, smooth, term_colors
+from srft.report.plots import _families_panel, plot_run, smooth, term_colors
+from srft.runs.reading import read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
+EVERY_PANEL = [
+    "Accuracy", "Entropy of rollouts (nats)", "Response length (tokens)", "w_SFT", "Loss", "Gradient norm",
+    "Whole step (seconds)", "Evaluation by family",
+]  # fmt: skip
 
 
-def test_a_full_run_gives_every_plot(make_run):
+@pytest.fixture
+def drawn(monkeypatch):
+    """Titles of the panels and texts of the figures that are written."""
+    found = []
+    save = Figure.savefig
+
+    def look(chart, *args, **kwargs):
+        found.append([ax.get_title(loc="left") for ax in chart.axes])
+        save(chart, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    return found
+
+
+def test_a_full_run_gives_every_panel(make_run, drawn):
     path = make_run(steps=30)
-    names = [p.name for p in plot_run(path)]
-    assert names == [
-        "overview.png", "accuracy.png", "entropy.png", "length.png", "weights.png", "losses.png",
-        "gradient.png", "time.png", "evaluation.png",
-    ]  # fmt: skip
-    assert all((path / "plots" / name).read_bytes().startswith(PNG) for name in names)
+    picture = plot_run(path)
+    assert picture == path / "plots/overview.png" and picture.read_bytes().startswith(PNG)
+    assert [p.name for p in picture.parent.iterdir()] == ["overview.png"]
+    assert drawn == [EVERY_PANEL]
 
 
 @pytest.mark.parametrize(
@@ -43,24 +61,33 @@ def test_one_step_with_little_in_it_is_drawn_as_far_as_it_goes(make_run, record)
     path = make_run(steps=2)
     (path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (path / "evaluation.jsonl").unlink()
-    for written in plot_run(path):
-        assert written.read_bytes().startswith(PNG)
+    picture = plot_run(path)
+    assert picture is None or picture.read_bytes().startswith(PNG)
 
 
-def test_a_run_without_steps_shows_its_evaluations(make_run):
+def test_a_run_without_steps_shows_its_evaluations(make_run, drawn):
     path = make_run(steps=2)
     (path / "metrics.jsonl").unlink()
-    assert [p.name for p in plot_run(path)] == [
-        "overview.png",
-        "accuracy.png",
-        "evaluation.png",
+    assert plot_run(path)
+    assert drawn == [["Accuracy", "Evaluation by family"]]
+    (path / "evaluation.jsonl").unlink()
+    assert plot_run(path) is None
+
+
+def test_families_are_bars_of_the_first_and_the_last_evaluation(make_run):
+    path = make_run(steps=2)
+    rows = [
+        {"step": 0, "accuracy": 0.2},
+        {"step": 1, "accuracy": 0.9},
+        {"step": 2, "accuracy": 0.5, "by_family": {"a$b$": 0.4, "b": None}},
     ]
-
-
-def test_accuracy_before_and_after_stands_alone(tmp_path):
-    after = {"accuracy": 0.5, "by_family": {"a$b$": 0.4, "b": None}, "interval": [0.4, 0.6]}
-    assert plot_accuracy({"accuracy": 0.2}, after, tmp_path / "x.png").read_bytes().startswith(PNG)
-    assert plot_accuracy(None, after, tmp_path / "y.png", labels=["SRFT"]).exists()
+    (path / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ax = Figure().subplots()
+    assert _families_panel(ax, read_run(path))
+    assert [bar.get_width() for bar in ax.patches] == [0.2, 0, 0, 0.5, 0.4, 0]
+    assert [text.get_text() for text in ax.texts] == ["20.0", "-", "-", "50.0", "40.0", "-"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["overall", r"a\$b\$", "b"]
+    assert ax.get_legend_handles_labels()[1] == ["step 0", "step 2"]
 
 
 def test_smoothing_keeps_a_line_straight_and_its_ends_in_place():
@@ -85,7 +112,7 @@ matplotlib.rcParams["backend"] = "svg"
 before = dict(matplotlib.rcParams)
 warnings.simplefilter("error")
 from srft.report.plots import plot_run
-assert len(plot_run({str(make_run("運行 $x$", steps=3))!r})) == 9
+assert plot_run({str(make_run("運行 $x$", steps=3))!r})
 assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == "svg"
 assert "matplotlib.pyplot" not in sys.modules
 assert logging.getLogger("matplotlib.font_manager").level == logging.NOTSET

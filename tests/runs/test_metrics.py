@@ -167,7 +167,7 @@ def test_no_source_and_no_page_names_a_key_that_is_not_registered():
 
 
 def test_what_is_shown_and_watched_is_registered():
-    keys = [*SHOWN, *(key for key, _ in PANELS.values()), *(a.metric for a in BUILT_IN.values())]
+    keys = [*SHOWN, *(key for key, _ in PANELS), *(a.metric for a in BUILT_IN.values())]
     assert [key for key in keys if metric(key) is None] == []
 
 

@@ -1,9 +1,9 @@
-"""Pictures of a run as PNG files, for a README, a terminal-free look, or a paper's draft."""
+"""A picture of a run as a PNG file, for a README, a look without a browser, or a paper's draft."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,95 +22,82 @@ _TITLE_PAD = 21  # points between a title and its axes: room for one line of leg
 Panel = Callable[["Axes", Run], bool]
 
 
-def plot_run(run_dir: Path | str) -> list[Path]:
-    """Draws a run into ``run_dir/plots``: ``overview.png``, one PNG per panel, and the evaluation by
-    family before and after. What the run has not recorded is not drawn.
+def plot_run(run_dir: Path | str) -> Path | None:
+    """Draws a run into ``plots/overview.png``: a panel for each figure that it recorded. None where
+    there is nothing to draw.
 
     Raises:
         DataError: ``run_dir`` is not a run directory.
     """
+    from matplotlib.figure import Figure
+
     run = read_run(run_dir)
-    folder = RunDir(run.path).plots
     with style():
-        written = [path for name in PANELS if (path := _save_panel(name, run, folder))]
-        if written:
-            written.insert(0, _save_overview(run, folder))
-        evaluations = run.evaluation()
-        if evaluations:
-            before = evaluations[0] if len(evaluations) > 1 else None
-            written.append(
-                plot_accuracy(before, evaluations[-1], folder / "evaluation.png", title=run.method)
-            )
-    return written
+        # A figure that no window system and no other code's pyplot knows of.
+        chart: Any = Figure(figsize=(16, 7.2), layout="constrained")
+        free = list(chart.subplots(2, 4).flat)
+        for key, panel in PANELS:
+            known = metric(key)
+            assert known is not None, key
+            free[0].clear()
+            free[0].set_title(known.title + (f" ({known.unit})" if known.unit else ""))
+            if panel(free[0], run):
+                _finish(free.pop(0), run)
+        free[0].clear()
+        if _families_panel(free[0], run):
+            free.pop(0)
+        if len(free) == len(chart.axes):
+            return None
+        for ax in free:
+            ax.remove()
+        chart.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        steps = run.metrics[-1]["step"] if run.metrics else 0
+        title = plain_text(f"{run.method} · {run.name} · {steps} steps")
+        chart.suptitle(title, x=0.008, ha="left", fontsize=13, weight="bold")
+        out = RunDir(run.path).plots / "overview.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            # The name of a run may be in any script; a box instead is not worth a warning.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            chart.savefig(out, dpi=150)
+    return out
 
 
-def plot_accuracy(
-    before: Record | None, after: Record, out: Path, title: str = "", labels: Sequence[str] = ()
-) -> Path:
-    """Bar chart of two evaluations, family by family, the overall accuracy first.
-
-    ``before`` and ``after`` are records of evaluation.jsonl; ``labels`` names them in the legend
-    (by default their steps). Where ``interval`` is recorded it is drawn on the overall bar.
-    """
-    names = labels or [f"step {record.get('step', '?')}" for record in (before, after) if record]
-    records = [record for record in (before, after) if record is not None]
+def _families_panel(ax: Axes, run: Run) -> bool:
+    """The first and the last evaluation, family by family, the overall accuracy first."""
+    evaluations = run.evaluation()
+    records = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else evaluations
     families = list(dict.fromkeys(f for r in records for f in (r.get("by_family") or {})))
-    rows = ["overall", *families]
-    with style():
-        height = 0.9 + 0.44 * len(rows)
-        chart = _figure(6.4, max(2.0, height))
-        ax = chart.subplots()
-        thick = 0.8 / len(records)
-        for i, (record, name) in enumerate(zip(records, names, strict=False)):
-            last = i == len(records) - 1
-            color = PALETTE["rollout"] if last else "#c3cad3"
-            at = [y + (i - (len(records) - 1) / 2) * thick for y in range(len(rows))]
-            values = [_accuracy(record, row) for row in rows]
-            widths = [value or 0.0 for value in values]
-            bars = ax.barh(at, widths, height=thick * 0.88, color=color, label=name)
-            for bar, value in zip(bars, values, strict=True):
-                text = f"{100 * value:.1f}" if value is not None else "-"
-                end = bar.get_width()
-                if bar is bars[0]:
-                    end = max(end, _interval_mark(ax, record, at[0]))
-                ax.annotate(
-                    text,
-                    (end, bar.get_y() + bar.get_height() / 2),
-                    xytext=(5, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                    color=PALETTE["ink"] if last else "#6b7480",
-                    fontweight="bold" if last else "normal",
-                )
-        ax.set_yticks(range(len(rows)), rows)
-        ax.tick_params(axis="y", labelsize=9.5, labelcolor=PALETTE["ink"])
-        ax.get_yticklabels()[0].set_fontweight("bold")
-        ax.invert_yaxis()
-        if families:
-            ax.axhline(0.5, color="#d5dae1", linewidth=0.8)
-        ax.set_xlim(0, 1.08)
-        ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"])
-        ax.grid(axis="y", visible=False)
-        ax.spines["left"].set_visible(False)
-        heading = f"Accuracy{f' · {plain_text(title)}' if title else ''}"
-        ax.set_title(heading, pad=22 if len(records) > 1 else 9)
-        if len(records) > 1:
-            ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.995), ncols=2, borderaxespad=0.2)
-        return _save(chart, out)
+    rows, thick = ["overall", *families], 0.8 / max(1, len(records))
+    for i, record in enumerate(records):
+        last = i == len(records) - 1
+        at = [y + (i - (len(records) - 1) / 2) * thick for y in range(len(rows))]
+        values = [_accuracy(record, row) for row in rows]
+        color = PALETTE["rollout"] if last else "#c3cad3"
+        label = f"step {record.get('step', '?')}"
+        bars = ax.barh(
+            at, [v or 0.0 for v in values], height=thick * 0.88, color=color, label=label
+        )
+        ax.bar_label(
+            bars,
+            [f"{100 * v:.1f}" if v is not None else "-" for v in values],
+            padding=3,
+            fontsize=7,
+        )
+    ax.set_title("Evaluation by family", pad=_TITLE_PAD)
+    ax.set_yticks(range(len(rows)), [plain_text(row) for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.12)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"])
+    ax.grid(axis="y", visible=False)
+    if len(records) > 1:
+        _legend_row(ax)
+    return bool(records)
 
 
 def _accuracy(record: Record, row: str) -> float | None:
     value = record.get("accuracy") if row == "overall" else (record.get("by_family") or {}).get(row)
     return float(value) if value is not None and is_number(value) else None
-
-
-def _interval_mark(ax: Axes, record: Record, y: float) -> float:
-    """Draws the recorded interval and returns its upper end, 0 where there is none."""
-    interval = _interval(record)
-    if interval:
-        ax.plot(interval, [y, y], color=PALETTE["ink"], linewidth=1.1, alpha=0.75)
-    return interval[1] if interval else 0.0
 
 
 def _interval(record: Record) -> list[float]:
@@ -121,9 +108,6 @@ def _interval(record: Record) -> list[float]:
 
 
 # Panels: each draws on one axes and says whether there was anything to draw.
-
-_Lines = Sequence[tuple[str, str, str]]
-"""Metric, colour, label."""
 
 
 def _accuracy_panel(ax: Axes, run: Run) -> bool:
@@ -208,22 +192,22 @@ def _time_panel(ax: Axes, run: Run) -> bool:
     return True
 
 
-PANELS: Mapping[str, tuple[str, Panel]] = {
-    "accuracy": ("reward/mean", _accuracy_panel),
-    "entropy": ("rollout/entropy", _entropy_panel),
-    "length": (
+PANELS: Sequence[tuple[str, Panel]] = (
+    ("reward/mean", _accuracy_panel),
+    ("rollout/entropy", _entropy_panel),
+    (
         "rollout/length_mean",
         _lines_panel(
             ("rollout/length_mean", "rollout", "rollouts"),
             ("demo/length_mean", "demonstration", "demonstrations"),
         ),
     ),
-    "weights": ("weight/sft", _weight_panel),
-    "losses": ("loss", _loss_panel),
-    "gradient": ("train/gradient_norm", _gradient_panel),
-    "time": ("time/step", _time_panel),
-}
-"""Name of the file -> the metric that the panel is called after, and what draws it."""
+    ("weight/sft", _weight_panel),
+    ("loss", _loss_panel),
+    ("train/gradient_norm", _gradient_panel),
+    ("time/step", _time_panel),
+)
+"""The metric that a panel is called after, and what draws it."""
 
 
 def term_colors(keys: Sequence[str]) -> dict[str, str]:
@@ -294,140 +278,29 @@ def _percent(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
-def _draw(name: str, ax: Axes, run: Run) -> bool:
-    """One panel with its title, legend, stage boundaries and axis label."""
-    key, panel = PANELS[name]
-    known = metric(key)
-    assert known is not None, key
-    ax.set_title(known.title + (f" ({known.unit})" if known.unit else ""))
-    if not panel(ax, run):
-        return False
-    _finish(ax, run)
-    return True
-
-
 def _finish(ax: Axes, run: Run) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    if len(labels) > 1:
-        _legend_row(ax, handles, labels)
+    """Legend, stage boundaries and axis label."""
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        _legend_row(ax)
     else:
         ax.set_title(ax.get_title(loc="left"), pad=_TITLE_PAD)
+    look: Any = {"color": PALETTE["neutral"], "linewidth": 1, "linestyle": (0, (3, 3))}
     for before, after in pairwise(run.metrics):
         if before.get("stage", 0) != after.get("stage", 0):
-            ax.axvline(
-                after["step"] - 0.5, color=PALETTE["neutral"], linewidth=1, linestyle=(0, (3, 3))
-            )
+            ax.axvline(after["step"] - 0.5, **look)
     ax.set_xlabel("step")
     if len(run.metrics) > 1:
-        _whole_steps(ax)
+        locator: Any = ax.xaxis.get_major_locator()
+        locator.set_params(integer=True)
 
 
-def _whole_steps(ax: Any) -> None:
-    ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _legend_row(ax: Axes, handles: Sequence[Any] | None = None, labels: Sequence[str] = ()) -> None:
+def _legend_row(ax: Axes) -> None:
     """Legend in one line between title and axes, where it covers nothing."""
-    if handles is None:
-        handles, labels = ax.get_legend_handles_labels()
+    labels = ax.get_legend_handles_labels()[1]
     ax.set_title(ax.get_title(loc="left"), pad=_TITLE_PAD)
-    ax.legend(
-        handles,
-        labels,
-        loc="lower left",
-        bbox_to_anchor=(-0.012, 0.995),
-        ncols=len(labels),
-        handlelength=1.1,
-        handletextpad=0.45,
-        columnspacing=1.1,
-        borderaxespad=0.15,
-    )
-
-
-def _save_panel(name: str, run: Run, folder: Path) -> Path | None:
-    chart = _figure(6.4, 3.6)
-    if not _draw(name, chart.subplots(), run):
-        return None
-    return _save(chart, folder / f"{name}.png")
-
-
-def _save_overview(run: Run, folder: Path) -> Path:
-    chart = _figure(16, 7.2)
-    flat = list(chart.subplots(2, 4).flat)
-    used = 0
-    for name in PANELS:
-        flat[used].clear()
-        used += _draw(name, flat[used], run)
-    if used < len(flat):
-        flat[used].clear()
-        if _family_panel(flat[used], run):
-            used += 1
-    for ax in flat[used:]:
-        ax.remove()
-    chart.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    steps = run.metrics[-1]["step"] if run.metrics else 0
-    chart.suptitle(
-        plain_text(f"{run.method} · {run.name} · {steps} steps"),
-        x=0.008,
-        ha="left",
-        fontsize=13,
-        weight="bold",
-    )
-    return _save(chart, folder / "overview.png")
-
-
-def _family_panel(ax: Axes, run: Run) -> bool:
-    """Evaluation by family over steps."""
-    evaluations = run.evaluation()
-    families = list(dict.fromkeys(f for e in evaluations for f in (e.get("by_family") or {})))
-    ends: list[tuple[float, Any]] = []
-    for i, family in enumerate(families[:10]):
-        points = [(e["step"], v) for e in evaluations if (v := _accuracy(e, family)) is not None]
-        if points:
-            color = CYCLE[i % len(CYCLE)]
-            dash = "-" if i < len(CYCLE) else "--"
-            (line,) = ax.plot(
-                *zip(*points, strict=True),
-                dash,
-                marker="o",
-                markersize=3,
-                color=color,
-                label=plain_text(family),
-            )
-            ends.append((points[-1][1], line))
-    if ends:
-        ax.set_title("Evaluation by family", pad=_TITLE_PAD)
-        _percent(ax)
-        ax.set_xlabel("step")
-        _whole_steps(ax)
-        if len(families) <= 5:
-            _legend_row(ax)
-        else:
-            # Beside the lines and in their order, so that it covers none of them.
-            ax.legend(
-                handles=[line for _, line in sorted(ends, key=lambda end: -end[0])],
-                loc="center left",
-                bbox_to_anchor=(1.0, 0.5),
-                fontsize=7.5,
-                handlelength=1.2,
-            )
-    return bool(ends)
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure that no window system and no other code's pyplot knows of."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(chart: Any, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # The name of a run may be in any script; a box in its place is not worth a warning.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        chart.savefig(out, dpi=150)
-    return out
+    look: Any = {"handlelength": 1.1, "handletextpad": 0.45, "columnspacing": 1.1}
+    place: Any = {"loc": "lower left", "bbox_to_anchor": (-0.012, 0.995), "borderaxespad": 0.15}
+    ax.legend(ncols=len(labels), **place, **look)
 
 
 def plain_text(text: str) -> str:
