@@ -18,8 +18,13 @@ def did_you_mean(
     word: str, known: Iterable[str], otherwise: str = "", *, most: int = 1, cutoff: float = 0.6
 ) -> str:
     """``; did you mean 'grpo'?`` where ``known`` words are near, else ``otherwise``."""
-    near = difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
+    near = nearest(word, known, most=most, cutoff=cutoff)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def nearest(word: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The ``known`` words that are most like ``word``, the best first; none below ``cutoff``."""
+    return difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
 
 
 class SRFTError(Exception):

@@ -19,7 +19,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Any
 
 from srft.data.messages import (
@@ -34,7 +33,7 @@ from srft.data.messages import (
     plain,
 )
 from srft.data.row_errors import RowError
-from srft.errors import DataError, did_you_mean
+from srft.errors import DataError, did_you_mean, nearest
 from srft.types import Example, Message
 
 _ANSWER_MARK = re.compile(r"####[ \t]*(.+?)\s*\Z", re.DOTALL)
@@ -291,7 +290,7 @@ def _nearest(role: str, names: Sequence[str]) -> str | None:
         if synonym in last:
             return last[synonym]
     for synonym in _SYNONYMS[role]:
-        near = get_close_matches(synonym, list(last), n=1, cutoff=0.75)
+        near = nearest(synonym, last, cutoff=0.75)
         if near:
             return last[near[0]]
     return None

@@ -12,14 +12,13 @@ from __future__ import annotations
 import ast
 import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 from urllib.parse import parse_qsl
 
-from srft.errors import DataError
+from srft.errors import DataError, did_you_mean
 
 PREFIX = "reasoning-gym:"
 # The column that holds what reasoning-gym's scorer reads (``rewards/gym.py``).
@@ -77,7 +76,7 @@ def _parse(source: str) -> tuple[dict[str, float], dict[str, str]]:
 
     for name in weights:
         if name not in DATASETS or name == "composite":
-            raise DataError(f"{source}: no family {name!r}{_nearest(name, list(DATASETS))}")
+            raise DataError(f"{source}: no family {name!r}{_hint(name, DATASETS)}")
     try:
         return weights, dict(parse_qsl(query, strict_parsing=True)) if query else {}
     except ValueError:
@@ -101,7 +100,7 @@ def _settings_of(
             raise DataError(f"{source}: {key} is for the family {family!r}, which is not requested")
         if not chosen or any(setting not in known[name] for name in chosen):
             every = sorted(set().union(*known.values()) - {"seed", "size"})
-            raise DataError(f"{source}: no setting {setting!r}{_nearest(setting, every)}")
+            raise DataError(f"{source}: no setting {setting!r}{_hint(setting, every)}")
         for name in chosen:
             own[name][setting] = _value(text)
     return own
@@ -211,8 +210,5 @@ def _number(text: str) -> Fraction | None:
         return None
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=2)
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f"; known are {', '.join(sorted(known))}"
+def _hint(name: str, known: Iterable[str]) -> str:
+    return did_you_mean(name, known, f"; known are {', '.join(sorted(known))}", most=2)
