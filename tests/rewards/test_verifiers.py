@@ -274,9 +274,10 @@ def test_math_boxes_what_a_mark_announces_and_leaves_all_else_alone() -> None:
     ]
     for text in marked:
         assert math_completion_text(text) == r"\boxed{12}"
-    for text in ("the answer is 7", "", "so 7", "#### Step 1: add\nit is 7"):
+    assert math_completion_text("the answer is 7") == r"\boxed{7}"
+    for text in ("the answer is $7$", "", "so 7", "#### Step 1: add\nit is 7"):
         assert math_completion_text(text) == text
-    assert math_completion_text("<think>\\boxed{3}</think>The answer is 4") == "The answer is 4"
+    assert math_completion_text("<think>\\boxed{3}</think>The answer is $4$") == "The answer is $4$"
 
 
 def test_every_verifier_of_the_registry_exists_and_is_described() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 from srft.rewards.answers import extract_answer, final_part
 from srft.rewards.options import choice_in, options_of
 from srft.rewards.quantities import as_number, plain_text, read_quantity
-from srft.rewards.verifiers import number_in
+from srft.rewards.verifiers import number_in, squeezed
 
-_SPACING = re.compile(r"\\[,;!: ]|\\(?:left|right|displaystyle|quad)(?![A-Za-z])|\s+")
 _NUMBERS = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -52,5 +51,5 @@ def _one_spelling(answer: str, exact: bool = False) -> str | None:
     plain = plain_text(answer)
     if exact:
         return " ".join(plain.casefold().split()) or None
-    plain = _SPACING.sub("", plain).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    plain = squeezed(plain)
     return (plain.casefold() if plain.isalpha() else plain) or None

@@ -12,7 +12,7 @@ The order of precedence, for every verifier and for the votes of majority@k:
    ``#### words``.
 
 What stands behind the last ``</think>`` goes before the thought, where it announces anything by 1 to
-3. Everything here is linear in the length of the text, whatever the text is.
+3 or is one short line. Everything here is linear in the length of the text, whatever the text is.
 """
 
 from __future__ import annotations
@@ -156,8 +156,12 @@ def _is_answer(content: str, last: bool) -> bool:
 _ANNOUNCED = re.compile(
     r"\banswers?(?:\s(?:to|for)\s[^.:=\n]{1,80}?)?(?:\*\*)?"
     r"(?:\s{0,4}[:=\uff1a]|\s{1,4}(?:is|are|equals|(?:would|must|should)\sbe)\b)[\s:=*]{0,8}(?:(?<=\n)-\s)?"
+    r"|\u7b54\u6848(?:\u662f|\u4e3a|\s?[:\uff1a])[\s*]{0,8}"
     r"|^[\s#*]{0,8}(?:the\s)?(?:final\s|correct\s)?answer[ \t*]{0,4}\n\s{0,8}",
     re.IGNORECASE | re.MULTILINE,
+)
+_JSON = re.compile(
+    r"[\"']answer[\"']\s?:\s?(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,}\[\"]+))", re.IGNORECASE
 )
 _DISPLAYED = re.compile(r"(?:\$\$|\\\[)\s{0,8}([^$]{1,400}?)\s{0,8}(?:\$\$|\\\])")
 _SAYS = re.compile(r"[ *_`]{0,16}[^\s*_`]")
@@ -173,13 +177,16 @@ _JUDGED = re.compile(
     r"(?:\.?\s*$|\.\s|[,;:!?]|\s+(?:with|by|for|as|in|because|since|and|to|at|here|now|enough|above)\b)",
     re.IGNORECASE | re.MULTILINE,
 )
-_STOP = re.compile(r"\.(?=\s|$)|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|,?\s(?:because|since)\b")
+_STOP = re.compile(
+    r"\.(?=\s|$)|\u3002|\?(?=\s|$)|(?<=[A-Za-z]{2})!(?=\s|$)|,?\s(?:because|since)\b"
+)
+_SHORT = 80  # characters of a line that is an answer without announcing it
 _INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 _ABBREVIATIONS = words(
     "dr mr mrs ms prof st mt ft sr jr vs approx inc ltd co corp gen col sgt capt lt gov sen rep "
     "rev hon ave blvd fig eq"
 )
-_BEFORE_NUMBERS = words("no nos jan feb mar apr jun jul aug sep sept oct nov dec art vol p pp")
+_BEFORE_NUMBERS = words("no nos rs jan feb mar apr jun jul aug sep sept oct nov dec art vol p pp")
 _STARTERS = words(
     "i the this that these those we let so hence thus therefore note remember it since because if "
     "however hope here there please you my our and but then now he she they to in as for"
@@ -196,7 +203,9 @@ def _prose(text: str) -> list[Announcement]:
             formal = _UNSURE.search(before) or _JUDGED.match(text, match.end())
             kind: Kind = "form" if formal else "prose"
             found[kind], starts[kind] = match.end(), match.start()
-    return [Announcement(kind, starts[kind], _content(text, at)) for kind, at in found.items()]
+    said = [Announcement(kind, starts[kind], _content(text, at)) for kind, at in found.items()]
+    written = [Announcement("prose", m.start(), m[1] or m[2] or "") for m in _JSON.finditer(text)]
+    return sorted([*said, *written], key=lambda one: one.start)
 
 
 def _content(text: str, start: int) -> str:
@@ -236,11 +245,18 @@ def _abbreviates(text: str, dot: int) -> bool:
 
 def announcements(text: str) -> list[Announcement]:
     """What is announced in `text`, the one that counts first (see the head of this module)."""
-    _, closed, said = text.rpartition("</think>")
-    if closed and (found := [one for one in announcements(said) if one.kind != "form"]):
-        return [Announcement(kind, start + len(text) - len(said), c) for kind, start, c in found]
+    thought, closed, said = text.rpartition("</think>")
+    best: list[Announcement] = []
+    if closed and said.strip():
+        found = announcements(said)
+        if strong := [one for one in found if one.kind != "form"]:
+            start = len(text) - len(said)
+            return [one._replace(start=start + one.start) for one in strong]
+        if not found and len(bare := said.strip()) <= _SHORT and "\n" not in bare:
+            number = read_quantity(bare) or not _WORD.search(bare)
+            best.append(Announcement("prose" if number else "form", len(thought + closed), bare))
     found = [*_hashes(text), *_prose(text)]
-    best = [mark] if (mark := _last_mark(text)) else []
+    best += [mark] if (mark := _last_mark(text)) else []
     for kind in ("hashes", "prose", "form"):
         best += [one for one in found if one.kind == kind][-1:]
     return [Announcement(kind, start, _inner(content)) for kind, start, content in best]
@@ -273,6 +289,9 @@ def final_part(text: str) -> str:
     return said or text.strip()
 
 
+_LOUD = re.compile(r"(?<=[^\W\d_])[!?]+$")
+
+
 def same_answer(answer: str, gold: str, case: bool = False) -> bool:
     """Equal after white space, dress and (unless `case`) case are normalised; numbers by value.
 
@@ -282,5 +301,5 @@ def same_answer(answer: str, gold: str, case: bool = False) -> bool:
     number, target = as_number(answer), as_number(gold)
     if number is not None and target is not None:
         return number == target
-    left, right = (" ".join(plain_text(text).split()) for text in (answer, gold))
+    left, right = (_LOUD.sub("", " ".join(plain_text(text).split())) for text in (answer, gold))
     return left == right if case else left.casefold() == right.casefold()

@@ -47,7 +47,8 @@ def options_of(columns: Mapping[str, Any]) -> dict[str, str]:
 _LABEL = r"[A-Za-z1-9]"
 _NOUN = r"(?:the\s+)?(?:correct\s+|right\s+|best\s+)?(?:option|choice|answer|letter)"
 _ALONE = re.compile(
-    rf"(?:{_NOUN}\s*(?:is\s*)?:?\s*)?[(\[{{]?\s*({_LABEL})\s*[)\]}}]?\s*[.:,;!]?", re.IGNORECASE
+    rf"(?:(?:{_NOUN}|correct|selected)\s*(?:is\s*)?[:\u2013\u2014-]?\s*)?[(\[{{]?\s*({_LABEL})\s*[)\]}}]?\s*[.:,;!]?",
+    re.IGNORECASE,
 )
 _GLUED = r"(?![\w'\u2019]|-\w)"  # d-orbital, e-mail, A's
 _REASON = (
@@ -58,13 +59,13 @@ _FIRST = re.compile(
     rf"(?:{_NOUN}\s+[(\[]?({_LABEL}){_GLUED}[)\]]?"
     rf"|\(\s*({_LABEL})\s*\)|\[\s*({_LABEL})\s*\]"
     rf"|({_LABEL})\s*[).:](?!\d)"
-    rf"|({_LABEL})(?:\s*,|\s+[-\u2013\u2014]|[\u2013\u2014]|-\s|\s\((?=\w\w)|{_REASON})"
-    rf"|([B-HJ-Z])\s(?:is|as)\b)",
+    rf"|({_LABEL})(?:\s*[,;]|\s+[-\u2013\u2014]|[\u2013\u2014]|-\s|\s\((?=\w\w)|{_REASON})"
+    rf"|([B-HJ-Z])\s(?:is|as)\b|((?-i:A))\sas\b)",
     re.IGNORECASE,
 )
 _LATER = re.compile(  # letters in a sentence: in a dress, or behind a word that chooses
     r"\b(?:option|choice|answer|letter)\s+[(\[]?([A-Z1-9])(?![\w'\u2019]|-\w)|[(\[]([A-Z1-9])[)\]]"
-    r"|\b(?i:is|be|but|leaves|leaving|left\swith|so|thus|hence|therefore|then|choose|chose|pick|select)"
+    r"|\b(?i:is|be|but|leaves|leaving|left\swith|so|thus|hence|therefore|then|choose|chose|pick|select|go\swith)"
     r"[,:]?\s+([A-Z])(?=\s*(?:[.,;:!)]|$|\s(?:is|because|since|as|over|instead|rather|not)\b))"
     r"|(?:^|[\s,])([A-Z])(?=[\s,].{0,60}\b(?:ruled\sout|eliminated|wrong|incorrect|false))"
 )
@@ -127,9 +128,12 @@ def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
     return _known(left.pop(), choices) if len(left) == 1 else None
 
 
+_ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)", re.IGNORECASE)
+
+
 def _is_option(text: str, option: str) -> bool:
     """Whether an answer is an option's text, or that text and then an apposition or a remark."""
-    if same_answer(text, option):
+    if same_answer(text, option) or same_answer(_ARTICLE.sub("", text), option):
         return True
     plain, start = plain_text(option).casefold(), text[: len(option) + 8].casefold()
     rest = text[len(plain) : len(plain) + 1]
@@ -153,7 +157,7 @@ def choice_in(text: str, choices: Mapping[str, str]) -> str | None:
         if one.kind != "form" and not _FORMULA.search(one.content):
             return None
     lines = [line for line in final_part(text).splitlines() if line.strip()]
-    return read_choice(lines[-1].strip(), choices) if lines else None
+    return read_choice(lines[-1].strip(" \t#>"), choices) if lines else None
 
 
 def gold_choice(answer: str, choices: Mapping[str, str], index: Any = None) -> str | None:

@@ -21,9 +21,13 @@ _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+"
 _VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])")
 _THIN_SPACE = re.compile("(?<=\\d)[\u2009\u202f\u00a0](?=\\d{3}(?!\\d))")
 _TEXT_COMMAND = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf)?|math(?:rm|bf|it|sf)|operatorname|mbox)\s?"
-    r"\{((?:[^{}]|\{[^{}]*\})*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|operatorname|mbox|hbox|bm|boldsymbol|"
+    r"underline|emph)\s?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
+LOOKS = re.compile(
+    r"\\(?:text)?color\s?\{[\w!]+\}|\\(?:large|Large|LARGE|huge|Huge|bf|displaystyle)(?![A-Za-z])"
+)
+_BRACED = re.compile(r"\{([^{}]*)\}|__([^_]+)__")
 _QUOTES = ('""', "''", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
 
 
@@ -31,11 +35,16 @@ def plain_text(answer: str) -> str:
     r"""`answer` without its dress: dollar signs, ``\text{}``, markdown stars, quotes around it, a
     final full stop; superscripts and vulgar fractions as ``^`` and ``/``."""
     text = _VULGAR.sub(" ", _THIN_SPACE.sub("", answer.replace("{,}", ",")))
-    text = _SUPERSCRIPT.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
-    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").replace("\u2212", "-")
+    text = (
+        unicodedata.normalize("NFKC", with_powers(text))
+        .replace("\u2044", "/")
+        .replace("\u2212", "-")
+    )
     text = text.replace("\\$", "$").replace("\\%", "%").replace("\\,", "").replace("\\!", "")
-    text = _TEXT_COMMAND.sub(r"\1", text)
+    text = _TEXT_COMMAND.sub(r"\1", LOOKS.sub("", text))
     text = text.strip().strip("$*`").strip()
+    if braced := _BRACED.fullmatch(text):
+        text = (braced[1] or braced[2] or "").strip()
     if text[:2] + text[-2:] in ("\\(\\)", "\\[\\]"):
         text = text[2:-2].strip()
     if len(text) > 1:
@@ -43,6 +52,11 @@ def plain_text(answer: str) -> str:
     if len(text) > 2 and text[0] + text[-1] in _QUOTES:
         text = text[1:-1].rstrip(".,").strip()
     return text
+
+
+def with_powers(text: str) -> str:
+    """`text` with superscripts as LaTeX writes powers."""
+    return _SUPERSCRIPT.sub(lambda m: "^{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
 
 
 def words(text: str) -> frozenset[str]:
@@ -64,15 +78,35 @@ _NUMBER = re.compile(
     )""",
     re.VERBOSE,
 )
+
+
+def _with_point(number: re.Match[str]) -> str:
+    """A number with a decimal comma, where its groups, its currency or its unit show that it is one."""
+    several = not number["g"] and not (len(number["d"]) < 3 and (number["c"] or number["u"]))
+    whole = re.sub(r"\D", "", number["w"])
+    return number[0] if several else f"{number['a']}{number['c'] or ''}{whole}.{number['d']}"
+
+
 _SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\\[,!;: ]|\\(?:left|right|q?quad|displaystyle)(?![A-Za-z])|~"), " "),
     (re.compile(r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[\u00d7\u00b7\u22c5]"), "*"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])|[≈≃]"), "="),
-    (re.compile(rf"\\[dtc]?frac\s*(?:\{{\s*({_DIGITS})\s*\}}|(\d))\s*(?:\{{\s*({_DIGITS})\s*\}}|(\d))"),
+    (re.compile(rf"\\[dtc]?frac\s*(?:\{{\s*(-?{_DIGITS})\s*\}}|(\d))\s*(?:\{{\s*({_DIGITS})\s*\}}|(\d))"),
      lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}"),
-    (re.compile(r"^\s*[\u2013\u2014](?=\s?[\d.])"), "-"),
+    (re.compile(r"\\(?:div|slash)(?![A-Za-z])|\u00f7|\{/\}"), "/"),
+    (re.compile(r"\{\.\}"), "."),
+    (re.compile(r"^\s*(?:[\u2013\u2014]|(?:negative|minus)\s)(?=\s?\$?[\d.])"), "-"),
+    (re.compile(r"\\[()\[\]]|(?<=\d)\$(?=\s)|\s+"), " "),
+    (re.compile(rf"(?<![\w)}}\]])\((-?{_DIGITS})\)(?!\s?[\w(^!])"), r"\1"),
+    (re.compile(  # 1.234,5 and 1 234,5; of 3,5 alone nobody knows whether it is one number
+        r"(?P<a>^[-+]?\s?)(?P<c>[$€£]\s?|EUR\s)?(?P<w>\d{1,3}(?P<g>[. ]\d{3})+|\d+),(?P<d>\d+)"
+        r"(?=(?P<u>\s?(?:[€%]|[A-Za-z]+))?)(?![\d,])"), _with_point),
+    (re.compile(  # 1 234 567, 1'234 and 1.234.567, but not the mixed fraction 1 234/567
+        r"(?<![\w.,/^{])[1-9]\d{0,2}(?:([ '\u2019_~])\d{3}(?:\1\d{3})*|\.\d{3}(?:\.\d{3})+)"
+        r"(?![\d/]|\s?/)"),
+     lambda m: re.sub(r"\D", "", m[0])),
 )  # fmt: skip
 
 
@@ -147,6 +181,7 @@ _NO_VALUE = re.compile(  # relations other than equality, and what stands for tw
     r"[<>≤≥≠±|]|!=|\\(?:leq?|geq?|neq?|lt|gt|pm|mp|in|leqslant|geqslant)(?![A-Za-z])"
 )
 _NAME = re.compile(r"(?![\d\s])(?!.*(?:sqrt|frac|log|ln|exp|!))[\w\s\\'°.:$(){}\[\],]+")
+_SUM_OF_NAMES = re.compile(r"[A-Za-z](?:[A-Za-z\s]|[-+*/](?=\s?[A-Za-z])|_\{?\d\}?)*")  # m + n
 _TWO = re.compile(r"[,;]|\b(?:and|or)\b")
 _BRACKETS = re.compile(r"\([^()]*\)|\{[^{}]*\}")
 _ABOUT = re.compile(
@@ -164,6 +199,7 @@ _DOLLARS = re.compile(r"\s*\\?\$\s?[\d.,]+\s?[A-Za-z]+\W*(?<!\$)$")
 _MONEY = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _PERCENT = re.compile(r"\s*(?:%|(?:per\s?cent|percentage|pct)\b)(?:\s*points?\b)?", re.IGNORECASE)
 _NOT_A_UNIT = re.compile(r"[kKMB](?![A-Za-z])|\s*[-+*!^()]")
+_REMARK = re.compile(r"\s[(\[](?!mod|not|wrong)[A-Za-z][A-Za-z .,-]*[)\]]\s*$")
 _UNIT_POWER = re.compile(r"\^(?:\{\s*-?\d\s*\}|-?\d)|(?<=[A-Za-z])[23](?![\d.])")
 _UNIT_WORD = re.compile(r"[^\W\d_]+'?[a-z]*|[°$€£¥Ω]+[CF]?")
 _LETTER_UNITS = frozenset("mgshlLJNWVACFTHSK°$€£¥ΩÅ")
@@ -175,7 +211,7 @@ _CHANGES = words(
     "hundredth hundredths thousandth thousandths millionth millionths if not but instead unless "
     "except least most minimum maximum twice double triple zero one two three four five six seven "
     "eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred "
-    "thousand million billion trillion dozen gross mil mn bn mio mrd tn"
+    "thousand million billion trillion dozen gross mil mn bn mio mrd tn wrong incorrect false"
 )
 
 
@@ -228,14 +264,15 @@ def _right_side(text: str) -> str:
     bare = [_BRACKETS.sub("", side) for side in left]
     if any(_TWO.search(side) for side in bare):
         return ""
-    named = not left or not left[0].strip() or _NAME.fullmatch(left[0].strip())
+    name = left[0].strip() if left else ""
+    named = not name or _NAME.fullmatch(name) or _SUM_OF_NAMES.fullmatch(name)
     worked = not any(c.isalpha() for side in left for c in side)
     return right if named or worked else ""
 
 
 def _is_unit(rest: str) -> bool:
     """Whether what stands behind a number is nothing, or words that leave it as it is."""
-    rest = rest.rstrip(" .")
+    rest = _REMARK.sub("", rest).rstrip(" .")
     if not rest:
         return True
     if _NOT_A_UNIT.match(rest):

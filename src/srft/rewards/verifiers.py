@@ -18,7 +18,15 @@ from typing import Any, Literal
 
 from srft.rewards.answers import announcements, extract_answer, final_part, same_answer
 from srft.rewards.options import choice_in, gold_choice, options_of
-from srft.rewards.quantities import Quantity, plain_text, read_quantity, without_e_notation
+from srft.rewards.quantities import (
+    LOOKS,
+    Quantity,
+    as_number,
+    plain_text,
+    read_quantity,
+    with_powers,
+    without_e_notation,
+)
 
 Status = Literal["ok", "text_only", "no_answer", "bad_gold", "timeout", "memory", "crash"]
 
@@ -73,9 +81,24 @@ _POINT = re.compile(r"(?<=\d)\.(?![\d.])(?=\s*[/*+\-^)}\\])")  # "-1./3"
 _MODULE = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 _FUNCTION = re.compile(r"(?<![\\A-Za-z])(arc(?:sin|cos|tan)|sin|cos|tan|sqrt|log|ln|exp)(?=\()")
 _LIMIT = re.compile(r"\{\s*\\(max|min)\s*\}")  # an index, not the function
-_UPRIGHT = re.compile(r"\\math(?:rm|it|bf)\s?\{\s*([A-Za-z])\s*\}")
+_UPRIGHT = re.compile(
+    r"\\math(?:rm|it)\s?\{\s*([A-Za-z])\s*\}"
+    r"|\\(?:mathbf|bm|boldsymbol|underline)\s?\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_SYMBOLS = (
+    *((sign, f" {command} ") for sign, command in zip("\u222a\u2229\u221e\u2264\u2265\u00d7\u00b7\u2205",
+      ("\\cup", "\\cap", "\\infty", "\\le", "\\ge", "\\times", "\\cdot", "\\emptyset"), strict=True)),
+    ("\\varnothing", "\\emptyset"), ("\u2212", "-"), ("{/}", "/"), ("{.}", "."), ("\\slash", "/"),
+)  # fmt: skip
+_ROOT = re.compile("\u221a\\s?(?:\\(([^()]*)\\)|(\\d+|[A-Za-z]))")
+_TURNED = re.compile(r"(?<![\w)}\]])([\[\]])([^\[\]{}]+,[^\[\]{}]+)([\[\]])(?![\w(])")  # ]0, 1[
+_IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
+_NEGATED = re.compile(r"(?<=\bnot|n't)(?:\sbe|\sequal(?:\sto)?)?\s+[$\\(]{0,3}-?\d[\d.,/]*(?<!\.)")
+_OPEN = re.compile(r"\b(?:between|or|either|neither)\b", re.IGNORECASE)
+_WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
-_SHAPE = re.compile(r"\s+|\\(?:left|right|displaystyle)(?![A-Za-z])|\$")
+_SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
+_FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _ONE_IN_BRACES = re.compile(r"\{(\w)\}")
 
 
@@ -97,18 +120,29 @@ def math_completion_text(text: str) -> str:
     ``####`` announces, else what is said after the thought, where math-verify looks for itself."""
     first = next((one for one in announcements(text) if one.kind != "form"), None)
     if first is None:
-        return text
-    if first.kind != "prose":
+        return _NEGATED.sub("", text)
+    formula = not _WORDS.search(first.content)
+    if first.kind != "prose" or formula or _OPEN.search(first.content):
         return f"\\boxed{{{first.content}}}"
     thought = text.rfind("</think>", 0, first.start)
-    return text[thought + len("</think>") :] if thought >= 0 else text
+    return _NEGATED.sub("", text[thought + len("</think>") :] if thought >= 0 else text)
 
 
 def _readable(text: str) -> str:
     """Spellings that math-verify does not know, in ones that it does."""
     text = _POINT.sub("", _MODULE.sub("", without_e_notation(text)))
-    text = _UPRIGHT.sub(r"{\1}", _LIMIT.sub(r"{\1}", text))
+    text = _UPRIGHT.sub(r"{\1\2}", _LIMIT.sub(r"{\1}", LOOKS.sub("", text)))
+    for sign, meant in _SYMBOLS:
+        text = text.replace(sign, meant)
+    text = with_powers(_ROOT.sub(r"\\sqrt{\1\2}", text))
+    if "\\boxed" in text:
+        text = _TURNED.sub(_rounded, text)
     return _FUNCTION.sub(r"\\\1", text) if "\\boxed" in text else text
+
+
+def _rounded(interval: re.Match[str]) -> str:
+    left, right = "[" if interval[1] == "[" else "(", "]" if interval[3] == "]" else ")"
+    return f"{left}{interval[2]}{right}"
 
 
 @functools.lru_cache(maxsize=512)
@@ -153,7 +187,10 @@ def check_math(
     if not found:
         return NO_ANSWER
     last = str(found[-1]) if said is None else said
-    right = _squeezed(last) == _squeezed(gold_text)
+    based, target = _IN_BASE.fullmatch(squeezed(last)), _IN_BASE.fullmatch(squeezed(gold_text))
+    if based and target:
+        return RIGHT if based.groups() == target.groups() else WRONG
+    right = any(squeezed(say(last)) == squeezed(say(gold_text)) for say in (str, plain_text))
     if not right and not _other_word(last, gold_text):
         right = _equal(gold, found)
     if not right and number and "%" not in text and "percent" not in text:
@@ -206,9 +243,10 @@ def _other_word(answer: str, gold: str) -> bool:
     return left != right and not product
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
     """A formula without white space, dollars and braces around single characters."""
-    return _ONE_IN_BRACES.sub(r"\1", _SHAPE.sub("", text).replace("\\dfrac", "\\frac"))
+    text = _ROOT.sub(r"\\sqrt{\1\2}", text)
+    return _ONE_IN_BRACES.sub(r"\1", _FRACTION.sub(r"\\frac", _SHAPE.sub("", text)))
 
 
 # --- exact, choice --------------------------------------------------------------------------------
@@ -223,9 +261,12 @@ def check_exact(
     gold = extract_answer(answer) or answer
     if not plain_text(gold):
         return BAD_GOLD
-    found = extract_answer(text) or final_part(text)
+    announced = extract_answer(text)
+    found = announced or final_part(text)
     if not found:
         return NO_ANSWER
+    if announced is None and as_number(gold) is not None:
+        found = _led_to(found)
     return RIGHT if same_answer(found, gold, bool(options.get("case_sensitive"))) else WRONG
 
 
@@ -266,11 +307,14 @@ def number_in(text: str) -> Quantity | None:
         if found or one.kind != "form":
             return found
     said = final_part(text)
+    return read_quantity(said) or read_quantity(_led_to(said))
+
+
+def _led_to(said: str) -> str:
+    """The last line without the words that lead to a number."""
     line = said.rpartition("\n")[2].strip()
     words = _LEADS_TO.match(line)
-    if words and not _BOUNDS.search(words[0]):
-        line = line[words.end() :]
-    return read_quantity(said) or read_quantity(line)
+    return line[words.end() :] if words and not _BOUNDS.search(words[0]) else line
 
 
 @_any_of
