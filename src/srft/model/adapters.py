@@ -99,7 +99,8 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def _is_of_an_architecture(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("transformers.models.")
+    kind = type(module)
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ != "FalconLinear"
 
 
 def _targets(model: nn.Module, linear: Mapping[str, nn.Module], config: LoraConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -32,7 +33,9 @@ from srft.model.fast import prepare_compute, restorer
 from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
-from srft.model.weight_files import Cut, read_model
+from srft.model.weight_files import Cut, names_left_out, read_model
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -144,6 +147,28 @@ def source_dtype(config: ModelConfig) -> torch.dtype | None:
     adapters = _adapter_folder(config)
     dtype = _model_config(config if adapters is None else _base(config, adapters)).dtype
     return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def check_whole(config: ModelConfig, model: PreTrainedModel) -> None:
+    """Raise ModelError where the checkpoint at ``config.path`` has parts that ``model`` has not, so that
+    an export would be without them; warn of single tensors that its class leaves out."""
+    adapters = _adapter_folder(config)
+    config = config if adapters is None else _base(config, adapters)
+    whole = _model_config(config)
+    kinds = getattr(whole, "sub_configs", None) or {}
+    lost = sorted(part for part, kind in kinds.items() if not isinstance(model.config, kind))
+    if type(whole) is not type(model.config) and lost and not config.text_only:
+        raise ModelError(
+            f"{config.path}: transformers reads model type {whole.model_type!r} as a causal language model "
+            f"without its parts {', '.join(part.removesuffix('_config') for part in lost)}, and the exported "
+            "model would be the text part alone: set model.text_only=true if that is what you want"
+        )
+    unread = names_left_out(Path(_source(config.path)), model)
+    if unread:
+        logger.warning(
+            "%s: %d tensors of its files have no place in %s (first: %s), and an export is without them",
+            *(config.path, len(unread), type(model).__name__, unread[0]),
+        )
 
 
 def _adapter_folder(config: ModelConfig) -> Path | None:

@@ -158,6 +158,12 @@ class ModelConfig(Section):
         description="Token used for padding where the tokenizer names none; it must be in the "
         "vocabulary. null: the tokenizer's pad token, else its end-of-sequence token.",
     )
+    text_only: bool = Field(
+        False,
+        description="Train the text part of a checkpoint whose other parts (vision, audio) transformers "
+        "leaves out of its causal language model: the exported model is the text part alone. false: such a "
+        "checkpoint is refused.",
+    )
     lora: LoraConfig | None = Field(
         None, description="Train low-rank adapters instead of the weights; null: train the weights."
     )

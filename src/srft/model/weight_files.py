@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -55,6 +58,19 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
     model.config.distributed_config = None  # what was asked of transformers; it is not the model's
     _give_parts_their_memory(model)
     return model
+
+
+def names_left_out(folder: Path, model: PreTrainedModel) -> list[str]:
+    """Names in the safetensors files of ``folder`` that the model's class says it does not read, such as
+    layers that predict further tokens; not those of buffers that are computed."""
+    patterns = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
+    names: set[str] = set()
+    for file in folder.glob("*.safetensors") if patterns and folder.is_dir() else ():
+        with safe_open(file, "pt") as opened:
+            names.update(opened.keys())
+    unread = {name for name in names if any(p.search(name) for p in patterns)}
+    computed = ("inv_freq", "masked_bias", "attn.bias", "attention.bias")
+    return sorted(name for name in unread if not name.endswith(computed))
 
 
 def _give_parts_their_memory(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
     check_same_tokenizer,
+    check_whole,
     load_tokenizer,
     open_model,
     prepare,
@@ -110,7 +111,8 @@ def build_teacher(
     assert settings.path is not None
     source = find_model(settings.path)
     dtype = settings.dtype or config.model.dtype
-    own = source.config.model_copy(update={"dtype": dtype, "router_aux_loss_coef": 0.0})
+    changes = {"dtype": dtype, "router_aux_loss_coef": 0.0, "text_only": True}
+    own = source.config.model_copy(update=changes)
     check_same_tokenizer(policy.tokenizer, load_tokenizer(own), str(settings.path))
     teacher = _policy(own, None, policy.tokenizer, device, world)
     if source.weights is not None:
@@ -141,6 +143,7 @@ def _policy(
             if model is None:
                 dtype = source_dtype(config)
                 model = open_model(config, place, cut)
+                check_whole(config, model)
             else:
                 dtype = model.dtype
                 undo.callback(adopt(model, config))

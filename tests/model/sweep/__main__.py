@@ -2,6 +2,7 @@
 
     python -m tests.model.sweep                     # all that is missing in the results, then the table
     python -m tests.model.sweep qwen3 gemma3_text   # these, anew
+    python -m tests.model.sweep --results of-old.jsonl --no-page      # with another transformers, say
 
 Each model type has a process of its own and a time limit. Results are kept line by line, so that a
 sweep that was stopped goes on where it was.
@@ -19,8 +20,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from tests.model.sweep import page
 from tests.model.sweep.checks import Report, examine
 from tests.model.sweep.tiny import architectures
+from tests.model.sweep.variants import VARIANTS
 
 LIMIT_S = 240.0
 
@@ -61,11 +64,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", help="model types; none: all without a result")
     parser.add_argument("--results", type=Path, default=Path("sweep.jsonl"))
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="without training")
+    parser.add_argument(
+        "--no-page", action="store_true", help="leave docs/architectures.md as it is"
+    )
     chosen = parser.parse_args()
     chosen.results.touch()
-    known = {json.loads(line)["kind"] for line in chosen.results.read_text().splitlines()}
-    for kind in chosen.kinds or [k for k in architectures() if k not in known]:
+    every = [*architectures(), *VARIANTS]
+    known = _read(chosen.results)
+    for kind in chosen.kinds or [k for k in every if k not in known]:
         begin = time.perf_counter()
         report = isolated(kind, chosen.quick)
         with chosen.results.open("a") as file:
@@ -76,6 +83,15 @@ def main() -> None:
             f"{time.perf_counter() - begin:5.1f} s {told}\n"
         )
         sys.stdout.flush()
+    known = _read(chosen.results)
+    if not chosen.no_page and known.keys() >= set(every):
+        page.write(known, every)
+
+
+def _read(results: Path) -> dict[str, Report]:
+    """The last result of each type."""
+    lines = map(json.loads, results.read_text().splitlines())
+    return {line["kind"]: Report(**line) for line in lines}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from tests.model.sweep.tiny import tiny_model
+from tests.model.sweep.variants import VARIANTS
 from tests.toys import byte_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -74,6 +75,9 @@ class Report:
 def examine(kind: str, folder: Path, quick: bool = False, **changes: Any) -> Report:
     """Everything about model type ``kind``; ``folder`` is for its files. quick: without training."""
     report = Report(kind)
+    if kind in VARIANTS:
+        kind, own = VARIANTS[kind]
+        changes = {**copy.deepcopy(own), **changes}
     try:
         model = tiny_model(kind, VOCABULARY, **changes)
         own_logits(model, range(2, 12))
