@@ -231,7 +231,7 @@ def predict(overrides: list[str], metrics: dict[str, Any]) -> dict[str, Any]:
     """The plan, with the lengths that were seen in place of the longest possible ones."""
     from srft.config import load_config
     from srft.lab import lab_train
-    from srft.planning.memory import plan_memory
+    from srft.memory.phases import plan_memory
     from srft.planning.plan import make_plan
 
     config = load_config(None, overrides)

@@ -62,6 +62,9 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type):
         return annotation.__name__
     text = str(annotation).replace("typing.", "").replace("Literal", "")
+    text = re.sub(
+        r"Annotated\[(\w+), FieldInfo\(.*?\)\]\)\]", r"\1", text
+    )  # limits stand in the text
     # A class by its own name, wherever it stands.
     return re.sub(r"\bsrft(?:\.\w+)*\.(\w+)", r"\1", text).replace("NoneType", "None")
 

@@ -23,8 +23,8 @@ from srft.cli_options import (
     show_tables,
     with_options,
 )
-from srft.errors import PeerError, SRFTError
-from srft.failure import fail, leave_quietly, out_of_memory
+from srft.errors import LESS_MEMORY, PeerError, SRFTError, out_of_memory
+from srft.failure import fail, leave_quietly
 from srft.terminal import guard, visible
 from srft.version import __version__
 
@@ -319,9 +319,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not out_of_memory(error):
             raise
         fail(
-            "out of memory: lower rollout.max_rows, rollout.cache_tokens or "
-            "train.tokens_per_micro_batch, or set model.gradient_checkpointing=true; `srft plan` says "
-            f"what fits ({str(error).splitlines()[0][:200] if str(error) else 'no further detail'})",
+            f"{LESS_MEMORY} ({str(error).splitlines()[0][:200] if str(error) else 'no further detail'})",
             error,
             1,
         )

@@ -27,6 +27,19 @@ def nearest(word: str, known: Iterable[str], *, most: int = 1, cutoff: float = 0
     return difflib.get_close_matches(word, list(known), n=most, cutoff=cutoff)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch's error on GPUs is told by its name, that of its CPU allocator by its words: neither is
+    worth importing PyTorch for."""
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or any(said in str(error) for said in ("can't allocate memory", "std::bad_alloc"))
+
+
+LESS_MEMORY = (
+    "out of memory: lower rollout.max_rows, rollout.cache_tokens or train.tokens_per_micro_batch, or set "
+    "model.gradient_checkpointing=true; `srft plan` says what fits"
+)
+
+
 class SRFTError(Exception):
     """Base class of every error this package raises for its users."""
 
@@ -88,6 +101,10 @@ class RewardNotFinite(RewardError, NotFinite):
 
 class RolloutNotFinite(RolloutError, NotFinite):
     """A log-probability of a rollout is NaN or infinite."""
+
+
+class MemoryShort(SRFTError, MemoryError):
+    """A backward pass ran out of memory before any weight was moved: fewer tokens at once may do."""
 
 
 class AlarmError(SRFTError, RuntimeError):

@@ -12,13 +12,6 @@ from rich.markup import escape
 from srft.terminal import Terminal
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """PyTorch's error on GPUs is told by its name, that of its CPU allocator by its words: neither is
-    worth importing PyTorch for."""
-    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-    return named or "can't allocate memory" in str(error)
-
-
 def fail(message: str, error: BaseException, code: int) -> NoReturn:
     """One line on stderr and the exit code; with SRFT_TRACEBACK=1 the error as it was."""
     if os.environ.get("SRFT_TRACEBACK"):

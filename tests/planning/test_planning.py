@@ -16,13 +16,13 @@ from srft.cli import app
 from srft.config import load_config, parse_config
 from srft.data.packing import pack
 from srft.errors import ConfigError
+from srft.memory.advice import changed
+from srft.memory.devices import GIB, read_cluster
+from srft.memory.shape import kept_for_backward, measure_shape
 from srft.model.cpu.norms import use_fast_norms
 from srft.model.model_config import ModelConfig
 from srft.model.packed_attention import packed_layout, run_packed, use_packed_attention
-from srft.planning.advice import changed
-from srft.planning.devices import GIB, read_cluster
 from srft.planning.plan import make_plan
-from srft.planning.shape import kept_for_backward, measure_shape
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 # Sizes of published checkpoints, tied weights once.
@@ -35,11 +35,11 @@ PUBLISHED = {
 
 
 def big(**sections):
-    """A 7B recipe with the embedded engine."""
+    """A 7B recipe with the embedded engine, in which nothing is left to be chosen."""
     values = {
-        "model": {"path": "Qwen/Qwen2.5-7B"},
-        "rollout": {"max_tokens": 1024},
-        "train": {"prompts_per_step": 64},
+        "model": {"path": "Qwen/Qwen2.5-7B", "gradient_checkpointing": False},
+        "rollout": {"max_tokens": 1024, "max_rows": 256},
+        "train": {"prompts_per_step": 64, "tokens_per_micro_batch": 16_384},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
@@ -239,7 +239,7 @@ def test_the_command_prints_tables_or_json_and_tells_by_its_exit_code():
     bad = runner.invoke(app, ["plan", "model.path=Qwen/Qwen2.5-7B", "--gpus", "RTX4090"])
     assert bad.exit_code == 1
     assert "does not fit" in bad.stdout and "runtime_gib" in bad.stdout
-    assert "model.gradient_checkpointing=true" in bad.stdout
+    assert "train.optimizer=adamw_8bit" in bad.stdout
 
 
 def test_a_teacher_is_counted(tmp_path):

@@ -26,7 +26,7 @@ def prepare_compute(model: PreTrainedModel, config: ModelConfig) -> None:
     if config.kernels == "auto":
         use_fast_products(model)
         use_fast_norms(model)
-    if config.gradient_checkpointing:
+    if config.gradient_checkpointing is True:
         enable_checkpointing(model)
     if config.compile:
         compile_layers(model)

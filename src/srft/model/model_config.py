@@ -98,10 +98,11 @@ class ModelConfig(Section):
         description="Load safetensors weights only. false also admits pickled weights, which can "
         "run code when they are opened.",
     )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Keep only the input of each layer for the backward pass and recompute the "
-        "rest: about a third more time for much less memory.",
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="Keep only the input of each layer for the backward pass and recompute the rest: "
+        "about a third more time for much less memory. auto: where training does not fit into the "
+        "memory that is free without it.",
     )
     compile: bool = Field(
         False,

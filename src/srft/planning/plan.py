@@ -8,17 +8,13 @@ from typing import Any
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
-from srft.evaluation.open_model import find_model
-from srft.model.loading import parameter_dtype
-from srft.objective.method import Method
-from srft.objective.methods import get_method
-from srft.planning.advice import Hint, hints
-from srft.planning.assumptions import Assumptions
-from srft.planning.assumptions import assume as read_assumptions
-from srft.planning.devices import Cluster, read_cluster
-from srft.planning.memory import Case, Memory, plan_memory
-from srft.planning.shape import ModelShape, kept_for_backward, measure_shape
-from srft.planning.work import measure_work, read_layout
+from srft.memory.advice import Hint, hints
+from srft.memory.assumptions import assume as read_assumptions
+from srft.memory.case import build_case
+from srft.memory.devices import Cluster, read_cluster
+from srft.memory.fit import fit
+from srft.memory.phases import Case, Memory, plan_memory
+from srft.memory.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,8 @@ def make_plan(config: SRFTConfig, gpus: str, *, nodes: int = 1, assume: Sequence
     assumed = read_assumptions(cluster, assume)
     if assumed.memory_gib is not None:
         cluster = replace(cluster, memory_gib=assumed.memory_gib)
-    case = build_case(config, cluster, assumed)
-    memory = plan_memory(case)
+    fitted = fit(config, cluster, assumed)
+    config, case, memory = fitted.config, fitted.case, fitted.memory
 
     def share(other: SRFTConfig) -> float:
         try:
@@ -95,35 +91,6 @@ def make_plan(config: SRFTConfig, gpus: str, *, nodes: int = 1, assume: Sequence
     problems = tuple(_problems(case, memory))
     found = () if memory.fits else hints(config, cluster.size, share)
     return Plan(config, cluster, case, memory, found, problems)
-
-
-def build_case(config: SRFTConfig, cluster: Cluster, assumed: Assumptions) -> Case:
-    """All that memory is computed from, counted and traced."""
-    shape, layout = measure_shape(config.model), read_layout(config, cluster)
-    longest = config.rollout.max_tokens
-    methods = [
-        get_method(stage.method, stage.objective, longest_response=longest)
-        for stage in config.resolved_stages
-    ]
-    work = measure_work(config, methods, layout, assumed, shape.window)
-    # FSDP2 casts what it gathers, so layers run in that dtype throughout; autocast casts inputs.
-    inside = layout.gather if layout.world > 1 else layout.weights
-    kept = kept_for_backward(shape, config.model, inside, layout.autocast, work.step.padding)
-    made = kept
-    if config.model.lora and assumed.heap_holes:
-        whole = config.model.model_copy(update={"lora": None})
-        made = kept_for_backward(shape, whole, inside, layout.autocast, work.step.padding)
-    teacher = _teacher_bytes(config, methods) / layout.shard
-    return Case(config, cluster, layout, work, shape, kept, made, teacher, assumed)
-
-
-def _teacher_bytes(config: SRFTConfig, methods: Sequence[Method]) -> float:
-    """Of the model that ``teacher.path`` names, where a method learns from one."""
-    if config.teacher.path is None or all(m.teacher != "model" for m in methods):
-        return 0.0
-    dtype = config.teacher.dtype or config.model.dtype
-    model = find_model(config.teacher.path).config.model_copy(update={"dtype": dtype})
-    return measure_shape(model).parameters * parameter_dtype(model).itemsize
 
 
 def _problems(case: Case, memory: Memory) -> list[str]:

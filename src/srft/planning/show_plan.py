@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from srft.planning.assumptions import Assumptions
-from srft.planning.devices import GIB
+from srft.memory.assumptions import Assumptions
+from srft.memory.devices import GIB
 from srft.planning.plan import Plan
 
 

@@ -310,7 +310,7 @@ def _cache_size(
     total = sum(r.n for r in requests)
     longest = max(len(r.prompt_ids) for r in requests if r.n) + params.max_tokens
     budget = config.cache_tokens
-    rows = min(config.max_rows, total)
+    rows = min(config.rows, total)
     if rows == total and (budget is None or rows * longest <= budget):
         return rows, longest
     # Rows that join later need room after the present slot. With a quarter to spare, the window

@@ -75,8 +75,8 @@ class GenerateEngine:
             key = 0 if self.pads else len(request.prompt_ids)
             alike.setdefault(key, []).extend((r, i) for i in range(request.n))
         for pairs in alike.values():
-            for begin in range(0, len(pairs), self.config.max_rows):
-                yield pairs[begin : begin + self.config.max_rows]
+            for begin in range(0, len(pairs), self.config.rows):
+                yield pairs[begin : begin + self.config.rows]
 
     @property
     def exact(self) -> bool:

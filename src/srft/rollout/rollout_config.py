@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 # Refused but for these, which mean off (and stand in recipes of older runs).
 _TRUNCATIONS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+MOST_ROWS = 256
+"""Of rollouts side by side, where memory allows it."""
 
 
 class VLLMConfig(Section):
@@ -156,8 +160,10 @@ class RolloutConfig(Section):
         description="Token ids that end a response, besides the end-of-sequence ids of the model's "
         "generation config and of the tokenizer.",
     )
-    max_rows: int = Field(
-        256, ge=1, description="Maximum number of rollouts decoded at once (rows of the batch)."
+    max_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Maximum number of rollouts decoded at once (rows of the batch). auto: at most 256, as "
+        "fit into the memory that is free (docs/planning.md); what was chosen is in the run's config.yaml.",
     )
     cache_tokens: int | None = Field(
         None,
@@ -235,6 +241,11 @@ class RolloutConfig(Section):
                 "trained; set engine=vllm-server"
             )
         return self
+
+    @property
+    def rows(self) -> int:
+        """``max_rows``; where nothing has chosen yet, the most that auto chooses."""
+        return MOST_ROWS if self.max_rows == "auto" else self.max_rows
 
     def sampling_params(self) -> SamplingParams:
         """The same settings as the engines take them."""

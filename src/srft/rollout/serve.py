@@ -60,9 +60,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         "worker_extension_cls": WORKER_EXTENSION,
         "enable_scale_out": True,
         "disable_uvicorn_access_log": True,
-        **engine_arguments(
-            config.rollout.vllm, device, context_length(text), config.rollout.max_rows
-        ),
+        **engine_arguments(config.rollout.vllm, device, context_length(text), config.rollout.rows),
     }
     if own.tokenizer:
         arguments["tokenizer"] = own.tokenizer

@@ -202,7 +202,7 @@ class VLLMEngine:
         if longest is not None and window is not None:
             longest = min(longest, window)
         arguments = engine_arguments(
-            self.config.vllm, self.device, longest or window, self.config.max_rows
+            self.config.vllm, self.device, longest or window, self.config.rows
         )
         if self.file is not None:
             arguments["worker_extension_cls"] = WORKER_EXTENSION

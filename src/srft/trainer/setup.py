@@ -40,6 +40,8 @@ from srft.rewards.audit import check_answers, check_demonstrations
 from srft.rewards.scorer import Score, Scorer
 from srft.rollout.check import allowed_mismatch
 from srft.rollout.engine import build_engine
+from srft.runs.run_dir import RunDir
+from srft.trainer.fitting import fit_memory, measure_lengths
 from srft.trainer.models import build_policy, build_teacher, choose_device
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 from srft.trainer.train_config import Stage
@@ -116,8 +118,8 @@ class Setup:
             self.teacher.close()
 
 
-def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> Setup:
-    """Reads data, builds the model and checks that they fit.
+def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run: RunDir) -> Setup:
+    """Reads data, builds the model and checks that they fit; ``run`` may hold what a resumed run has chosen.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError.
@@ -147,23 +149,29 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World) -> 
         _check_references(config.resolved_stages, reads, lora=config.model.lora is not None)
         needs_reference = any(reads)
         device = choose_device(config)
+        evaluation = _evaluation(config, held_out, tokenizer, scorer)
+        asked = [data.problems for data in evaluation.values()]
+        lengths = measure_lengths(config, methods, examples, asked)
+        room = fit_memory(config, lengths, model, device, world, run)
+        config = room.config
         policy, sampled = build_policy(config, model, tokenizer, device, world, needs_reference)
         undo.callback(policy.close)
         check_vocabulary(policy.model, tokenizer)
         sampling = _sampling(config, tokenizer, policy.model)
         _check_lengths(config, methods, policy.model, examples)
         teacher = build_teacher(config, methods, policy, device, world)
-        evaluation = _evaluation(config, held_out, tokenizer, scorer)
         check_scoring(policy)
         if isinstance(teacher, PolicyTeacher):
             _check_lengths(config, methods, teacher.policy.model, examples)
             check_scoring(teacher.policy)
-        longest = _longest(config, methods, examples, evaluation)
         with policy.compute():
-            engine = build_engine(sampled, tokenizer, config.rollout, longest)
+            engine = build_engine(sampled, tokenizer, config.rollout, lengths.asked)
         if sampled is not policy.model:
             engine = ReplicaEngine(engine, sampled, policy.model)
         reshard(policy.model)  # the optimizer is to be given the shards
+        with console.status("trying the largest micro-batch"):
+            config, line = room.tried(policy)
+        console.print(line, highlight=False, soft_wrap=True)
         undo.pop_all()
     return Setup(
         config=config,
@@ -442,24 +450,6 @@ def _check_lengths(
             f"a prompt with its demonstration has {longest} tokens, more than {limit}; or lower "
             "data.max_demonstration_tokens"
         )
-
-
-def _longest(
-    config: SRFTConfig,
-    methods: Sequence[Method],
-    examples: Sequence[TokenizedExample],
-    evaluation: Mapping[str, EvaluationData],
-) -> int:
-    """The longest sequence that the engine will be asked for, in tokens."""
-    asked = [len(example.prompt_ids) for example in examples]
-    if any(method.prefix for method in methods):
-        asked += [len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids]
-    longest = max(asked) + config.rollout.max_tokens
-    problems = [len(p.prompt_ids) for data in evaluation.values() for p in data.problems]
-    if not problems:
-        return longest
-    limit = config.evaluation.max_tokens or config.rollout.max_tokens
-    return max(longest, max(problems) + limit)
 
 
 def _sampling(

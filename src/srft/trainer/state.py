@@ -106,3 +106,8 @@ class TrainResult:
     metrics: Mapping[str, Any]
     evaluations: Sequence[Mapping[str, Any]]
     stopped_by: str | None = None
+
+
+def due(step: int, every: int) -> bool:
+    """Whether it is the turn of what is done ``every`` so many steps; 0: never."""
+    return every > 0 and step % every == 0

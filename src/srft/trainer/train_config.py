@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from srft.objective.switches import Switches
 from srft.section import Section
+
+MOST_TOKENS = 16_384
+"""In a micro-batch, where memory allows it: more are no faster."""
 
 
 class TrainConfig(Section):
@@ -46,8 +49,11 @@ class TrainConfig(Section):
         description="Optimizer steps on each rollout batch. Above 1 the batch is divided by prompts, old "
         "log-probs are computed first and clipping applies.",
     )
-    tokens_per_micro_batch: int = Field(
-        16_384, ge=1, description="Prompt and response tokens in one forward and backward pass."
+    tokens_per_micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Prompt and response tokens in one forward and backward pass. auto: at most 16384, as "
+        "fit into the memory that is free (docs/planning.md); what was chosen is in the run's config.yaml. "
+        "The result does not depend on it but for rounding.",
     )
     max_refill_rounds: int = Field(
         4,
@@ -75,6 +81,12 @@ class TrainConfig(Section):
         "between the supervised and the reinforcement gradient (one more backward pass per term); "
         "0: never.",
     )
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """``tokens_per_micro_batch``; where nothing has chosen yet, the most that auto chooses."""
+        auto = self.tokens_per_micro_batch == "auto"
+        return MOST_TOKENS if auto else int(self.tokens_per_micro_batch)
 
 
 class RunConfig(Section):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from srft.trainer.collect import Collected, group_metrics
 from srft.trainer.collector import Collector
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model, is_exported
+from srft.trainer.fitting import halved, within_memory
 from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
 from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
@@ -64,7 +66,7 @@ from srft.trainer.plateau import watched_value
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import Given, set_up
 from srft.trainer.stage_reference import begin_stage, restore_stage
-from srft.trainer.state import TrainResult, TrainState
+from srft.trainer.state import TrainResult, TrainState, due
 from srft.trainer.trackers import Trackers
 from srft.trainer.update import UpdateResult, update
 
@@ -109,7 +111,8 @@ class SRFTTrainer:
             given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
             recipe = self.args.to_yaml(redacted=True)
             with reserved(self.run, recipe, self._say) if self.world.main else nullcontext():
-                self.setup = set_up(self.args, given, self.console, self.world)
+                self.setup = set_up(self.args, given, self.console, self.world, self.run)
+                self.args = self.setup.config
                 try:
                     self._build()
                 except BaseException:
@@ -157,8 +160,7 @@ class SRFTTrainer:
         Raises:
             ConfigError: the run directory holds another run.
             CheckpointError: nothing to resume from, or a checkpoint cannot be written.
-            NumericalError: refused steps, where ``train.on_nonfinite`` says stop.
-            AlarmError: an alarm whose action is to stop.
+            NumericalError, AlarmError: refused steps or an alarm, where these are to stop the run.
             RewardError, RolloutError: from the reward functions and the engine.
             RankError: a process is gone; PeerError: another process failed, and says why.
         """
@@ -190,9 +192,9 @@ class SRFTTrainer:
                 self._watch(metrics)
                 if self.finished:
                     break
-                if _due(self.state.step, self.args.evaluation.every_steps):
+                if due(self.state.step, self.args.evaluation.every_steps):
                     self._evaluate()
-                if _due(self.state.step, self.args.run.checkpoint_every):
+                if due(self.state.step, self.args.run.checkpoint_every):
                     self._checkpoint()
             finished = self.finished
             if finished and self.state.evaluated != self.state.step:
@@ -306,12 +308,12 @@ class SRFTTrainer:
         return UpdateResult(metrics, second.refused)
 
     def _update_by(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
-        return update(
+        attempt = partial(
+            update,
             self.setup.policy_of(method),
             self.optimizer,
             method,
             collected.sequences,
-            config=self.args.train,
             progress=progress,
             step=self.state.step,
             teacher=self.setup.teacher_of(method),
@@ -319,6 +321,10 @@ class SRFTTrainer:
             world=self.world,
             max_mismatch=self.setup.max_mismatch,
         )
+        while (result := within_memory(attempt, self.args.train)) is None:
+            self.args, message = halved(self.args, self.run, self.state.step)
+            self._event("warning", message)
+        return result
 
     # -- after a step --------------------------------------------------------------------------
 
@@ -339,8 +345,7 @@ class SRFTTrainer:
             )
 
     def _check_weights(self) -> None:
-        """Refused steps spare the weights. Where these are broken all the same, no step repairs them,
-        and no checkpoint may take the place of a good one."""
+        """Broken weights are repaired by no step, and no checkpoint of them may replace a good one."""
         odd = self.world.first(first_not_finite(own_tensors(self.model)), "the weights")
         if odd is not None:
             raise NumericalError(
@@ -379,7 +384,7 @@ class SRFTTrainer:
 
     def _save_samples(self, method: Method, collected: Collected, progress: Progress) -> None:
         step = self.state.step + 1
-        if step != 1 and not _due(step, self.args.run.samples_every):
+        if step != 1 and not due(step, self.args.run.samples_every):
             return
         records = sample_records(
             self.setup.policy_of(method),
@@ -387,7 +392,7 @@ class SRFTTrainer:
             collected,
             prompts=self.args.run.samples_prompts,
             progress=progress,
-            token_budget=self.args.train.tokens_per_micro_batch,
+            token_budget=self.args.train.micro_batch_tokens,
             teacher=self.setup.teacher_of(method),
         )
         for record in records:
@@ -492,7 +497,3 @@ class SRFTTrainer:
         message = redact(message)
         self.logs.events.write({"step": self.state.step, "level": level, "message": message})
         self.view.note(message)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

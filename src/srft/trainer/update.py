@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from srft.data.packing import PackedBatch, pack, pack_contexts
-from srft.errors import RolloutError
+from srft.errors import LESS_MEMORY, MemoryShort, RolloutError, out_of_memory
 from srft.model.experts import Load
 from srft.model.fast import training_mode
 from srft.model.policy import Policy
@@ -121,8 +121,9 @@ def update(
         for part in parts:
             optimizer.zero_grad(set_to_none=True)
             scored = (batch_of(number + i, packed) for i, packed in enumerate(part.packs))
+            again = world.size == 1 and not norms  # no weight was moved yet, and nobody waits
             loss_sum, finite, metrics = _backward(
-                method, scored, part.counts, progress, policy.device
+                method, scored, part.counts, progress, policy.device, again
             )
             sums += metrics
             number += len(part.packs)
@@ -157,20 +158,29 @@ def _backward(
     counts: Mapping[str, float],
     progress: Progress,
     device: torch.device,
+    retry: bool,
 ) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     """Gradients of one optimizer step, micro-batch by micro-batch: the loss, whether every figure was
-    finite, and the metrics of each."""
+    finite, and the metrics of each. Raises MemoryShort where memory does not suffice and the update can
+    be tried again (``retry``)."""
     loss_sum = torch.zeros((), device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     sums = []
-    for batch in batches:
-        loss, metrics = compute_loss(method, batch, counts, progress)
-        loss.backward()
-        loss_sum += loss.detach()
-        # A term may mask the very tokens at which the model has broken down.
-        finite &= loss.isfinite() & _all_finite(batch)
-        sums.append(metrics)
-    return loss_sum, finite, sums
+    try:
+        for batch in batches:
+            loss, metrics = compute_loss(method, batch, counts, progress)
+            loss.backward()
+            loss_sum += loss.detach()
+            # A term may mask the very tokens at which the model has broken down.
+            finite &= loss.isfinite() & _all_finite(batch)
+            sums.append(metrics)
+        return loss_sum, finite, sums
+    except (MemoryError, RuntimeError) as error:
+        if not (retry and out_of_memory(error)):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+    # Outside, so that no traceback holds on to what was computed.
+    raise MemoryShort(f"{LESS_MEMORY} ({said[:200]})")
 
 
 def _apart(metrics: Sequence[Mapping[str, Tensor]]) -> tuple[float, float]:
@@ -280,7 +290,7 @@ def _parts(
         packs = pack(
             chosen,
             take_rows(part_table, moving),
-            config.tokens_per_micro_batch,
+            config.micro_batch_tokens,
             policy.device,
             share_prompts=policy.shares_prompts,
             rank=world.rank,

@@ -48,10 +48,10 @@ def hints(
 def _candidates(config: SRFTConfig, devices: int) -> list[tuple[str, Any, str]]:
     """(key, value, cost) of what the recipe does not do yet."""
     model, train, rollout, parallel = config.model, config.train, config.rollout, config.parallel
-    budget, rows = train.tokens_per_micro_batch, rollout.max_rows
+    budget, rows = train.micro_batch_tokens, rollout.rows
     found: list[tuple[bool, str, Any, str]] = [
         (budget >= 1024, "train.tokens_per_micro_batch", budget // 4, "more and smaller passes"),
-        (not model.gradient_checkpointing, "model.gradient_checkpointing", True,
+        (model.gradient_checkpointing is not True, "model.gradient_checkpointing", True,
          "about a third more training time"),
         (train.optimizer == "adamw" and devices == 1, "train.optimizer", "adamw_8bit",
          "moments are rounded to eight bits"),

@@ -9,10 +9,10 @@ import torch
 
 from srft.config import SRFTConfig
 from srft.errors import ConfigError
+from srft.memory.assumptions import Assumptions
+from srft.memory.devices import Cluster
 from srft.model.loading import parameter_dtype
 from srft.objective.method import Method
-from srft.planning.assumptions import Assumptions
-from srft.planning.devices import Cluster
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,29 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """What the data of a run holds, in tokens. prompt, demonstration: the longest. asked: the longest
+    prompt and response that the engine will be asked for. evaluated: the most samples of an evaluation."""
+
+    prompt: int
+    demonstration: int
+    asked: int
+    evaluated: int
+
+
+@dataclass(frozen=True)
 class Work:
     """micro_batch: tokens of the fullest micro-batch of a process, of ``micro_batches``. longest: of a
-    sequence. reference: whether scores of a reference model are needed."""
+    sequence. reference: whether scores of a reference model are needed. asked: the longest prompt and
+    response of the engine; rollouts: the most that it is asked for at once."""
 
     step: Tokens
     longest: int
     micro_batch: float
     micro_batches: int
     reference: bool
+    asked: int
+    rollouts: int
 
 
 def measure_work(
@@ -120,15 +134,19 @@ def measure_work(
     layout: Layout,
     assumed: Assumptions,
     window: int | None,
+    lengths: Lengths | None = None,
 ) -> Work:
-    """Counts of a step. Limits of lengths that the recipe leaves wide end at the model's window."""
+    """Counts of a step, by ``lengths`` or by the recipe's limits, where these are known by themselves. Limits
+    that the recipe leaves wide end at the model's window."""
     rollouts = any(m.rollouts for m in methods)
     demos = any(m.demonstrations or m.prefix for m in methods)
     limit = config.rollout.max_tokens
     window = window or 2**40
     longest_prompt = config.data.max_prompt_tokens or assumed.prompt_tokens
-    longest_prompt = max(1, min(longest_prompt, window - (limit if rollouts else 1)))
     longest_demo = config.data.max_demonstration_tokens or limit
+    if lengths is not None:
+        longest_prompt, longest_demo = lengths.prompt, lengths.demonstration or 1
+    longest_prompt = max(1, min(longest_prompt, window - (limit if rollouts else 1)))
     longest_demo = max(1, min(longest_demo, window - longest_prompt))
     step = Tokens(
         prompts=math.ceil(config.train.prompts_per_step / layout.world),
@@ -140,7 +158,7 @@ def measure_work(
         shared=config.model.attention != "padded",
     )
     longest = longest_prompt + max(limit if rollouts else 0, longest_demo if demos else 0)
-    budget = config.train.tokens_per_micro_batch
+    budget = config.train.micro_batch_tokens
     parts = config.train.optimizer_steps_per_batch
     count = max(1, math.ceil(step.total / parts / budget))
     return Work(
@@ -149,4 +167,6 @@ def measure_work(
         micro_batch=max(step.total / parts / count, min(longest, step.total)),
         micro_batches=count * parts,
         reference=any(m.reads_reference(config.teacher.frozen) for m in methods),
+        asked=lengths.asked if lengths else longest_prompt + limit,
+        rollouts=max(int(step.prompts * step.group), lengths.evaluated if lengths else 0),
     )

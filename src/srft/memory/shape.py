@@ -21,12 +21,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from srft.errors import ModelError
+from srft.memory.architectures import ARCHITECTURES
 from srft.model.adapters import add_lora
 from srft.model.cpu.norms import use_fast_norms
 from srft.model.loading import resolved_config
 from srft.model.model_config import ModelConfig
 from srft.model.positions import override_positions
-from srft.planning.architectures import ARCHITECTURES
 
 _ATTENTION = "srft_planned"
 _TOKENS = 67
@@ -78,9 +78,10 @@ def read_config(config: ModelConfig) -> tuple[Any, bool]:
     return model_config, True
 
 
-def measure_shape(config: ModelConfig) -> ModelShape:
-    """Count the model of a recipe. Raises ModelError (see ``read_config``)."""
-    model_config, known = read_config(config)
+def measure_shape(config: ModelConfig, given: Any = None) -> ModelShape:
+    """Count the model of a recipe, or of a config that is ``given``. Raises ModelError (see
+    ``read_config``)."""
+    model_config, known = read_config(config) if given is None else (given, False)
     text = model_config.get_text_config(decoder=True)
     try:
         with torch.device("meta"):
@@ -153,7 +154,8 @@ def kept_for_backward(
     """Trace what autograd saves. dtype is that of weights; autocast that of products, or None.
     padding: places in attention for each token (shared prompts stand there once for each rollout,
     and rows are padded to their bucket's longest)."""
-    key = (config.model_dump_json(), dtype, autocast, round(padding, 3))
+    how = config.model_dump_json(include={"lora", "kernels"})
+    key = (shape.config.to_json_string(), how, dtype, autocast, round(padding, 3))
     if key not in _TRACED:
         _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
     layer, outside = _TRACED[key]

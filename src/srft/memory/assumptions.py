@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from srft.errors import ConfigError
-from srft.planning.devices import Cluster
+from srft.memory.devices import Cluster
 from srft.section import Section
 
 

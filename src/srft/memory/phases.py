@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from srft.config import SRFTConfig
+from srft.memory.assumptions import Assumptions
+from srft.memory.devices import GIB, Cluster
+from srft.memory.shape import Kept, ModelShape
+from srft.memory.work import Layout, Work
 from srft.model.cpu.lean import MOST_PARAMETERS
 from srft.model.head import CPU_TILE, GPU_TILE
 from srft.parallel.tensors import FILE_BYTES
-from srft.planning.assumptions import Assumptions
-from srft.planning.devices import GIB, Cluster
-from srft.planning.shape import Kept, ModelShape
-from srft.planning.work import Layout, Work
 
 _EIGHT_BIT = 2.03
 """Bytes of the two moments of a number in eight bits, with the scales of their blocks."""
@@ -45,6 +45,10 @@ class Phase:
     def bytes(self) -> float:
         return sum(item.bytes for item in self.items)
 
+    def item(self, *names: str) -> float:
+        """Bytes of the items of these names."""
+        return sum(item.bytes for item in self.items if item.name in names)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -58,6 +62,9 @@ class Memory:
     @property
     def peak(self) -> Phase:
         return max(self.phases, key=lambda phase: phase.bytes)
+
+    def phase(self, name: str) -> Phase:
+        return next(phase for phase in self.phases if phase.name == name)
 
     @property
     def fits(self) -> bool:
@@ -194,14 +201,13 @@ def _start(case: Case, cache: Item) -> list[Item]:
 def _generation(case: Case) -> tuple[int, Item, list[Item]]:
     """(rows side by side, the cache or all that vLLM holds, what comes on top while generating)."""
     shape, work, rollout = case.shape, case.work, case.config.rollout
-    if not work.step.group:
+    total, longest = work.rollouts, work.asked
+    if not total:
         return 0, Item("key/value cache", 0, ""), []
-    total = int(work.step.prompts * work.step.group)
     per_token = shape.kv_width * case.engine_itemsize
-    longest = int(work.step.prompt) + rollout.max_tokens
     if not case.samples_itself:
         return _vllm(case, total, per_token, longest)
-    rows, slots = min(rollout.max_rows, total), longest
+    rows, slots = min(rollout.rows, total), longest
     budget = rollout.cache_tokens
     if rows < total or (budget is not None and rows * longest > budget):
         slots = longest + max(16, longest // 4)
@@ -250,7 +256,7 @@ def _training(case: Case) -> list[Item]:
     saved = tokens * (kept.layer * shape.layers + kept.outside)
     how = f"{tokens:,.0f} tokens, every layer"
     holes = case.assumed.heap_holes * tokens * (case.made.layer * shape.layers + case.made.outside)
-    if case.config.model.gradient_checkpointing:
+    if case.config.model.gradient_checkpointing is True:
         # The layer that is computed again, and the one before it, which is let go a little later.
         saved = tokens * (kept.residual * shape.layers + 2 * kept.layer + kept.outside)
         how = f"{tokens:,.0f} tokens, inputs of layers and two layers whole"
