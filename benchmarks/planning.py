@@ -164,8 +164,8 @@ def measure(overrides: list[str]) -> None:
     """Run a recipe and print what it took, as JSON on the last line. A run of a toy model comes
     first: what it leaves is what libraries, threads and workers take, the baseline."""
     from srft.config import load_config
+    from srft.trainer.api import SRFTTrainer
     from srft.trainer.collector import Collector
-    from srft.trainer.trainer import SRFTTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         path = make_model(TOY, Path(folder) / "model")

@@ -44,7 +44,7 @@ TEACHER = {"path": "the tiny model itself"}
 # Small runs that between them write every metric: name -> what differs from REAL.
 REAL: dict[str, Any] = {
     "data": {"train": "lab", "limit": 30, "eval_fraction": 0.2},
-    "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+    "reward": {"failed_demonstrations": "keep"},
     "rollout": {"group_size": 3, "max_tokens": 12},
     "train": {"prompts_per_step": 3, "steps": 3, "gradient_analysis_every": 2},
     "evaluation": {"n": 2, "max_tokens": 8, "at_start": True, "every_steps": 2},
@@ -99,7 +99,7 @@ def mixed(prompts, completions, log_metric, log_extra, **columns):
 def real_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``real_run(kind)``: the directory of a finished run of KINDS, made once; not to be written to.
     What went to its tracker stands in tracked.json: a list of (step, metrics)."""
-    from srft.trainer import trackers, trainer
+    from srft.trainer import api, trackers
 
     made: dict[str, Path] = {}
 
@@ -126,7 +126,7 @@ def real_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
             tracker = Tracker()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trackers, "open_tracker", lambda *_, **__: tracker)
-                trainer.SRFTTrainer(args=parse_config(values), reward_funcs=mixed).train()
+                api.SRFTTrainer(args=parse_config(values), reward_funcs=mixed).train()
             (folder / "tracked.json").write_text(json.dumps(tracker.told))
             made[kind] = folder
         return made[kind]

@@ -7,7 +7,7 @@ from statistics import fmean
 from srft.config import load_config
 from srft.lab import QUICKSTART
 from srft.runs.files import read_jsonl
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 
 def test_the_quickstart_recipe_raises_reward_and_response_length(tmp_path):

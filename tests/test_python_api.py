@@ -20,9 +20,7 @@ def test_the_trainer_takes_a_model_a_dataset_and_a_function(recipe, rows, tiny_m
         return [float(len(ids) % 2) for ids in completion_ids]
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    args: SRFTConfig = recipe(
-        train={"steps": 2}, reward={"name": "exact", "failed_demonstrations": "keep"}
-    )
+    args: SRFTConfig = recipe(train={"steps": 2}, reward={"failed_demonstrations": "keep"})
     args = args.model_copy(update={"data": args.data.model_copy(update={"train": "unused"})})
     trainer = SRFTTrainer(
         model=model,
@@ -52,7 +50,7 @@ def test_trl_reward_functions_work_unchanged(recipe, rows):
     trainer = SRFTTrainer(
         train_dataset=chat,
         reward_funcs=[think_format_reward, punish],
-        args=recipe(train={"steps": 1}, reward={"name": "exact", "failed_demonstrations": "keep"}),
+        args=recipe(train={"steps": 1}, reward={"failed_demonstrations": "keep"}),
     )
     result = trainer.train()
     (metrics,) = read_jsonl(result.run_dir / "metrics.jsonl")

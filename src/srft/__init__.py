@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srft.config import SRFTConfig
-    from srft.trainer.trainer import SRFTTrainer
+    from srft.trainer.api import SRFTTrainer
 
 from srft.version import __version__
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return SRFTConfig
     if name == "SRFTTrainer":
-        from srft.trainer.trainer import SRFTTrainer
+        from srft.trainer.api import SRFTTrainer
 
         return SRFTTrainer
     raise AttributeError(f"module 'srft' has no attribute {name!r}")

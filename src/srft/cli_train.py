@@ -13,14 +13,14 @@ from srft.config import SRFTConfig, load_config
 from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, QUICKSTART
 from srft.report.plots import plot_run
 from srft.report.report_page import write_report
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.state import TrainResult
-from srft.trainer.trainer import SRFTTrainer
 
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
     """Trains by ``config``, draws it and writes its report, and prints results and places."""
     trainer = SRFTTrainer(args=config, console=console)
-    result = trainer.train(resume=resume)
+    result = trainer.train(resume_from_checkpoint=resume)
     # Whoever stops a run waits for it: a launcher some 30 seconds, which a picture may not fit into.
     if not trainer.world.main or result.stopped_by:
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ from srft.trainer.train_config import RunConfig, Stage, TrainConfig
 class SRFTConfig(Section):
     """Everything that defines a run. ``srft train recipe.yaml key=value`` and
     ``SRFTTrainer(args=SRFTConfig(...))`` read the same fields."""
+
+    def __init__(self, /, where_: str = "SRFTConfig", **values: Any) -> None:
+        """Raises ConfigError for an unknown key (with the nearest name) and a wrong value."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            explained = "; ".join(_explain(item) for item in error.errors())
+            raise ConfigError(f"{where_}: {explained}") from error
 
     method: str = Field("srft", description="How to train: a name from the table of methods.")
     objective: Switches = Field(
@@ -160,12 +168,11 @@ def _first_lines(error: BaseException) -> str:
 
 def parse_config(values: Any, where: str = "config") -> SRFTConfig:
     """A dict into a config, with errors that name the key, the problem and the fix."""
-    try:
-        return SRFTConfig.model_validate(values)
-    except ValidationError as error:
+    if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{where}: " + "; ".join(_explain(item) for item in error.errors())
-        ) from error
+            f"{where}: a recipe is a mapping of sections, not {type(values).__name__}"
+        )
+    return SRFTConfig(where, **{str(key): value for key, value in values.items()})
 
 
 def section(name: str, values: Any) -> Any:

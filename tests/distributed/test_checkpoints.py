@@ -54,7 +54,7 @@ def base(tiny_model, rows):
     """(recipe of a run of six steps, its rows)."""
     values = {
         "model": {"path": str(tiny_model)},
-        "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+        "reward": {"failed_demonstrations": "keep"},
         "rollout": {"group_size": 3, "max_tokens": 12},
         "train": {"steps": 6, "prompts_per_step": 3, "learning_rate": 1e-3},
         "run": {"live": "never", "samples_every": 2, "checkpoint_every": 2},

@@ -64,7 +64,7 @@ def recipes(tiny_model, teacher, tmp_path_factory):
         for name, changes in RUNS.items():
             values = {
                 "model": {"path": str(tiny_model)},
-                "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+                "reward": {"failed_demonstrations": "keep"},
                 "rollout": {"group_size": 3, "max_tokens": 12},
                 "train": {"steps": 3, "prompts_per_step": 3, "learning_rate": 1e-3},
                 "evaluation": {"every_steps": 2},

@@ -25,11 +25,11 @@ from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole_co
 from srft.parallel.world import join_world
 from srft.runs.files import read_jsonl
 from srft.trainer import update as update_module
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.checkpoint import Checkpointer, load_newest, restore
 from srft.trainer.models import build_policy
 from srft.trainer.optimization import build_optimizer
 from srft.trainer.train_config import TrainConfig
-from srft.trainer.trainer import SRFTTrainer
 
 Recipe = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ def train(
         eval_dataset=list(rows[:5]),
         reward_funcs=REWARDS[reward],
     )
-    return trainer.train(resume=resume).run_dir
+    return trainer.train(resume_from_checkpoint=resume).run_dir
 
 
 def train_all(recipes: Sequence[Recipe], rows: Sequence[Any], reward: str) -> None:

@@ -320,7 +320,7 @@ def test_a_checkpoint_is_evaluated_with_its_own_weights(recipe):
     """What is answered greedily is what the trained model answers, not what its base does."""
     from safetensors.torch import load_file
 
-    from srft.trainer.trainer import SRFTTrainer
+    from srft.trainer.api import SRFTTrainer
 
     result = SRFTTrainer(args=recipe(train={"learning_rate": 0.05})).train()
     last = sorted(result.run_dir.glob("checkpoints/step_*"))[-1]

@@ -14,11 +14,12 @@ from srft.config import parse_config
 from srft.errors import AlarmError, CheckpointError, ConfigError, ModelError, NumericalError
 from srft.model import policy as policy_module
 from srft.report.gather import gather_summary
+from srft.rewards.reward_config import RewardConfig
 from srft.runs.files import read_jsonl
 from srft.runs.reading import read_runs
 from srft.trainer import checkpoint as checkpoints
 from srft.trainer.alarms import BUILT_IN, Alarm, raised
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 from srft.types import Completion
 
 NAN, INF = math.nan, math.inf
@@ -41,7 +42,7 @@ class Faulty:
         step = self.trainer._train_step
 
         def watched():
-            hit = self.trainer.state.step == self.at
+            hit = self.trainer.train_state.step == self.at
             if hit:
                 self.before = self.weights()
             metrics = step()
@@ -53,7 +54,7 @@ class Faulty:
 
     @property
     def now(self) -> bool:
-        return self.trainer.state.step == self.at
+        return self.trainer.train_state.step == self.at
 
     def weights(self):
         return {n: p.detach().clone() for n, p in self.trainer.model.named_parameters()}
@@ -96,9 +97,7 @@ def test_rewards(quick, poison):
         worst = poison if runs and runs[0].now else 0.0
         return [worst, *(float(i % 2) for i in range(len(completions) - 1))]
 
-    quick = quick.model_copy(
-        update={"reward": quick.reward.model_copy(update={"failed_demonstrations": "keep"})}
-    )
+    quick = quick.model_copy(update={"reward": RewardConfig(failed_demonstrations="keep")})
     run = Faulty(quick, reward_funcs=reward)
     runs.append(run)
     run.run_and_check("lab[train]:")
@@ -130,7 +129,7 @@ def test_scores_even_where_no_term_reads_them(recipe, monkeypatch, method, figur
         method=method,
         train={"steps": 3},
         rollout={"group_size": 2, "max_tokens": 6},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     run = Faulty(config, reward_funcs=every_other)
     original = policy_module.score
@@ -172,7 +171,7 @@ def test_weights_that_break_down_end_the_run_and_spare_the_checkpoint(recipe, tm
         run.trainer.train()
     found, said = checkpoints.load_newest(tmp_path / "run/checkpoints")
     assert found.path.name == "step_000002" and not said
-    assert SRFTTrainer(args=recipe(train={"steps": 4})).train(resume=True).step == 4
+    assert SRFTTrainer(args=recipe(train={"steps": 4})).train(resume_from_checkpoint=True).step == 4
 
 
 def test_a_model_that_is_not_finite_is_refused_at_the_start(recipe, tiny_model, tmp_path):
@@ -279,11 +278,11 @@ def test_an_alarm_is_heard_everywhere_and_survives_a_resume(recipe, tmp_path):
     trainer = SRFTTrainer(args=other)
     step = trainer._train_step
     trainer._train_step = lambda: (
-        step() if trainer.state.step < 3 else (_ for _ in ()).throw(EOFError)
+        step() if trainer.train_state.step < 3 else (_ for _ in ()).throw(EOFError)
     )
     with pytest.raises(EOFError):
         trainer.train()
-    SRFTTrainer(args=other).train(resume=True)
+    SRFTTrainer(args=other).train(resume_from_checkpoint=True)
     assert read_jsonl(tmp_path / "other/events.jsonl") == [event]
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from srft.cli import main
 from srft.report.report_page import render_report
 from srft.secrets import for_verifiers, is_secret_name, redact, redact_values
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 PACKAGE = Path(__file__).parents[2] / "src/srft"
 CANARIES = {

@@ -22,7 +22,7 @@ from srft.memory.free import Free, free_memory, watch_peak
 from srft.runs.files import read_jsonl
 from srft.trainer import fitting
 from srft.trainer import update as update_module
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 CPU = torch.device("cpu")
 
@@ -212,7 +212,7 @@ def test_a_resumed_run_keeps_what_was_chosen_and_the_trial_leaves_no_trace(
     def train(name, steps, resume=False):
         args = recipe(run={"dir": str(tmp_path / name)}, train={"steps": steps})
         trainer = SRFTTrainer(args=args)
-        trainer.train(resume=resume)
+        trainer.train(resume_from_checkpoint=resume)
         return trainer.args
 
     def rows(name):

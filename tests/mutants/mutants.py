@@ -266,11 +266,11 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ),
     ("trainer/trainer.py", ("trainer/test_resume.py", "trainer/test_best_model.py", "faults/test_numerical.py")): (
         ('if self.world.from_main(lambda: state == self.saved, "a checkpoint"):', "if False:"),
-        ("if finished and self.state.evaluated != self.state.step:", "if finished:"),
+        ("if finished and self.train_state.evaluated != self.train_state.step:", "if finished:"),
         ('"sampler": self.collector.position(),', '"sampler": {**self.collector.position(), "position": 0},'),
-        ("self.state.refused_in_a_row += 1", "pass"),
+        ("self.train_state.refused_in_a_row += 1", "pass"),
         ("self.setup.engine.update_weights()\n        end", "end"),
-        ("if model_dir and (self.state.step > first or not self._exported()):", "if model_dir:"),
+        ("if model_dir and (self.train_state.step > first or not self._exported()):", "if model_dir:"),
     ),
     ("trainer/evaluating.py", ("trainer/test_best_model.py",)): (
         ('value > best if self._settings.best_mode == "max" else value < best', "value > best"),

@@ -27,7 +27,7 @@ from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 from srft.types import RolloutRequest, SamplingParams
 
 pytestmark = [

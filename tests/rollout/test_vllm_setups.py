@@ -19,7 +19,7 @@ from srft.rollout.check import gaps
 from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 from srft.types import RolloutRequest, SamplingParams
 
 pytestmark = [

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from srft.errors import ConfigError
 from srft.runs.files import read_jsonl
 from srft.trainer import trainer as trainer_module
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.evaluating import Evaluator, measured
-from srft.trainer.trainer import SRFTTrainer
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -41,10 +41,10 @@ def test_the_best_model_is_the_one_of_the_best_evaluation(
 
     def remembered(self, folder):
         written = export(self, folder)
-        at[self.state.step] = weights(folder)
+        at[self.train_state.step] = weights(folder)
         return written
 
-    monkeypatch.setattr(trainer_module.SRFTTrainer, "_export", remembered)
+    monkeypatch.setattr(trainer_module.TrainingLoop, "_export", remembered)
     evaluation = {"every_steps": 2, "best_metric": "lab/mean_tokens", "best_mode": mode}
     SRFTTrainer(args=recipe(data={"eval": "lab", "eval_limit": 6}, evaluation=evaluation)).train()
     run = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +20,9 @@ from srft.rollout.check import allowed_mismatch
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.collect import Collected, Rollout
 from srft.trainer.sample_log import sample_records
-from srft.trainer.trainer import SRFTTrainer
 from srft.types import Example, TokenizedExample
 
 
@@ -35,7 +36,9 @@ def test_the_policy_is_trained_at_the_temperature_it_is_sampled_at(
     recipe, tmp_path, method, temperature
 ):
     """Rollouts are by the very weights that are trained: each token has one probability."""
-    args = recipe(method=method, rollout={"temperature": temperature}, train={"steps": 1})
+    args = recipe(
+        method=method, rollout={"temperature": temperature}, train={"steps": 1}, reward={}
+    )
     SRFTTrainer(args=args, reward_funcs=lengths).train()
     (row,) = read_jsonl(tmp_path / "run/metrics.jsonl")
     assert row["mismatch/abs/max"] < 1e-4
@@ -112,7 +115,7 @@ def test_rollouts_to_which_no_reward_applies_are_left_out_of_their_group(recipe,
             return [0.75 if ids[0] % divisor == 0 else None for ids in completion_ids]
         return [1.0] * len(prompts)
 
-    trainer = SRFTTrainer(args=recipe(train={"steps": 3}), reward_funcs=some)
+    trainer = SRFTTrainer(args=recipe(train={"steps": 3}, reward={}), reward_funcs=some)
     step = trainer.collector.step
 
     def seen(*args):
@@ -162,6 +165,7 @@ def test_prompts_that_were_drawn_ahead_for_a_stage_that_ended_come_in_the_next(
             by_servers(
                 ahead=ahead,
                 stages=stages,
+                reward={},
                 data={"limit": 40},
                 train={"learning_rate": 1e-30},
                 run={"checkpoint_every": 0, "dir": str(tmp_path / str(ahead))},
@@ -178,7 +182,7 @@ def test_prompts_that_were_drawn_ahead_for_a_stage_that_ended_come_in_the_next(
 # -- samples ---------------------------------------------------------------------------------------
 
 
-def test_samples_of_several_packs_have_the_losses_of_one_pack():
+def test_samples_of_several_packs_have_the_losses_of_one_pack(recipe):
     """Weights that read the whole batch's entropy read that of all packs, not of each."""
     policy = Policy(lab_model("qwen3"), build_tokenizer())
     sequences = [
@@ -201,9 +205,11 @@ def test_samples_of_several_packs_have_the_losses_of_one_pack():
     method = get_method("srft", {"entropy_level": "batch"})
 
     def losses(budget):
-        (record,) = sample_records(
-            policy, method, collected, prompts=1, progress=Progress(0, 1), token_budget=budget
+        config = recipe(run={"samples_prompts": 1}, train={"tokens_per_micro_batch": budget})
+        setup = SimpleNamespace(
+            config=config, policy_of=lambda _: policy, teacher_of=lambda _: None
         )
+        (record,) = sample_records(setup, method, collected, Progress(0, 1))
         return [response["loss"] for response in record["responses"]]
 
     assert [len(loss) for loss in losses(1000)] == [9, 7, 4, 3]

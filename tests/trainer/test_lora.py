@@ -13,7 +13,7 @@ from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
 from srft.runs.files import read_jsonl
 from srft.trainer import trainer as trainer_module
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 peft = pytest.importorskip("peft")
 
@@ -77,7 +77,7 @@ def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatc
         patch.setattr(trainer_module, "update", dies)
         with pytest.raises(Killed):
             SRFTTrainer(args=config).train()
-    SRFTTrainer(args=config).train(resume=True)
+    SRFTTrainer(args=config).train(resume_from_checkpoint=True)
     whole, broken = (
         saved_weights(tmp_path / name / "checkpoints/step_000006") for name in ("whole", "broken")
     )

@@ -10,7 +10,7 @@ from tests.toys import save_lab_model
 
 from srft.objective.methods import METHODS, get_method
 from srft.runs.files import read_jsonl
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 
 def a_third(prompts, completions, **columns):
@@ -36,7 +36,7 @@ def test_every_method_moves_the_weights_and_stays_finite(recipe, teacher, name):
     config = recipe(
         method=name,
         train={"steps": 3, "gradient_analysis_every": 2},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
         teacher={"path": str(teacher)} if get_method(name).teacher == "model" else {},
     )
     result, moved, metrics = run(config)
@@ -52,7 +52,7 @@ def test_several_optimizer_steps_on_one_batch_use_the_old_policy(recipe):
     config = recipe(
         method="grpo",
         train={"steps": 2, "optimizer_steps_per_batch": 2, "learning_rate": 0.05},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     _, _, metrics = run(config)
     assert any(row["ratio/rollouts/max"] != 1.0 for row in metrics)
@@ -62,7 +62,7 @@ def test_refill_samples_more_prompts_when_groups_do_not_differ(recipe):
     config = recipe(
         method="dapo",
         train={"steps": 1, "max_refill_rounds": 2},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     trainer = SRFTTrainer(
         args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
@@ -77,7 +77,7 @@ def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):
     config = recipe(
         method="relift",
         train={"steps": 2, "interleave_prompts": 6},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     trainer = SRFTTrainer(
         args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
@@ -85,7 +85,7 @@ def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):
     result = trainer.train()
     first, second = read_jsonl(result.run_dir / "metrics.jsonl")
     assert "interleave/loss" not in first and second["interleave/train/tokens"] > 0
-    assert len(trainer.state.unsolved) == 2
+    assert len(trainer.train_state.unsolved) == 2
 
 
 def test_stages_follow_one_another_and_a_plateau_ends_one_early(recipe):
@@ -95,7 +95,7 @@ def test_stages_follow_one_another_and_a_plateau_ends_one_early(recipe):
             {"method": "grpo", "steps": 6, "plateau": 2},
             {"method": "srft", "steps": 1},
         ],
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     trainer = SRFTTrainer(
         args=config, reward_funcs=lambda completions, **_: [1.0] * len(completions)
@@ -113,12 +113,12 @@ def test_a_plateau_ends_a_supervised_stage(recipe, monkeypatch, method):
     config = recipe(
         data={"limit": 4},
         stages=[{"method": method, "steps": 12, "plateau": 3}, {"method": "grpo", "steps": 1}],
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     trainer = SRFTTrainer(args=config, reward_funcs=a_third)
     real_step = trainer.optimizer.step
     monkeypatch.setattr(
-        trainer.optimizer, "step", lambda: real_step() if trainer.state.step < 4 else None
+        trainer.optimizer, "step", lambda: real_step() if trainer.train_state.step < 4 else None
     )
     result = trainer.train()
     methods = [row["method"] for row in read_jsonl(result.run_dir / "metrics.jsonl")]
@@ -132,7 +132,7 @@ def test_a_supervised_stage_that_still_learns_goes_on(recipe):
     config = recipe(
         data={"limit": 4},
         stages=[{"method": "dft", "steps": 8, "plateau": 2}],
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
     )
     result = SRFTTrainer(args=config, reward_funcs=a_third).train()
     assert result.step == 8
@@ -155,7 +155,7 @@ def test_what_functions_log_has_a_prefix_of_its_own_and_overwrites_nothing(recip
             log_metric(name, 1e6)
         return [float(len(text) % 3 == 0) for text in completions]
 
-    config = recipe(method="grpo", train={"steps": 1})
+    config = recipe(method="grpo", train={"steps": 1}, reward={})
     result = SRFTTrainer(args=config, reward_funcs=reward).train()
     (row,) = read_jsonl(result.run_dir / "metrics.jsonl")
     assert row["step"] == 1 and abs(row["loss"]) < 1e3 and row["reward/mean"] <= 1
@@ -175,7 +175,7 @@ def test_an_alarm_watches_evaluations_and_what_functions_log(recipe):
         train={"steps": 3},
         data={"eval_fraction": 0.1},
         evaluation={"at_start": True, "every_steps": 1},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
         alarms={
             "lazy-judge": {"metric": "user/judge", "at_least": 3, "steps": 3},
             "no-better": {"metric": "eval/accuracy", "at_most": 0.0, "steps": 4},

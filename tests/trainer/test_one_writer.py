@@ -17,14 +17,14 @@ import yaml
 from srft.errors import ConfigError, DataError
 from srft.runs.files import read_jsonl
 from srft.runs.lock import NAME
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 SERVER = """
 import json, os, signal, sys, time
 from pathlib import Path
 import yaml
 from srft.config import parse_config
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
@@ -60,7 +60,7 @@ def config(recipe):
     return recipe(
         method="grpo",
         train={"steps": 4},
-        reward={"function": "unused:unused", "failed_demonstrations": "keep"},
+        reward={"failed_demonstrations": "keep"},
         run={"checkpoint_every": 2},
     )
 
@@ -114,7 +114,7 @@ def test_a_second_process_is_refused_and_the_first_ones_files_stay_whole(another
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
     kill(pid)
-    result = SRFTTrainer(args=config, reward_funcs=a_third).train(resume=True)
+    result = SRFTTrainer(args=config, reward_funcs=a_third).train(resume_from_checkpoint=True)
     assert result.step == 4
     assert [r["step"] for r in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3, 4]
     assert not (run / NAME).exists()
@@ -137,7 +137,7 @@ def test_a_run_killed_before_its_first_step_is_resumed_from_the_beginning(
     assert yaml.safe_load((run / "config.yaml").read_text())["method"] == "grpo"
     assert not (run / "metrics.jsonl").exists()
     other = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
-    result = SRFTTrainer(args=other, reward_funcs=a_third).train(resume=True)
+    result = SRFTTrainer(args=other, reward_funcs=a_third).train(resume_from_checkpoint=True)
     assert result.step == 2
     assert "starting from the beginning" in capsys.readouterr().out
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 2
@@ -150,7 +150,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_by_the_recipe_it_i
     run = tmp_path / "run"
     assert [r["step"] for r in read_jsonl(run / "metrics.jsonl")] == [1]
     other = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
-    SRFTTrainer(args=other, reward_funcs=a_third).train(resume=True)
+    SRFTTrainer(args=other, reward_funcs=a_third).train(resume_from_checkpoint=True)
     assert [r["step"] for r in read_jsonl(run / "metrics.jsonl")] == [1, 2]
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 2
 
@@ -172,7 +172,7 @@ def test_a_run_whose_lock_was_taken_writes_no_further_step(config, tmp_path, mon
     real = trainer._train_step
 
     def step():
-        if trainer.state.step == 2:
+        if trainer.train_state.step == 2:
             (tmp_path / "run" / NAME).rename(tmp_path / "taken")
         return real()
 

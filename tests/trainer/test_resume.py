@@ -26,7 +26,7 @@ from srft.runs.reading import read_run
 from srft.trainer import checkpoint as checkpoints
 from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 
 class Killed(BaseException):
@@ -86,7 +86,7 @@ def test_resume_is_bit_identical(recipe, whole, tmp_path, monkeypatch, module, p
         patch.setattr(module, place, dies)
         with pytest.raises(Killed):
             SRFTTrainer(args=config).train()
-    result = SRFTTrainer(args=config).train(resume=True)
+    result = SRFTTrainer(args=config).train(resume_from_checkpoint=True)
     assert result.step == 6
     assert_same_run(whole, tmp_path / "broken")
 
@@ -112,7 +112,7 @@ def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "broken/checkpoints")] == [
         "step_000002"
     ]
-    SRFTTrainer(args=config).train(resume=True)
+    SRFTTrainer(args=config).train(resume_from_checkpoint=True)
     assert_same_run(whole, tmp_path / "broken")
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_there(recipe, whole, monkeyp
         SRFTTrainer(args=config).train()
     names = sorted(p.name for p in (tmp_path / "full/checkpoints").iterdir())
     assert names == ["step_000002"]
-    SRFTTrainer(args=config).train(resume=True)
+    SRFTTrainer(args=config).train(resume_from_checkpoint=True)
     assert_same_run(whole, tmp_path / "full")
 
 
@@ -207,7 +207,7 @@ def test_a_finished_run_resumes_to_the_same_files(recipe, rows, tmp_path):
     SRFTTrainer(args=args, eval_dataset=rows[:3]).train()
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
     assert len(before[tmp_path / "run" / "evaluation.jsonl"].splitlines()) == 1
-    SRFTTrainer(args=args, eval_dataset=rows[:3]).train(resume=True)
+    SRFTTrainer(args=args, eval_dataset=rows[:3]).train(resume_from_checkpoint=True)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")} == before
 
 
@@ -259,7 +259,7 @@ def test_a_stop_just_after_a_save_saves_nothing_again(recipe, tmp_path, monkeypa
         trainer.checkpoints.save = lambda *a: (at_once(*a), trainer.checkpoints.wait())
     assert trainer.train().stopped_by == "SIGTERM"
     assert saved == [2, 4]
-    assert SRFTTrainer(args=config).train(resume=True).step == 6
+    assert SRFTTrainer(args=config).train(resume_from_checkpoint=True).step == 6
     assert saved == [2, 4, 6]
 
 
@@ -268,7 +268,7 @@ def test_a_finished_run_that_is_resumed_writes_nothing_again(recipe, rows, tmp_p
     SRFTTrainer(args=args, eval_dataset=rows[:3]).train()
     before = contents(tmp_path / "run", "checkpoints", "model", "best", "refused")
     assert len(before) > 8
-    result = SRFTTrainer(args=args, eval_dataset=rows[:3]).train(resume=True)
+    result = SRFTTrainer(args=args, eval_dataset=rows[:3]).train(resume_from_checkpoint=True)
     assert result.step == 2 and result.model_dir == tmp_path / "run/model"
     assert contents(tmp_path / "run", "checkpoints", "model", "best", "refused") == before
 
@@ -365,7 +365,7 @@ def test_a_finished_run_with_more_steps_trains_on_as_one_that_was_never_finished
 ):
     longer = {"dir": str(tmp_path / "longer")}
     assert SRFTTrainer(args=recipe(run=longer, train={"steps": 4})).train().step == 4
-    result = SRFTTrainer(args=recipe(run=longer)).train(resume=True)
+    result = SRFTTrainer(args=recipe(run=longer)).train(resume_from_checkpoint=True)
     assert result.step == 6
     assert_same_run(whole, tmp_path / "longer")
 
@@ -391,12 +391,14 @@ def test_stages_go_on_where_the_recipe_has_more_of_them(recipe, tmp_path, first)
         trainer._log = lambda m: log(m) or (m["step"] == 2 and os.kill(os.getpid(), signal.SIGINT))
     trainer.train()
     trainer = SRFTTrainer(args=recipe(run=broken, stages=last))
-    assert trainer.train(resume=True).step == trainer.total_steps == 5
+    assert trainer.train(resume_from_checkpoint=True).step == trainer.total_steps == 5
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert [row["method"] for row in two] == ["sft"] * 2 + ["grpo"] * 3
     assert one == two
     with pytest.raises(ConfigError, match="in stage 2 after step 5, and the recipe has 1"):
-        SRFTTrainer(args=recipe(run=broken, stages=stages(("sft", 9)))).train(resume=True)
+        SRFTTrainer(args=recipe(run=broken, stages=stages(("sft", 9)))).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_a_stage_that_ended_at_its_plateau_goes_on_only_where_the_plateau_does_not_hold(
@@ -404,9 +406,9 @@ def test_a_stage_that_ended_at_its_plateau_goes_on_only_where_the_plateau_does_n
 ):
     def run(plateau, resume):
         stage = {"method": "grpo", "steps": 12, "plateau": plateau}
-        args = recipe(stages=[stage], train={"learning_rate": 1e-30})
+        args = recipe(stages=[stage], train={"learning_rate": 1e-30}, reward={})
         reward = lambda completions, **_: [0.75] * len(completions)  # noqa: E731
-        return SRFTTrainer(args=args, reward_funcs=reward).train(resume=resume).step
+        return SRFTTrainer(args=args, reward_funcs=reward).train(resume_from_checkpoint=resume).step
 
     assert run(2, False) == 4
     assert run(2, True) == 4
@@ -417,7 +419,7 @@ def test_a_stage_that_ended_at_its_plateau_goes_on_only_where_the_plateau_does_n
 def test_a_longer_recipe_has_the_rate_of_the_longer_schedule(recipe, tmp_path):
     train = {"schedule": "linear", "learning_rate": 1e-3}
     SRFTTrainer(args=recipe(train={**train, "steps": 3})).train()
-    SRFTTrainer(args=recipe(train={**train, "steps": 6})).train(resume=True)
+    SRFTTrainer(args=recipe(train={**train, "steps": 6})).train(resume_from_checkpoint=True)
     rates = [row["learning_rate"] for row in logged(tmp_path / "run")]
     assert rates == pytest.approx([1e-3, 5e-4, 0.0, 4e-4, 2e-4, 0.0])
 
@@ -429,7 +431,7 @@ def test_a_run_with_fewer_steps_than_were_taken_is_finished(recipe, rows, tmp_pa
     assert trainer.train().stopped_by == "SIGINT"
     for _ in range(2):  # the second time, what the first has come to is there
         short = SRFTTrainer(args=recipe(train={"steps": 2}), eval_dataset=rows[:3])
-        result = short.train(resume=True)
+        result = short.train(resume_from_checkpoint=True)
         assert (result.step, short.total_steps) == (3, 3)
         assert [record["step"] for record in result.evaluations] == [3]
     assert weights(tmp_path / "run")
@@ -490,7 +492,7 @@ def test_after_a_changed_resume_the_folder_says_what_the_run_goes_on_with(recipe
     )
     SRFTTrainer(args=first, eval_dataset=rows[:3]).train()
     for config in (second, third, third):
-        SRFTTrainer(args=config, eval_dataset=rows[:3]).train(resume=True)
+        SRFTTrainer(args=config, eval_dataset=rows[:3]).train(resume_from_checkpoint=True)
     saved = {p.name: yaml.safe_load(p.read_text())["train"]["steps"] for p in run.glob("*.yaml")}
     assert saved == {
         "config.until_step_000002.yaml": 2,

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from srft.runs.files import read_jsonl
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 
 def lengths(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns):

@@ -11,8 +11,8 @@ import pytest
 
 from srft.config import parse_config
 from srft.errors import ConfigError
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.setup import build_methods
-from srft.trainer.trainer import SRFTTrainer
 
 
 def lines(config):
@@ -78,7 +78,7 @@ def test_a_killed_run_that_is_ahead_resumes_as_if_it_had_not_been(
         patch.setattr(SRFTTrainer, "_log", die)
         with pytest.raises(KeyboardInterrupt):
             SRFTTrainer(args=killed).train()
-    SRFTTrainer(args=killed).train(resume=True)
+    SRFTTrainer(args=killed).train(resume_from_checkpoint=True)
     assert lines(killed) == lines(whole)
 
 
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on_with_the_prompts_it_had_drawn_ahead(by_servers, m
         assert SRFTTrainer(args=config).train().stopped_by == "SIGTERM"
     assert seen == [4, 8], "prompts count once their step has been handed out"
     again = SRFTTrainer(args=config)
-    assert again.train(resume=True).step == 4
+    assert again.train(resume_from_checkpoint=True).step == 4
     assert again.sampler.state_dict()["position"] == 16
 
 

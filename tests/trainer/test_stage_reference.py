@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from srft.errors import ConfigError
 from srft.runs.files import read_jsonl
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
-UNUSED = {"function": "unused:unused", "failed_demonstrations": "keep"}
+UNUSED = {"failed_demonstrations": "keep"}
 ANCHORED = {"kl_coefficient": 0.5, "weight_rollout": 0.0}
 RL_THEN_SFT = [
     {"method": "grpo", "steps": 2, "learning_rate": 5e-3},
@@ -50,7 +50,7 @@ def test_a_run_killed_within_the_stage_goes_on_with_the_same_reference(recipe):
     for step in (4, 5):
         shutil.rmtree(whole.run_dir / "checkpoints" / f"step_{step:06d}")
     shutil.rmtree(whole.run_dir / "model")
-    again = SRFTTrainer(args=config, reward_funcs=a_third).train(resume=True)
+    again = SRFTTrainer(args=config, reward_funcs=a_third).train(resume_from_checkpoint=True)
     assert [row["loss"] for row in metrics(again)] == [row["loss"] for row in ours]
     for name, tensor in weights(again).items():
         assert torch.equal(tensor, expected[name]), name

@@ -21,11 +21,11 @@ from srft.objective.methods import get_method
 from srft.objective.table import sequence_table
 from srft.rewards.scorer import Score
 from srft.runs.files import read_jsonl
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.collect import Collected, Rollout
 from srft.trainer.contexts import Contexts, with_text
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, ask
 from srft.trainer.teacher_config import TeacherConfig
-from srft.trainer.trainer import SRFTTrainer
 from srft.trainer.update import forward
 from srft.types import Example, TokenizedExample, TrainingSequence
 
@@ -40,7 +40,7 @@ def a_third(prompts, completions, **columns):
     return [float(len(text) % 3 == 0) for text in completions]
 
 
-UNUSED = {"function": "unused:unused", "failed_demonstrations": "keep"}
+UNUSED = {"failed_demonstrations": "keep"}
 PROMPTS = [(5, 6, 7), (5, 6, 7), (8, 9), (5, 6, 7), (3,)]
 CONTEXTS = [(1, 2, 3, 4), (1, 2, 3, 4), None, (9, 9), (7, 5, 3)]
 RESPONSES = [(10, 11), (12,), (13, 14, 15), (10, 12, 13), (11, 11)]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from srft.rewards.scorer import Scorer
-from srft.trainer.trainer import SRFTTrainer
+from srft.trainer.api import SRFTTrainer
 
 PHASES = ("time/generate", "time/score", "time/train", "time/sync", "time/other")
 

@@ -11,8 +11,8 @@ import pytest
 from srft.errors import ConfigError
 from srft.runs.files import read_jsonl
 from srft.runs.run_dir import RunDir
+from srft.trainer.api import SRFTTrainer
 from srft.trainer.trackers import open_tracker
-from srft.trainer.trainer import SRFTTrainer
 
 
 def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
@@ -94,7 +94,9 @@ def test_a_resumed_run_is_the_same_run_and_another_one_is_not(
     which = "id" if name == "wandb" else "name"
     run = {"trackers": [name], "export": False}
     SRFTTrainer(args=recipe(method="sft", train={"steps": 2}, run=run)).train()
-    SRFTTrainer(args=recipe(method="sft", train={"steps": 4}, run=run)).train(resume=True)
+    SRFTTrainer(args=recipe(method="sft", train={"steps": 4}, run=run)).train(
+        resume_from_checkpoint=True
+    )
     elsewhere = {**run, "dir": str(tmp_path / "other" / "run")}
     SRFTTrainer(args=recipe(method="sft", train={"steps": 1}, run=elsewhere)).train()
     first, resumed, other = foreign.inits

@@ -34,8 +34,8 @@ LAB_TRAIN_ROWS = 4096
 LAB_EVAL_ROWS_PER_FAMILY = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SPLIT_NAMES = ("train", "training", "test", "validation", "valid", "val", "dev", "eval")
-_TRAIN_FIRST = ("train", "training")
-_EVAL_FIRST = ("test", "validation", "valid", "val", "dev", "eval")
+TRAIN_SPLITS = ("train", "training")
+EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_examples(
 
     Raises DataError naming ``file:row``, what is wrong and how to fix it.
     """
-    prefer = _EVAL_FIRST if evaluation else _TRAIN_FIRST
+    prefer = EVAL_SPLITS if evaluation else TRAIN_SPLITS
     if source in LAB_SOURCES:
         return _convert(_lab(source, split, limit, seed, prefer), None, source, "error", notes)
     if source.startswith(reasoning_gym.PREFIX):

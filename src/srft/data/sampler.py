@@ -67,6 +67,11 @@ class PromptSampler:
             self._position += len(taken)
         return batch
 
+    def end_epoch(self) -> None:
+        """Leaves out what the present epoch has not drawn yet."""
+        if self._position:
+            self._position = self.n
+
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs, as plain numbers and lists."""
         return {

@@ -118,12 +118,12 @@ def train_one(recipe: str, digest: str) -> str | None:
 
 
 def _train(config: SRFTConfig, folder: Path, resume: bool, digest: str) -> str | None:
-    from srft.trainer.trainer import SRFTTrainer
+    from srft.trainer.api import SRFTTrainer
 
     with (folder / LOG).open("a", encoding="utf-8") as log:
         try:
             trainer = SRFTTrainer(args=config, console=Terminal(file=log, width=120))
-            result = trainer.train(resume=resume)
+            result = trainer.train(resume_from_checkpoint=resume)
         except Exception:
             log.write(visible(traceback.format_exc()))
             raise
@@ -153,7 +153,7 @@ def _evaluate_greedily(trainer: Any, folder: Path) -> None:
             result = evaluate(
                 setup.engine, trainer.tokenizer, data.problems, scorer, params, n=1, name=name
             )
-            lines.append(to_json(record(result, trainer.state.step, settings.confidence)))
+            lines.append(to_json(record(result, trainer.train_state.step, settings.confidence)))
     write_whole(folder / GREEDY, "\n".join(lines) + "\n")
 
 

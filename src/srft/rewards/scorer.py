@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from srft.errors import ConfigError, RewardError
@@ -119,7 +120,8 @@ class Scorer:
         self._checks = {
             part.label: _resolve(part.verifier.check) for part in self._parts if part.verifier
         }
-        self._pool = VerifierPool(workers, timeout_s, memory_mb)
+        self._new_pool = partial(VerifierPool, workers, timeout_s, memory_mb)
+        self._pool = self._new_pool()
         self._async = AsyncRunner()
         self._lock = threading.Lock()
         self._counts: dict[str, Counter[str]] = {part.label: Counter() for part in self._parts}
@@ -176,8 +178,10 @@ class Scorer:
         return counts | {"pool": self._pool.stats()}
 
     def close(self) -> None:
-        """End the worker processes. Idempotent; also happens when the interpreter ends."""
+        """End the worker processes; what is scored after that starts others. Idempotent; also happens when
+        the interpreter ends."""
         self._pool.close()
+        self._pool = self._new_pool()
         self._async.close()
 
     def __enter__(self) -> Scorer:

@@ -36,6 +36,7 @@ from srft.model.saving import fsync, put_in_place
 from srft.parallel.sharding import own_tensors
 from srft.parallel.tensors import layout, read_tensors, write_tensors
 from srft.parallel.world import ALONE, World
+from srft.runs.run_dir import RunDir
 
 _FORMAT = 3
 _PREFIX = "step_"
@@ -259,12 +260,42 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
 
-def load_newest(folder: Path, world: World = ALONE) -> tuple[Checkpoint, list[str]]:
-    """The newest whole checkpoint, and a sentence for each newer one that is damaged.
+def named_checkpoint(run: RunDir, path: Path) -> str | None:
+    """The name of the checkpoint at ``path``, one of ``run``'s; None where ``path`` is the run itself: the
+    newest.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it is not there, or is another run's.
     """
+    where = path.expanduser().resolve()
+    if where in (run.path.resolve(), run.checkpoints.resolve()):
+        return None
+    there = [checkpoint.name for checkpoint in list_checkpoints(run.checkpoints)]
+    if where.parent != run.checkpoints.resolve():
+        raise CheckpointError(
+            f"{path}: is no checkpoint of the run in {run.path}; set run.dir (output_dir) to the run it "
+            "belongs to, or give its exported model as the model of a new run"
+        )
+    if where.name not in there:
+        raise CheckpointError(f"{path}: there is no such checkpoint; there are {', '.join(there)}")
+    return where.name
+
+
+def load_newest(
+    folder: Path, world: World = ALONE, until: str | None = None
+) -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint, and a sentence for each newer one that is damaged. ``until``: the newest
+    that counts; what came after it is removed, as a run goes on from there.
+
+    Raises:
+        CheckpointError: there is none, or the one named by ``until`` is damaged.
+    """
+    if until is not None:
+        checkpoint = read_checkpoint(folder / until, world)
+        found = list_checkpoints(folder) if world.main else []
+        for path in found[[p.name for p in found].index(until) + 1 :] if found else ():
+            shutil.rmtree(path)
+        return checkpoint, []
     damaged: list[str] = []
     names = world.from_main(lambda: [p.name for p in list_checkpoints(folder)], "checkpoints")
     for name in reversed(names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from srft.config import SRFTConfig
@@ -13,9 +14,11 @@ from srft.evaluation.results import EvaluationResult
 from srft.runs.files import read_jsonl
 from srft.runs.logs import JsonlLog
 from srft.runs.run_dir import RunDir
-from srft.trainer.setup import Setup
+from srft.trainer.setup import EvaluationData, Setup
 from srft.trainer.state import trl_state
-from srft.types import Example, SamplingParams
+from srft.types import Example, SamplingParams, TokenizedExample
+
+Progress = Callable[[str, int, int], None]
 
 
 class Evaluator:
@@ -65,16 +68,21 @@ class Evaluator:
         """All evaluations of the run so far."""
         return read_jsonl(self._run.evaluation)
 
-    def evaluate(
-        self, step: int, progress: Callable[[str, int, int], None] | None = None
-    ) -> dict[str, float]:
-        """Figures of each set as ``eval/<set>/...`` and over all sets together as ``eval/accuracy``;
-        a line for each set goes to evaluation.jsonl. ``progress(set, done, total)`` counts samples.
-        Problems are shared out over processes."""
+    def evaluate(self, step: int, progress: Progress | None = None) -> dict[str, float]:
+        """Figures of the recipe's sets (``figures``); a line for each set goes to evaluation.jsonl."""
+        results = self.results(self._setup.evaluation, step, progress)
+        for result in results:
+            self.log.write(record(result, step, self._settings.confidence))
+        return figures(results)
+
+    def results(
+        self, sets: Mapping[str, EvaluationData], step: int, progress: Progress | None = None
+    ) -> list[EvaluationResult]:
+        """The policy's samples on ``sets``. ``progress(set, done, total)`` counts them. Problems are shared
+        out over processes."""
         world = self._setup.world
-        metrics: dict[str, float] = {}
         results: list[EvaluationResult] = []
-        for name, data in self._setup.evaluation.items():
+        for name, data in sets.items():
             data.scorer.trainer_state = trl_state(self._setup, step)
             result = evaluate(
                 self._setup.engine,
@@ -84,19 +92,13 @@ class Evaluator:
                 self._params,
                 n=self._settings.n or 1,
                 seed=self._settings.seed,
-                progress=None if progress is None else lambda d, t, n=name: progress(n, d, t),  # type: ignore[misc]
+                progress=None if progress is None else partial(progress, name),
                 name=name,
                 share=world.share(len(data.problems)),
             )
             problems = tuple(world.merge(list(result.problems), f"evaluation on {name}"))
-            result = replace(result, problems=problems, size=len(problems))
-            results.append(result)
-            metrics.update({f"eval/{name}/{key}": value for key, value in result.metrics().items()})
-            self.log.write(record(result, step, self._settings.confidence))
-        if results:
-            problems_of = [p for result in results for p in result.problems]
-            metrics["eval/accuracy"] = sum(p.score for p in problems_of) / len(problems_of)
-        return metrics
+            results.append(replace(result, problems=problems, size=len(problems)))
+        return results
 
     def better_than(self, metrics: Mapping[str, float], best: float | None) -> float | None:
         """The watched figure where it beats ``best``; None where it does not or is not watched."""
@@ -108,6 +110,38 @@ class Evaluator:
             return value
         improved = value > best if self._settings.best_mode == "max" else value < best
         return value if improved else None
+
+
+def figures(results: Sequence[EvaluationResult]) -> dict[str, float]:
+    """Figures of each set as ``eval/<set>/...`` and over all sets together as ``eval/accuracy``."""
+    metrics = {
+        f"eval/{result.name}/{key}": value
+        for result in results
+        for key, value in result.metrics().items()
+    }
+    scores = [problem.score for result in results for problem in result.problems]
+    if scores:
+        metrics["eval/accuracy"] = sum(scores) / len(scores)
+    return metrics
+
+
+def predictions(
+    result: EvaluationResult, problems: Sequence[TokenizedExample]
+) -> list[dict[str, Any]]:
+    """Every sample with its reward, problem by problem."""
+    return [
+        {
+            "prompt": problem.example.prompt,
+            "completion": sample.text,
+            "reward": sample.reward,
+            "rewards": dict(sample.parts),
+            "correct": sample.correct,
+            "truncated": sample.finish_reason == "length",
+            "tokens": sample.tokens,
+        }
+        for problem, judged in zip(problems, result.problems, strict=True)
+        for sample in judged.samples
+    ]
 
 
 def measured(name: str, problems: Sequence[Example], n: int) -> list[str]:

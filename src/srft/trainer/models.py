@@ -73,6 +73,19 @@ def build_policy(
     return replace(policy, reference=reference, gather_dtype=gather_dtype), sampled
 
 
+def reopen_policy(policy: Policy, given: bool) -> Policy:
+    """A policy that was closed, prepared once more; ``given``: whether its model is from Python.
+
+    Raises:
+        ModelError: the model was changed meanwhile so that it no longer fits.
+    """
+    with ExitStack() as undo:
+        if given:
+            undo.callback(adopt(policy.model, policy.config))
+        undo.callback(prepare(policy.model, policy.config))
+        return replace(policy, put_back=undo.pop_all().close)
+
+
 def build_teacher(
     config: SRFTConfig,
     methods: Sequence[Method],

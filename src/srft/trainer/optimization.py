@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from srft.config import SRFTConfig
 from srft.errors import ConfigError
-from srft.trainer.train_config import TrainConfig
+from srft.trainer.given import Given
+from srft.trainer.train_config import Stage, TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -37,6 +41,37 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             "to adamw, whose state is sharded with them"
         )
     return _eight_bit()(groups, **settings)
+
+
+def choose_optimizer(
+    model: nn.Module, config: SRFTConfig, given: Given
+) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
+    """AdamW by the recipe, whose rate the loop sets; or the optimizer that was handed over with the
+    scheduler that was, if any, else with one of the recipe's shape over the optimizer's own rates.
+
+    Raises:
+        ConfigError: the given optimizer does not move what is trained, or moves something else.
+    """
+    optimizer = given.optimizer
+    if optimizer is None and given.scheduler is None:
+        return build_optimizer(model, config.train), None
+    if optimizer is None:
+        raise ConfigError("optimizers: a scheduler is given without the optimizer that it acts on")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for key, name in trained.items() if key not in held]
+    if missing or held - trained.keys():
+        problem = (
+            f"does not hold {missing[0]}, which is trained"
+            if missing
+            else f"holds {len(held - trained.keys())} parameters that are not trained"
+        )
+        raise ConfigError(
+            f"optimizers: the optimizer {problem}. Make it from the parameters of the very model that is "
+            "given, adapters included (give the model that peft returns, not peft_config)"
+        )
+    shape = partial(learning_rate, total=config.total_steps, peak=1.0, config=config.train)
+    return optimizer, given.scheduler or LambdaLR(optimizer, shape)
 
 
 def _eight_bit() -> type[torch.optim.Optimizer]:
@@ -80,6 +115,17 @@ def learning_rate(step: int, total: int, peak: float, config: TrainConfig) -> fl
     return peak * (low + (1 - low) * shape)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None,
+    config: TrainConfig,
+    stage: Stage,
+    step: int,
+) -> float:
+    """Sets and returns the rate of step ``step`` of a stage; a scheduler has set it already."""
+    if scheduler is not None:
+        return float(scheduler.get_last_lr()[0])
+    rate = learning_rate(step, stage.steps, stage.learning_rate or config.learning_rate, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    return rate

@@ -1,4 +1,4 @@
-"""Batches of refused steps, kept for looking at."""
+"""Refused steps: their batches, kept for looking at, and the weights, which they spare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from srft.errors import NumericalError
+from srft.model.loading import first_not_finite
+from srft.parallel.sharding import own_tensors
+from srft.parallel.world import World
 from srft.types import TrainingSequence
 
 
@@ -44,3 +49,14 @@ def save_refused(
         torch.save(batch, folder / f"step_{step:06d}.pt")
     except (OSError, RuntimeError):  # torch.save reports a full disk as RuntimeError
         return
+
+
+def check_weights(model: nn.Module, step: int, world: World) -> None:
+    """Refused steps spare the weights. Where these are broken all the same, no step repairs them, and no
+    checkpoint may take the place of a good one: raises NumericalError."""
+    odd = world.first(first_not_finite(own_tensors(model)), "the weights")
+    if odd is not None:
+        raise NumericalError(
+            f"after step {step} the weight {odd} is non-finite. Resume from the last checkpoint with a lower "
+            "train.learning_rate"
+        )

@@ -15,6 +15,7 @@ from srft.objective.loss import covered, with_advantages
 from srft.objective.method import Method, Progress
 from srft.objective.table import take_tokens
 from srft.trainer.collect import Collected
+from srft.trainer.setup import Setup
 from srft.trainer.teacher import Teacher, ask
 from srft.trainer.update import forward, look_before, prepare
 from srft.types import TokenBatch, TrainingSequence
@@ -24,17 +25,12 @@ _DIGITS = 5
 
 @torch.no_grad()
 def sample_records(
-    policy: Policy,
-    method: Method,
-    collected: Collected,
-    *,
-    prompts: int,
-    progress: Progress,
-    token_budget: int,
-    teacher: Teacher | None = None,
+    setup: Setup, method: Method, collected: Collected, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One record for each of the first ``prompts`` groups (docs/metrics.md lists the fields), with
-    log-probabilities, entropies and losses under the weights of before the step's update."""
+    """One record for each of the first ``run.samples_prompts`` groups (docs/metrics.md lists the fields),
+    with log-probabilities, entropies and losses under the weights of before the step's update."""
+    policy, teacher = setup.policy_of(method), setup.teacher_of(method)
+    prompts, budget = setup.config.run.samples_prompts, setup.config.train.micro_batch_tokens
     decode = policy.decode
     records = []
     for g, example in list(enumerate(collected.examples))[:prompts]:
@@ -44,7 +40,7 @@ def sample_records(
         if not sequences:
             continue
         extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
-        figures = _token_figures(policy, method, sequences, progress, token_budget, teacher)
+        figures = _token_figures(policy, method, sequences, progress, budget, teacher)
         records.append(
             {
                 "prompt": decode(example.prompt_ids),

@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
-from srft.data.reading import Splits, as_examples, load_splits
+from srft.data.reading import Splits
 from srft.data.template import stop_token_ids
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
@@ -42,7 +40,8 @@ from srft.rollout.check import allowed_mismatch
 from srft.rollout.engine import build_engine
 from srft.runs.run_dir import RunDir
 from srft.trainer.fitting import fit_memory, measure_lengths
-from srft.trainer.models import build_policy, build_teacher, choose_device
+from srft.trainer.given import Given
+from srft.trainer.models import build_policy, build_teacher, choose_device, reopen_policy
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 from srft.trainer.train_config import Stage
 from srft.types import RolloutEngine, SamplingParams, TokenizedExample
@@ -60,23 +59,13 @@ class EvaluationData:
     scorer: Scorer
 
 
-@dataclass(frozen=True)
-class Given:
-    """What Python code hands over in place of what the recipe names; None where it hands over nothing."""
-
-    model: nn.Module | None = None
-    train: Any | None = None
-    rewards: Any | None = None
-    evaluation: Any | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-
-
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """All that a run works with. ``demo_scores[row]`` are the scores of the demonstrations of
-    ``train[row]``."""
+    ``train[row]``. ``longest``: the longest sequence the engine is asked for, in tokens."""
 
     config: SRFTConfig
+    given: Given
     world: World
     policy: Policy
     engine: RolloutEngine
@@ -88,8 +77,10 @@ class Setup:
     methods: list[Method]
     interleaved: Mapping[str, Method]
     notes: list[str]
+    longest: int
     teacher: Teacher | None = None
     max_mismatch: float | None = None
+    closed: bool = False
 
     def decode(self, ids: Sequence[int]) -> str:
         """Response tokens as text, special tokens left out."""
@@ -110,12 +101,37 @@ class Setup:
 
     def close(self) -> None:
         """Ends the engine and the verifiers, and gives the model back as it was."""
+        if self.closed:
+            return
+        self.closed = True
         self.policy.close()
         self.engine.close()
         for scorer in (self.scorer, *(data.scorer for data in self.evaluation.values())):
             scorer.close()
         if isinstance(self.teacher, ServerTeacher):
             self.teacher.close()
+
+    def reopen(self) -> None:
+        """Prepares the model again and starts an engine, after ``close``; verifiers start when needed.
+
+        Raises:
+            ConfigError: the run is divided over several processes.
+        """
+        if not self.closed:
+            return
+        if self.world.size > 1:
+            raise ConfigError(
+                "the trainer of several processes is closed after train(): use the exported model, with "
+                "`srft evaluate` for example"
+            )
+        self.policy = reopen_policy(self.policy, self.given.model is not None)
+        self.closed = False
+        with self.policy.compute():
+            self.engine = build_engine(
+                self.policy.model, self.policy.tokenizer, self.config.rollout, self.longest
+            )
+        if isinstance(self.teacher, ServerTeacher):
+            self.teacher = ServerTeacher(self.teacher.url, self.config.teacher.timeout_s)
 
 
 def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run: RunDir) -> Setup:
@@ -134,11 +150,11 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
     tokenizer = _tokenizer(config, given, model)
-    splits = _read(config, given)
+    splits = given.read(config)
     notes: list[str] = []
     examples, held_out = _tokenize(config, splits, tokenizer, notes, console)
     with ExitStack() as undo:
-        scorer = _scorer(config, given.rewards)
+        scorer = given.scorer(config)
         undo.callback(scorer.close)
         with console.status("verifying answers and demonstrations"):
             examples = _check_answers(config, examples, scorer, notes, world)
@@ -175,6 +191,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         undo.pop_all()
     return Setup(
         config=config,
+        given=given,
         world=world,
         policy=policy,
         engine=engine,
@@ -186,6 +203,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         methods=methods,
         interleaved=_interleaved(config, methods),
         notes=notes,
+        longest=lengths.asked,
         teacher=teacher,
         max_mismatch=allowed_mismatch(config.rollout, policy.computes_in(), policy.device.type),
     )
@@ -256,34 +274,6 @@ def _interleaved(config: SRFTConfig, methods: Sequence[Method]) -> dict[str, Met
     """The methods that others take turns with, by name."""
     names = {method.interleave for method in methods if method.interleave}
     return {name: get_method(name, longest_response=config.rollout.max_tokens) for name in names}
-
-
-def _scorer(config: SRFTConfig, rewards: Any | None) -> Scorer:
-    """The recipe's verifier, or the functions given from Python with the recipe's limits."""
-    if rewards is None:
-        return Scorer(config.reward)
-    return Scorer(
-        rewards,
-        config.reward.correct_threshold,
-        timeout_s=config.reward.timeout_s,
-        memory_mb=config.reward.memory_mb,
-        workers=config.reward.workers,
-        function_timeout_s=config.reward.function_timeout_s,
-    )
-
-
-def _read(config: SRFTConfig, given: Given) -> Splits:
-    columns = {str(role): name for role, name in config.data.columns.items()}
-    notes: list[str] = []
-    if given.train is None:
-        splits = load_splits(config.data, seed=config.data.seed)
-    else:
-        limit = config.data.limit
-        splits = Splits(as_examples(given.train, columns=columns, limit=limit, notes=notes), {})
-    if given.evaluation is not None:
-        evaluation = as_examples(given.evaluation, columns=columns, notes=notes)
-        splits = replace(splits, eval={"eval": evaluation})
-    return replace(splits, notes=(*splits.notes, *notes))
 
 
 def _tokenize(

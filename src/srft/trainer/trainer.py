@@ -19,18 +19,14 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.sampler import PromptSampler
 from srft.errors import AlarmError, NumericalError
-from srft.model.loading import first_not_finite
 from srft.objective.method import Method, Progress
-from srft.parallel.sharding import own_tensors
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
 from srft.runs.lock import Lock, hold
@@ -46,11 +42,13 @@ from srft.runs.run_dir import (
 from srft.secrets import redact, redact_values
 from srft.terminal import Terminal
 from srft.trainer.alarms import raised
+from srft.trainer.callbacks import Callbacks, transformers_names
 from srft.trainer.checkpoint import (
     Checkpoint,
     Checkpointer,
     list_checkpoints,
     load_newest,
+    named_checkpoint,
     restore,
 )
 from srft.trainer.clean_stop import StopRequest
@@ -59,31 +57,23 @@ from srft.trainer.collector import Collector
 from srft.trainer.evaluating import Evaluator
 from srft.trainer.export import export_model, is_exported
 from srft.trainer.fitting import halved, within_memory
+from srft.trainer.given import Given
 from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
-from srft.trainer.optimization import build_optimizer, learning_rate, set_learning_rate
+from srft.trainer.optimization import choose_optimizer, set_rate
 from srft.trainer.plateau import watched_value
+from srft.trainer.refusals import check_weights
 from srft.trainer.sample_log import sample_records
-from srft.trainer.setup import Given, set_up
+from srft.trainer.setup import set_up
 from srft.trainer.stage_reference import begin_stage, restore_stage
 from srft.trainer.state import TrainResult, TrainState, due
 from srft.trainer.trackers import Trackers
 from srft.trainer.update import UpdateResult, update
 
 
-class SRFTTrainer:
-    """Trains a language model by the method that ``args`` names.
-
-    Args:
-        model: a model (one that peft has put LoRA adapters on, too), or a folder or hub id; none:
-            ``args.model.path``.
-        train_dataset: a datasets.Dataset, a list of dicts or of Examples; none: ``args.data.train``.
-        reward_funcs: a function ``f(prompts, completions, **columns) -> list[float | None]`` (TRL's
-            signature), the name of a built-in verifier, or a list of these; none: ``args.reward``.
-        args: the recipe.
-        eval_dataset: as train_dataset; none: ``args.data.eval``.
-        processing_class: the tokenizer; none: the one that belongs to the model.
-        console: where progress is shown.
+class TrainingLoop:
+    """Trains by the method that ``args`` names. ``srft.SRFTTrainer`` is this loop as users of transformers
+    know a trainer. callbacks: transformers', told of what happens and heard.
 
     Raises:
         ConfigError, DataError, ModelError, RewardError: found before any compute is spent.
@@ -91,68 +81,60 @@ class SRFTTrainer:
 
     def __init__(
         self,
-        model: str | nn.Module | None = None,
-        train_dataset: Any | None = None,
-        reward_funcs: Any | None = None,
-        args: SRFTConfig | None = None,
-        eval_dataset: Any | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        args: SRFTConfig,
+        given: Given,
         console: Console | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
-        self.args = args or SRFTConfig()
-        if isinstance(model, str):
-            named = self.args.model.model_copy(update={"path": model})
-            self.args, model = self.args.model_copy(update={"model": named}), None
+        self.args = args
         self.world = join_world(self.args.parallel, choose_device(self.args))
         self.console = (console or Terminal()) if self.world.main else Terminal(quiet=True)
+        self.callbacks = callbacks or Callbacks()
         with self.world.together("setting up"):
             place = self.args.run.dir, [stage.method for stage in self.args.resolved_stages]
             self.run = self.world.from_main(lambda: choose_run_dir(*place), "the run directory")
-            given = Given(model, train_dataset, reward_funcs, eval_dataset, processing_class)
             recipe = self.args.to_yaml(redacted=True)
             with reserved(self.run, recipe, self._say) if self.world.main else nullcontext():
                 self.setup = set_up(self.args, given, self.console, self.world, self.run)
                 self.args = self.setup.config
                 try:
-                    self._build()
+                    self._build(given)
                 except BaseException:
                     self.close()
                     raise
 
     def close(self) -> None:
-        """Ends what runs beside the training and gives a model handed over from Python back as it was,
-        but for its weights. ``train`` does so at its end."""
+        """Ends what runs beside the training and gives the model back as it was, but for its weights.
+        ``train`` does so at its end; what is asked of the trainer after that opens it again."""
         self.setup.close()
 
-    def _build(self) -> None:
+    def _build(self, given: Given) -> None:
         """What the loop works with: optimizer, sampler, evaluation, checkpoints, state."""
         self.model = self.setup.policy.model
         self.tokenizer = self.setup.policy.tokenizer
-        self.optimizer = build_optimizer(self.model, self.args.train)
-        self.sampler = PromptSampler(
-            len(self.setup.train),
-            self.args.train.prompts_per_step,
-            self.args.train.seed,
-            self.args.data.shuffle,
-        )
+        self.optimizer, self.scheduler = choose_optimizer(self.model, self.args, given)
+        train, run = self.args.train, self.args.run
+        rows, shuffle = len(self.setup.train), self.args.data.shuffle
+        self.sampler = PromptSampler(rows, train.prompts_per_step, train.seed, shuffle)
         self.collector = Collector(self.setup, self.sampler, self.run)
         self.evaluator = Evaluator(self.setup, self.args, self.run)
         self.checkpoints = Checkpointer(
-            self.run.checkpoints,
-            self.args.run.keep_checkpoints,
-            self.world,
-            self.args.run.background_checkpoints,
+            self.run.checkpoints, run.keep_checkpoints, self.world, run.background_checkpoints
         )
-        self.state = TrainState()
+        self.train_state = TrainState()
         self.saved: Mapping[str, Any] = {}
         self.changes: list[str] = []
         self.lock: Lock | None = None
+        names = {"processing_class": self.tokenizer, "lr_scheduler": self.scheduler}
+        told = {"model": self.model, "optimizer": self.optimizer, **names}
+        self.setup.notes.extend(self.callbacks.attach(self.world, self.args, told))
 
     # -- the loop ------------------------------------------------------------------------------
 
-    def train(self, resume: bool = False) -> TrainResult:
-        """Runs all stages; with ``resume`` from the newest whole checkpoint of the run directory. A
-        finished run whose recipe has more steps by then trains on.
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainResult:
+        """Runs all stages; with ``resume_from_checkpoint=True`` from the newest whole checkpoint of the run
+        directory, with a path from that one, and what came after it is dropped. A finished run whose
+        recipe has more steps by then trains on.
 
         Ctrl-C and SIGTERM end the step in hand, write a checkpoint and return, with ``stopped_by``
         set; a second one acts at once. Of several processes, the main one writes to the run directory.
@@ -168,86 +150,101 @@ class SRFTTrainer:
         stopped_by: str | None = None
         with ExitStack() as stack:
             stack.enter_context(self.world.together("training"))
+            self.setup.reopen()
             stack.callback(self.close)
             if self.world.main:
                 self.lock = stack.enter_context(hold(self.run.path, "training", self._say))
             stack.callback(self.checkpoints.wait)  # a background save is part of the writing
-            self._open_logs(self._resume() if resume else self._begin(), stack)
-            first = self.state.step
+            resume = resume_from_checkpoint
+            self._open_logs(self._resume(resume) if resume else self._begin(), stack)
+            first = self.train_state.step
             stop = stack.enter_context(StopRequest())
             self.view = stack.enter_context(
                 LiveView(
-                    self.run.path, self.total_steps, self.state.step, self.args.run, self.console
+                    self.run.path,
+                    self.total_steps,
+                    self.train_state.step,
+                    self.args.run,
+                    self.console,
                 )
             )
             for change in self.changes:
                 self._event("note", f"resumed after step {first} with {change}")
-            if self.state.step == 0 and self.args.evaluation.at_start:
+            self.callbacks.train_begin()
+            if self.train_state.step == 0 and self.args.evaluation.at_start:
                 self._evaluate()
             while not self.finished:
-                if stopped_by := self.world.first(stop.requested, "the next step"):
+                wanted = stop.requested or self.callbacks.stop
+                if stopped_by := self.world.first(wanted, "the next step"):
                     break
-                metrics = self._train_step()
-                self._log(metrics)
-                self._watch(metrics)
-                if self.finished:
-                    break
-                if due(self.state.step, self.args.evaluation.every_steps):
-                    self._evaluate()
-                if due(self.state.step, self.args.run.checkpoint_every):
-                    self._checkpoint()
-            finished = self.finished
-            if finished and self.state.evaluated != self.state.step:
+                metrics = self._step()
+            finished = self.finished or stopped_by == "callback"
+            if finished and self.train_state.evaluated != self.train_state.step:
                 self._evaluate()
             self._checkpoint()
             self.checkpoints.wait()
             model_dir = self.run.model if finished and self.args.run.export else None
-            if model_dir and (self.state.step > first or not self._exported()):
+            if model_dir and (self.train_state.step > first or not self._exported()):
                 self._export(model_dir)
-        return TrainResult(
-            self.run.path,
-            model_dir,
-            self.state.step,
-            metrics,
-            self.evaluator.records(),
-            None if finished else stopped_by,
-        )
+            self.callbacks.train_end()
+        step, records = self.train_state.step, self.evaluator.records()
+        return TrainResult(self.run.path, model_dir, step, metrics, records, stopped_by)
 
     @property
     def finished(self) -> bool:
         """Whether the last stage is over."""
-        return self.state.finished(self.args.resolved_stages)
+        return self.train_state.finished(self.args.resolved_stages)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, as far as is known: a stage may end early, at its plateau."""
-        return self.state.total_steps(self.args.resolved_stages)
+        return self.train_state.total_steps(self.args.resolved_stages)
+
+    def _step(self) -> dict[str, Any]:
+        """A training step, and what is to be done after it."""
+        self.callbacks.step_begin(self.sampler.epoch)
+        metrics = self._train_step()
+        step, more = self.train_state.step, not self.finished
+        control = self.callbacks.step_end(
+            step,
+            self.sampler.epoch,
+            evaluate=more and due(step, self.args.evaluation.every_steps),
+            save=more and due(step, self.args.run.checkpoint_every),
+        )
+        self._log(metrics)
+        self._watch(metrics)
+        if control.should_evaluate:
+            self._evaluate()
+        if control.should_save:
+            self._checkpoint()
+        if control.should_epoch_stop:
+            self.collector.drop()
+            self.sampler.end_epoch()
+        return metrics
 
     def _train_step(self) -> dict[str, Any]:
         start = time.perf_counter()
-        stage = self.args.resolved_stages[self.state.stage]
-        method = self.setup.methods[self.state.stage]
+        stage = self.args.resolved_stages[self.train_state.stage]
+        method = self.setup.methods[self.train_state.stage]
         progress = Progress(
-            self.state.step - self.state.stage_start, stage.steps, self.state.entropy
-        )
-        rate = learning_rate(
-            progress.step,
+            self.train_state.step - self.train_state.stage_start,
             stage.steps,
-            stage.learning_rate or self.args.train.learning_rate,
-            self.args.train,
+            self.train_state.entropy,
         )
-        set_learning_rate(self.optimizer, rate)
+        rate = set_rate(self.optimizer, self.scheduler, self.args.train, stage, progress.step)
 
         self.view.phase("generating" if method.rollouts else "reading")
-        collected = self.collector.step(method, progress, self.state.step)
+        collected = self.collector.step(method, progress, self.train_state.step)
         if method.collect_unsolved:
-            self.state.unsolved += [collected.rows[g] for g in collected.unsolved]
-        self.collector.begin_next(method, stage, progress, self.state.step)
+            self.train_state.unsolved += [collected.rows[g] for g in collected.unsolved]
+        self.collector.begin_next(method, stage, progress, self.train_state.step)
         self._save_samples(method, collected, progress)
         train_start = time.perf_counter()
         self.view.phase("training")
         result = self._update(method, collected, progress)
         train_end = time.perf_counter()
+        if self.scheduler is not None:
+            self.scheduler.step()
         waited = self.collector.wait()
         sync_start = time.perf_counter()
         self.setup.engine.update_weights()
@@ -255,11 +252,11 @@ class SRFTTrainer:
         figures = group_metrics(collected)
         sampled = figures.get("rollout/tokens", 0.0)
         trained = result.metrics.get("train/tokens", 0.0)
-        self.state.step += 1
-        self.state.rollout_tokens += sampled
-        self.state.trained_tokens += trained
-        self.state.seconds += end - start
-        self.state.entropy = result.metrics.get("entropy/rollouts", self.state.entropy)
+        self.train_state.step += 1
+        self.train_state.rollout_tokens += sampled
+        self.train_state.trained_tokens += trained
+        self.train_state.seconds += end - start
+        self.train_state.entropy = result.metrics.get("entropy/rollouts", self.train_state.entropy)
         phases = {
             "time/generate": collected.generate_seconds + waited,
             "time/score": collected.score_seconds,
@@ -267,9 +264,9 @@ class SRFTTrainer:
             "time/sync": end - sync_start,
         }
         metrics = {
-            "step": self.state.step,
+            "step": self.train_state.step,
             "method": method.name,
-            "stage": self.state.stage,
+            "stage": self.train_state.stage,
             "epoch": self.sampler.epoch,
             "learning_rate": rate,
             **figures,
@@ -280,9 +277,9 @@ class SRFTTrainer:
             "time/step": end - start,
             "time/ahead": collected.ahead_seconds,
             "tokens_per_second": (sampled + trained) / (end - start),
-            "total/rollout_tokens": self.state.rollout_tokens,
-            "total/trained_tokens": self.state.trained_tokens,
-            "total/seconds": self.state.seconds,
+            "total/rollout_tokens": self.train_state.rollout_tokens,
+            "total/trained_tokens": self.train_state.trained_tokens,
+            "total/seconds": self.train_state.seconds,
         }
         self._judge(result)
         self._advance(metrics)
@@ -297,11 +294,14 @@ class SRFTTrainer:
             return UpdateResult({}, collected.refused)
         result = self._update_by(method, collected, progress)
         batch = self.args.train.interleave_prompts or self.args.train.prompts_per_step
-        if method.interleave is None or len(self.state.unsolved) < batch or result.refused:
+        if method.interleave is None or len(self.train_state.unsolved) < batch or result.refused:
             return result
-        rows, self.state.unsolved = self.state.unsolved[:batch], self.state.unsolved[batch:]
+        rows, self.train_state.unsolved = (
+            self.train_state.unsolved[:batch],
+            self.train_state.unsolved[batch:],
+        )
         other = self.setup.interleaved[method.interleave]
-        demonstrations = self.collector.rows(rows, other, progress, self.state.step)
+        demonstrations = self.collector.rows(rows, other, progress, self.train_state.step)
         second = self._update_by(other, demonstrations, progress)
         metrics = {**result.metrics, **{f"interleave/{k}": v for k, v in second.metrics.items()}}
         metrics["train/tokens"] += second.metrics.get("train/tokens", 0.0)
@@ -315,14 +315,15 @@ class SRFTTrainer:
             method,
             collected.sequences,
             progress=progress,
-            step=self.state.step,
+            step=self.train_state.step,
             teacher=self.setup.teacher_of(method),
             refused_dir=self.run.refused,
             world=self.world,
             max_mismatch=self.setup.max_mismatch,
         )
         while (result := within_memory(attempt, self.args.train)) is None:
-            self.args, message = halved(self.args, self.run, self.state.step)
+            self.args, message = halved(self.args, self.run, self.train_state.step)
+            self.setup.config = self.args
             self._event("warning", message)
         return result
 
@@ -331,87 +332,75 @@ class SRFTTrainer:
     def _judge(self, result: UpdateResult) -> None:
         """A refused step is noted; too many in a row, or the policy, end the run."""
         if result.refused is None:
-            self.state.refused_in_a_row = 0
+            self.train_state.refused_in_a_row = 0
             return
-        self.state.refused_in_a_row += 1
-        message = f"step {self.state.step}: non-finite ({result.refused}); weights are unchanged"
+        self.train_state.refused_in_a_row += 1
+        step, in_a_row = self.train_state.step, self.train_state.refused_in_a_row
+        message = f"step {step}: non-finite ({result.refused}); weights are unchanged"
         self._event("warning", message)
-        self._check_weights()
-        train = self.args.train
-        if train.on_nonfinite == "stop" or self.state.refused_in_a_row > train.max_nonfinite:
+        check_weights(self.model, step, self.world)
+        if self.args.train.on_nonfinite == "stop" or in_a_row > self.args.train.max_nonfinite:
             raise NumericalError(
-                f"{message}, {self.state.refused_in_a_row} in a row. The batch is in {self.run.refused}. "
+                f"{message}, {in_a_row} in a row. The batch is in {self.run.refused}. "
                 "Lower train.learning_rate, or look at the samples for exploding responses"
-            )
-
-    def _check_weights(self) -> None:
-        """Broken weights are repaired by no step, and no checkpoint of them may replace a good one."""
-        odd = self.world.first(first_not_finite(own_tensors(self.model)), "the weights")
-        if odd is not None:
-            raise NumericalError(
-                f"after step {self.state.step} the weight {odd} is non-finite. Resume from the last "
-                "checkpoint with a lower train.learning_rate"
             )
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
         """Raises the alarms that this step's figures set off."""
-        for alarm, message in raised(self.args.alarms, metrics, self.state.alarms):
-            self._event("warning", f"step {self.state.step}: {message}")
+        for alarm, message in raised(self.args.alarms, metrics, self.train_state.alarms):
+            self._event("warning", f"step {self.train_state.step}: {message}")
             if alarm.action == "stop":
-                raise AlarmError(f"step {self.state.step}: {message}. The last checkpoint stays")
+                raise AlarmError(
+                    f"step {self.train_state.step}: {message}. The last checkpoint stays"
+                )
 
     def _advance(self, metrics: Mapping[str, Any]) -> None:
         """Goes on to the next stage, where there is one, when this one is over."""
-        method = self.setup.methods[self.state.stage]
+        method = self.setup.methods[self.train_state.stage]
         if (value := watched_value(method, metrics)) is not None:
-            self.state.watched.append(value)
+            self.train_state.watched.append(value)
         stages = self.args.resolved_stages
-        if not self.state.stage_over(stages):
+        if not self.train_state.stage_over(stages):
             return
-        stage = stages[self.state.stage]
-        if self.state.step - self.state.stage_start < stage.steps:
-            self._event("note", f"step {self.state.step}: plateau, stage {stage.method} ends")
+        stage = stages[self.train_state.stage]
+        if self.train_state.step - self.train_state.stage_start < stage.steps:
+            self._event("note", f"step {self.train_state.step}: plateau, stage {stage.method} ends")
         self.collector.drop()
-        if self.state.next_stage(stages):
-            begin_stage(self.setup, self.state.stage, self.run)
+        if self.train_state.next_stage(stages):
+            begin_stage(self.setup, self.train_state.stage, self.run)
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         if self.lock is not None:
             self.lock.check()
+        metrics, self.callbacks.noted = {**metrics, **self.callbacks.noted}, {}
         self.logs.metrics.write(metrics)
-        self.trackers.log(metrics, self.state.step)
-        self.view.update(self.state.step, self.total_steps, metrics)
+        self.trackers.log(metrics, self.train_state.step)
+        self.view.update(self.train_state.step, self.total_steps, metrics)
+        if self.callbacks.control.should_log:
+            self.callbacks.log(metrics)
 
     def _save_samples(self, method: Method, collected: Collected, progress: Progress) -> None:
-        step = self.state.step + 1
-        if step != 1 and not due(step, self.args.run.samples_every):
-            return
-        records = sample_records(
-            self.setup.policy_of(method),
-            method,
-            collected,
-            prompts=self.args.run.samples_prompts,
-            progress=progress,
-            token_budget=self.args.train.micro_batch_tokens,
-            teacher=self.setup.teacher_of(method),
-        )
-        for record in records:
-            self.logs.samples.write({"step": step, **record})
+        step = self.train_state.step + 1
+        if step == 1 or due(step, self.args.run.samples_every):
+            for record in sample_records(self.setup, method, collected, progress):
+                self.logs.samples.write({"step": step, **record})
 
     def _evaluate(self) -> None:
         if not self.setup.evaluation:
             return
         self.view.phase("evaluating")
-        self.state.evaluated = self.state.step
+        self.train_state.evaluated = self.train_state.step
         with self.setup.policy.compute():
-            metrics = self.evaluator.evaluate(self.state.step, self.view.evaluating)
-        self.trackers.log(metrics, self.state.step)
+            metrics = self.evaluator.evaluate(self.train_state.step, self.view.evaluating)
+        self.trackers.log(metrics, self.train_state.step)
         self._watch(metrics)
         self.view.evaluated(metrics)
-        better = self.evaluator.better_than(metrics, self.state.best)
+        self.callbacks.evaluated(transformers_names(metrics))
+        better = self.evaluator.better_than(metrics, self.train_state.best)
         if better is not None:
-            self.state.best = better
-            if self.state.step:
+            self.train_state.best = better
+            self.callbacks.best(better, self.run.best)
+            if self.train_state.step:
                 self._export(self.run.best)
 
     # -- starting, saving, resuming ------------------------------------------------------------
@@ -424,34 +413,39 @@ class SRFTTrainer:
             self._say(note)
         return {}
 
-    def _resume(self) -> dict[str, int]:
-        """Weights, optimizer, random state and positions of the newest whole checkpoint; returns
-        the lengths in bytes to which the logs are cut back."""
+    def _resume(self, which: Literal[True] | str | Path) -> dict[str, int]:
+        """Weights, optimizer, random state and positions of the newest whole checkpoint, or of the one
+        that is named; returns the lengths in bytes to which the logs are cut back."""
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
             self._say("resume: no checkpoint was written yet; starting from the beginning")
             if self.world.main:
                 begin_run(self.run, self.args.to_yaml(redacted=True))
             return {}
-        checkpoint, damaged = load_newest(self.run.checkpoints, self.world)
+        name = None if which is True else named_checkpoint(self.run, Path(which))
+        checkpoint, damaged = load_newest(self.run.checkpoints, self.world, name)
         recipe = self.args.to_yaml(redacted=True)
         self.changes = recipe_changes(self.run, recipe)
         for sentence in [*damaged, *self.changes]:
             self._say(f"resume: {sentence}")
         self._restore(checkpoint)
         if self.changes and self.world.main:
-            change_recipe(self.run, recipe, self.state.step)
+            change_recipe(self.run, recipe, self.train_state.step)
         more = ": the run is finished, and continues if the recipe now has more steps"
-        place = f"resumed after step {self.state.step} from {checkpoint.path}"
+        place = f"resumed after step {self.train_state.step} from {checkpoint.path}"
         self._say(place + (more if self.finished else ""))
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
-        began = self.state.go_on(self.args.resolved_stages)
+        self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
+        began = self.train_state.go_on(self.args.resolved_stages)
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.sampler.load_state_dict(checkpoint.state["sampler"])
-        (begin_stage if began else restore_stage)(self.setup, self.state.stage, self.run)
+        told = checkpoint.state.get("callbacks", {})
+        self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
+        if self.scheduler is not None and "scheduler" in checkpoint.state:
+            self.scheduler.load_state_dict(checkpoint.state["scheduler"])
+        (begin_stage if began else restore_stage)(self.setup, self.train_state.stage, self.run)
         self.setup.engine.update_weights()
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
@@ -462,7 +456,7 @@ class SRFTTrainer:
             self.args.run.trackers if self.world.main else (),
             self.run,
             redact_values(self.args.model_dump(mode="json")),
-            self.state.step,
+            self.train_state.step,
             note=lambda text: self._event("warning", text),
         )
         stack.callback(self.trackers.close)
@@ -470,24 +464,30 @@ class SRFTTrainer:
     def _checkpoint(self) -> None:
         """Saves, unless the last checkpoint holds this very state."""
         state = {
-            "train": asdict(self.state),
+            "train": asdict(self.train_state),
             "sampler": self.collector.position(),
             "logs": self.logs.offsets,
+            "callbacks": self.callbacks.state_dict(),
         }
+        if self.scheduler is not None:
+            state["scheduler"] = self.scheduler.state_dict()
         if self.world.from_main(lambda: state == self.saved, "a checkpoint"):
             return
         self.view.phase("saving")
-        self._check_weights()
-        self.checkpoints.save(self.state.step, self.model, self.optimizer, state)
+        check_weights(self.model, self.train_state.step, self.world)
+        self.checkpoints.save(self.train_state.step, self.model, self.optimizer, state)
         self.saved = state
+        self.callbacks.saved()
 
     def _export(self, folder: Path) -> None:
         self.view.phase("exporting")
-        export_model(self.setup.policy, folder, self.args, self.run, self.state.step, self.world)
+        export_model(
+            self.setup.policy, folder, self.args, self.run, self.train_state.step, self.world
+        )
 
     def _exported(self) -> bool:
         """Whether the final model was written, after this very step and by this very recipe."""
-        where = (self.run.model, self.args, self.run, self.state.step)
+        where = (self.run.model, self.args, self.run, self.train_state.step)
         return self.world.from_main(lambda: is_exported(*where), "the model")
 
     def _say(self, text: str) -> None:
@@ -495,5 +495,5 @@ class SRFTTrainer:
 
     def _event(self, level: str, message: str) -> None:
         message = redact(message)
-        self.logs.events.write({"step": self.state.step, "level": level, "message": message})
+        self.logs.events.write({"step": self.train_state.step, "level": level, "message": message})
         self.view.note(message)

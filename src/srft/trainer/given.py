@@ -1,0 +1,143 @@
+"""What Python code hands over in place of what the recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase
+
+from srft.config import SRFTConfig
+from srft.data.reading import EVAL_SPLITS, TRAIN_SPLITS, Splits, as_examples, load_splits
+from srft.errors import ConfigError, DataError
+from srft.objective.methods import get_method
+from srft.rewards.reward_config import RewardConfig
+from srft.rewards.scorer import Scorer
+from srft.types import Example
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model, data, rewards and the like; None where nothing is handed over. ``weights``: one for each
+    reward. ``notes``: what is to be said of it."""
+
+    model: nn.Module | None = None
+    train: Any | None = None
+    rewards: Any | None = None
+    weights: Sequence[float] | None = None
+    evaluation: Any | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    optimizer: Optimizer | None = None
+    scheduler: LRScheduler | None = None
+    notes: Sequence[str] = ()
+
+    def scorer(self, config: SRFTConfig) -> Scorer:
+        """The recipe's verifier, or the given functions with the recipe's limits.
+
+        Raises:
+            ConfigError: there are functions and the recipe names rewards of its own.
+        """
+        if self.rewards is None:
+            return Scorer(config.reward)
+        if config.reward.rewards != RewardConfig().rewards:
+            named = ", ".join(spec.label for spec in config.reward.rewards)
+            raise ConfigError(
+                f"reward_funcs are given and the recipe names rewards too ({named}): only one of them could "
+                "act. Leave the names out of args.reward (its limits and thresholds may stay), or add a "
+                'verifier to the functions by its name: reward_funcs=[my_function, "math"]'
+            )
+        return Scorer(
+            self.rewards,
+            config.reward.correct_threshold,
+            weights=self.weights,
+            timeout_s=config.reward.timeout_s,
+            memory_mb=config.reward.memory_mb,
+            workers=config.reward.workers,
+            function_timeout_s=config.reward.function_timeout_s,
+        )
+
+    def read(self, config: SRFTConfig) -> Splits:
+        """Training and evaluation data: what was given, and what the recipe names where nothing was.
+
+        Raises:
+            DataError: it cannot be used.
+        """
+        train: Any = self.train
+        evaluation = self.evaluation
+        if _is_splits(train):
+            name = next((name for name in TRAIN_SPLITS if name in train), None)
+            if name is None:
+                raise DataError(
+                    f"train_dataset has the splits {', '.join(map(str, train))} and none is called train: "
+                    'give one of them, such as train_dataset=data["all"]'
+                )
+            if evaluation is None:  # as with files: the first of test, validation and the like
+                evaluation = next((train[key] for key in EVAL_SPLITS if key in train), None)
+            train = train[name]
+        notes: list[str] = []
+        if train is None:
+            splits = load_splits(config.data, seed=config.data.seed)
+        else:
+            splits = Splits(_examples(train, config, _rows_needed(config), notes), {})
+        if evaluation is not None:
+            splits = replace(splits, eval=held_out(evaluation, config, notes))
+        return replace(splits, notes=(*self.notes, *splits.notes, *notes))
+
+
+def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[Example]]:
+    """Evaluation sets by name: those of a mapping, or one that is called ``eval``.
+
+    Raises:
+        DataError: they cannot be used.
+    """
+    named = data if _is_splits(data) else {"eval": data}
+    return {str(name): _held_out(rows, config, notes) for name, rows in named.items()}
+
+
+def _is_splits(data: Any) -> bool:
+    """Whether it is a DatasetDict, or any mapping of names to sets of rows."""
+
+    def rows(part: Any) -> bool:
+        first = part[0] if isinstance(part, list | tuple) and part else None
+        return hasattr(part, "column_names") or isinstance(first, Mapping | Example)
+
+    return isinstance(data, Mapping) and all(map(rows, data.values()))
+
+
+def _rows_needed(config: SRFTConfig) -> int:
+    """Rows after which a stream is not read on: as many as the run can ask for."""
+    rounds = 1
+    if any(get_method(stage.method).refill for stage in config.resolved_stages):
+        rounds += config.train.max_refill_rounds
+    return config.total_steps * config.train.prompts_per_step * rounds
+
+
+def _examples(data: Any, config: SRFTConfig, most: int | None, notes: list[str]) -> list[Example]:
+    """``most``: rows of a stream, which need not end."""
+    columns = {str(role): name for role, name in config.data.columns.items()}
+    limit = config.data.limit
+    if most is not None and not hasattr(data, "__len__"):
+        limit = most if limit is None else min(most, limit)
+    invalid = config.data.invalid_rows
+    return as_examples(data, columns=columns, limit=limit, invalid_rows=invalid, notes=notes)
+
+
+def _held_out(data: Any, config: SRFTConfig, notes: list[str]) -> list[Example]:
+    columns = config.data.eval_columns or config.data.columns
+    limit = config.data.eval_limit
+    if limit is None and not hasattr(data, "__len__"):
+        raise DataError(
+            "eval_dataset is a stream, which need not end: set args.data.eval_limit to how many of its rows "
+            "are the evaluation set"
+        )
+    return as_examples(
+        data,
+        columns={str(role): name for role, name in columns.items()},
+        limit=limit,
+        invalid_rows=config.data.invalid_rows,
+        notes=notes,
+    )

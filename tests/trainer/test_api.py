@@ -1,0 +1,323 @@
+"""SRFTTrainer as users of transformers and TRL know a trainer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import (
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from srft import SRFTConfig, SRFTTrainer
+from srft.errors import CheckpointError, ConfigError, DataError
+from srft.lab import lab_train
+from srft.runs.files import read_jsonl
+from srft.trainer.callbacks import TRL_NAMES
+
+KEEP = {"failed_demonstrations": "keep"}
+
+
+def thirds(completions, **columns):
+    return [float(len(text) % 3 == 0) for text in completions]
+
+
+class Told(TrainerCallback):
+    """Notes every event, and what it was given."""
+
+    def __init__(self, steer=None):
+        self.events, self.given, self.logs, self.steer = [], {}, [], steer
+
+    def _note(self, event, args, state, control, **given):
+        self.events.append((event, state.global_step))
+        self.given[event] = {"args": args, "state": state, **given}
+        if self.steer is not None:
+            self.steer(event, state, control)
+
+    def named(self, event):
+        return [step for name, step in self.events if name == event]
+
+
+for _event in (
+    *("on_init_end", "on_train_begin", "on_train_end", "on_epoch_begin", "on_epoch_end"),
+    *("on_step_begin", "on_step_end", "on_log", "on_evaluate", "on_save", "on_predict"),
+):
+    setattr(Told, _event, lambda self, *a, _event=_event, **k: self._note(_event, *a, **k))
+
+
+@pytest.fixture
+def start(recipe, rows):
+    def build(callbacks=(), **sections):
+        sections = {"method": "grpo", "reward": KEEP, "train": {"steps": 3}, **sections}
+        return SRFTTrainer(
+            args=recipe(**sections),
+            train_dataset=rows,
+            eval_dataset=rows[:4],
+            reward_funcs=thirds,
+            callbacks=list(callbacks),
+        )
+
+    return build
+
+
+def test_callbacks_are_told_in_transformers_order(start):
+    told = Told()
+    trainer = start([told], evaluation={"every_steps": 2})
+    trainer.train()
+    assert told.events == [
+        ("on_init_end", 0),
+        ("on_train_begin", 0),
+        ("on_epoch_begin", 0),
+        *[("on_step_begin", 0), ("on_step_end", 1), ("on_log", 1)],
+        *[("on_step_begin", 1), ("on_step_end", 2), ("on_log", 2)],
+        *[("on_evaluate", 2), ("on_save", 2)],
+        *[("on_step_begin", 2), ("on_step_end", 3), ("on_log", 3)],
+        *[("on_evaluate", 3), ("on_save", 3)],
+        *[("on_epoch_end", 3), ("on_train_end", 3)],
+    ]
+    given = told.given["on_step_end"]
+    assert given["model"] is trainer.model and given["optimizer"] is trainer.optimizer
+    assert given["processing_class"] is trainer.tokenizer
+    assert isinstance(given["args"], TrainingArguments) and given["args"].max_steps == 3
+    logs = told.given["on_log"]["logs"]
+    assert {*TRL_NAMES.values(), "loss", "learning_rate"} <= logs.keys()
+    assert logs["reward"] == logs["reward/mean"]
+    metrics = told.given["on_evaluate"]["metrics"]
+    assert {"eval_accuracy", "eval_reward", "eval_mean_tokens"} <= metrics.keys()
+    assert [row["step"] for row in trainer.train_state.log_history] == [1, 2, 2, 3, 3]
+
+
+def test_the_control_is_obeyed(start):
+    def steer(event, state, control):
+        if event == "on_step_end":
+            control.should_evaluate = state.global_step == 1
+            control.should_save = state.global_step == 3
+            control.should_log = state.global_step != 2
+            control.should_training_stop = state.global_step == 4
+
+    told = Told(steer)
+    trainer = start([told], train={"steps": 9}, run={"checkpoint_every": 2})
+    result = trainer.train()
+    assert result.step == 4 and result.stopped_by == "callback"
+    assert result.model_dir is not None, (
+        "a run that a callback ends is exported like one that is done"
+    )
+    assert told.named("on_evaluate") == [1, 4] and told.named("on_save") == [3, 4]
+    assert told.named("on_log") == [1, 3, 4]
+    assert len(read_jsonl(result.run_dir / "metrics.jsonl")) == 4, "the log has every step"
+
+
+def test_an_epoch_is_ended_where_a_callback_says_so(start, rows):
+    def steer(event, state, control):
+        control.should_epoch_stop |= event == "on_step_end" and state.global_step == 2
+
+    told = Told(steer)
+    trainer = start([told], train={"steps": 4, "prompts_per_step": 4})
+    trainer.train()
+    assert told.named("on_epoch_begin") == [0, 2] and told.named("on_epoch_end") == [2, 4]
+    assert trainer.sampler.epoch == 1 + 8 / len(rows)
+
+
+def test_early_stopping_counts_over_a_resume(start, monkeypatch, tmp_path):
+    """The reward of the evaluation never rises: patience 2 ends the run at the third evaluation, also where
+    it was stopped between the first and the second."""
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda *a, **k: None)
+
+    def run(name, steps, resume=None):
+        stopping = EarlyStoppingCallback(early_stopping_patience=2)
+        trainer = start(
+            [stopping],
+            train={"steps": steps},
+            evaluation={"every_steps": 1, "best_metric": "eval/reward", "temperature": 0},
+            run={"dir": str(name), "checkpoint_every": 1, "export": False},
+        )
+        return trainer.train(resume_from_checkpoint=resume)
+
+    whole = run(tmp_path / "one", 8)
+    assert (whole.step, whole.stopped_by) == (3, "callback")
+    assert run(tmp_path / "two", 2).step == 2
+    assert run(tmp_path / "two", 8, resume=True).step == 3
+
+
+def test_an_event_that_never_comes_is_said(start):
+    class Waiting(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            pass
+
+    trainer = start([Waiting])
+    assert any("Waiting.on_substep_end is never called" in note for note in trainer.setup.notes)
+    trainer.close()
+    trainer = start([Told()])
+    assert not any("never called" in note for note in trainer.setup.notes)
+    assert trainer.pop_callback(Told) is not None and trainer.pop_callback(Told) is None
+    trainer.close()
+
+
+def test_it_is_used_after_training_and_gives_the_model_back_each_time(recipe, rows, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).train()
+    before = [(type(m), m.training) for m in model.modules()]
+    trainer = SRFTTrainer(
+        model, thirds, recipe(method="grpo", reward=KEEP, train={"steps": 2}), rows, rows[:4]
+    )
+    result = trainer.train()
+    assert [(type(m), m.training) for m in model.modules()] == before
+    last = read_jsonl(result.run_dir / "evaluation.jsonl")[-1]
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] == last["accuracy"], "same seed, same weights"
+    assert [(type(m), m.training) for m in model.modules()] == before
+    found = trainer.predict(rows[:3])
+    assert len(found.predictions) == 3 and found.label_ids == [row["answer"] for row in rows[:3]]
+    for row, one in zip(rows, found.predictions, strict=False):
+        assert one["prompt"] == row["prompt"]
+        assert one["reward"] == thirds([one["completion"]])[0] == one["rewards"]["thirds"]
+    assert found.metrics["test_reward"] == sum(p["reward"] for p in found.predictions) / 3
+    folder = trainer.save_model(result.run_dir)
+    saved = AutoModelForCausalLM.from_pretrained(folder)
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    assert (folder / "metrics.jsonl").is_file() and (folder / "checkpoints").is_dir()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        trainer.train()
+    assert trainer.train(resume_from_checkpoint=True).step == 2
+
+
+def test_a_resume_from_a_named_checkpoint_drops_what_came_after(start):
+    run = {"checkpoint_every": 1, "keep_checkpoints": 5, "export": False}
+    whole = start(run=run, train={"steps": 4}).train()
+    lines = read_jsonl(whole.run_dir / "metrics.jsonl")
+    checkpoints = whole.run_dir / "checkpoints"
+    with pytest.raises(CheckpointError, match="no such checkpoint; there are step_000001"):
+        start(run=run, train={"steps": 4}).train(str(checkpoints / "step_000009"))
+    with pytest.raises(CheckpointError, match="no checkpoint of the run in"):
+        start(run=run, train={"steps": 4}).train(str(whole.run_dir.parent / "other/checkpoint-2"))
+    trainer = start(run=run, train={"steps": 3})
+    assert trainer.train(str(checkpoints / "step_000002")).step == 3
+    assert [p.name for p in sorted(checkpoints.iterdir())] == [f"step_00000{n}" for n in (1, 2, 3)]
+    again = read_jsonl(whole.run_dir / "metrics.jsonl")
+    assert [row["loss"] for row in again] == [row["loss"] for row in lines[:3]]
+
+
+def test_figures_of_ones_own_are_logged(start):
+    class Mine(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            trainer.log({"mine": 10.0 + state.global_step})
+
+    told = Told()
+    trainer = start([Mine(), told])
+    result = trainer.train()
+    assert [r["user/mine"] for r in read_jsonl(result.run_dir / "metrics.jsonl")] == [10, 11, 12]
+    assert [row["mine"] for row in trainer.train_state.log_history if "mine" in row] == [10, 11, 12]
+
+
+def test_an_optimizer_of_ones_own(recipe, rows, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    args = recipe(method="sft", train={"steps": 3}, run={"export": False})
+    trainer = SRFTTrainer(model, None, args, rows, optimizers=(optimizer, schedule))
+    result = trainer.train()
+    rates = [row["learning_rate"] for row in read_jsonl(result.run_dir / "metrics.jsonl")]
+    assert rates == [0.5, 0.25, 0.125] and trainer.optimizer is optimizer
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_model)
+    part = torch.optim.SGD(other.lm_head.parameters(), lr=0.5)
+    with pytest.raises(ConfigError, match=r"does not hold model\.embed_tokens|does not hold model"):
+        SRFTTrainer(
+            other, None, recipe(method="sft", run={"dir": None}), rows, optimizers=(part, None)
+        )
+    with pytest.raises(ConfigError, match="a scheduler is given without"):
+        SRFTTrainer(other, None, recipe(method="sft"), rows, optimizers=(None, schedule))
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def endless(counted):
+    for number in itertools.count():
+        counted.append(number)
+        yield dict(lab_train(40)[number % 40])
+
+
+@pytest.mark.parametrize("kind", ["generator", "datasets"])
+def test_an_endless_stream_is_read_as_far_as_the_run_needs(recipe, kind):
+    counted = []
+    data = endless(counted)
+    if kind == "datasets":
+        data = IterableDataset.from_generator(endless, gen_kwargs={"counted": counted})
+    args = recipe(method="sft", train={"steps": 3, "prompts_per_step": 2})
+    trainer = SRFTTrainer(args=args, train_dataset=data)
+    assert len(trainer.setup.train) == 6
+    if kind == "generator":
+        assert len(counted) == 6
+    trainer.close()
+    with pytest.raises(
+        DataError, match=r"a stream, which need not end: set args\.data\.eval_limit"
+    ):
+        SRFTTrainer(args=args, train_dataset=list(lab_train(4)), eval_dataset=endless([]))
+    limited = recipe(method="sft", data={"eval_limit": 3})
+    trainer = SRFTTrainer(args=limited, train_dataset=list(lab_train(4)), eval_dataset=endless([]))
+    assert len(trainer.setup.evaluation["eval"].problems) == 3
+    trainer.close()
+
+
+def test_dictionaries_of_datasets(recipe, rows):
+    split = {
+        name: Dataset.from_list(rows[a:b]) for name, a, b in [("train", 0, 9), ("test", 9, 12)]
+    }
+    trainer = SRFTTrainer(args=recipe(method="sft"), train_dataset=DatasetDict(split))
+    assert len(trainer.setup.train) == 9
+    assert len(trainer.setup.evaluation["eval"].problems) == 3
+    trainer.close()
+    both = {"easy": rows[:2], "hard": rows[2:5]}
+    trainer = SRFTTrainer(args=recipe(method="sft"), train_dataset=rows, eval_dataset=both)
+    assert {k: len(v.problems) for k, v in trainer.setup.evaluation.items()} == {
+        "easy": 2,
+        "hard": 3,
+    }
+    assert {"eval_easy_accuracy", "eval_hard_reward"} <= trainer.evaluate().keys()
+    trainer.close()
+    with pytest.raises(DataError, match="the splits all and none is called train"):
+        SRFTTrainer(args=recipe(method="sft"), train_dataset={"all": rows})
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+def test_rewards_named_twice_are_refused(recipe, rows):
+    with pytest.raises(
+        ConfigError, match=r"reward_funcs are given and the recipe names .*\(exact\)"
+    ):
+        SRFTTrainer(args=recipe(), train_dataset=rows, reward_funcs=thirds)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"train": {"stepz": 5}}, r"args: train\.stepz: unknown key; did you mean 'steps'"),
+        ({"train": {"steps": "many"}}, r"args: train\.steps: Input should be a valid integer"),
+        (7, "args: is of type int; give an SRFTConfig, a dict of its sections"),
+    ],
+)
+def test_wrong_args_get_our_messages(args, words, rows):
+    with pytest.raises(ConfigError, match=words):
+        SRFTTrainer(args=args, train_dataset=rows)
+
+
+def test_a_wrong_recipe_gets_them_where_it_is_made():
+    with pytest.raises(
+        ConfigError, match=r"SRFTConfig: train\.stepz: unknown key; did you mean 'steps'"
+    ):
+        SRFTConfig(train={"stepz": 5})
+    assert SRFTConfig(train={"steps": 5}).train.steps == 5
+
+
+def test_a_dict_of_sections_is_a_recipe(recipe, rows):
+    values = recipe(method="sft", train={"steps": 1}).model_dump(exclude_unset=True)
+    result = SRFTTrainer(args=values, train_dataset=rows).train()
+    assert math.isfinite(result.metrics["loss"])
