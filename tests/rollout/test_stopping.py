@@ -10,7 +10,7 @@ import torch
 
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
-from srft.rollout.response_end import MAY_END_STRING, STOP_TOKEN, StopRule
+from srft.rollout.response_end import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
 from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
 
@@ -115,3 +115,19 @@ def test_the_text_is_cut_before_the_first_of_several_stop_strings(tokenizer):
 def test_padded_vocabulary_entries_without_text_are_no_stop_tokens(tokenizer):
     table = rule(tokenizer, "x", end_ids=(1,)).table
     assert table[len(tokenizer) :].eq(0).all()
+
+
+def test_a_rule_is_kept_for_the_strings_ids_and_ends_that_it_is_for(llama, tokenizer):
+    rules = StopRules(tokenizer)
+
+    def get(stop=(), ids=(), vocabulary=40):
+        params = SamplingParams(stop=stop, stop_token_ids=ids)
+        return rules.get(llama, params, vocabulary, torch.device("cpu"))
+
+    asked = [{}, {"stop": ("a",)}, {"ids": (5,)}, {"ids": (6,)}, {"vocabulary": 41}]
+    found = [get(**one) for one in asked]
+    assert len(set(map(id, found))) == len(found)
+    assert [bool(one.table[5] == STOP_TOKEN) for one in found[2:4]] == [True, False]
+    llama.generation_config.eos_token_id = 7
+    assert get().table[7] == STOP_TOKEN != found[0].table[7]
+    assert get() is get()
