@@ -259,7 +259,7 @@ def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
     if item["type"] == "model_type":
         first = next(iter(_model_at(root, where).model_fields))
         told = given if isinstance(given, str) or type(given) is int else "..."
-        message = f"is a section with settings of its own; write {key}: {{{first}: {told}}}"
+        message = f"is a section with its own settings; write {key}: {{{first}: {told}}}"
     elif item["type"] in ("tuple_type", "list_type"):
         field = model.model_fields.get(str(where[-1]))  # None: one of several types it may have
         default = field and field.get_default(call_default_factory=True)

@@ -185,7 +185,7 @@ def _always(case: Case) -> list[Item]:
         copied = base_weight_bytes(case) / layout.shard
         items.append(Item("reference", copied, f"frozen copy{cut}"))
     if case.teacher:
-        items.append(Item("teacher", case.teacher, f"frozen, of its own{cut}"))
+        items.append(Item("teacher", case.teacher, f"frozen, separate{cut}"))
     if layout.autocast is not None:
         items.append(
             Item("low-precision copies", 2 * shape.matrices, "autocast's, of float32 matrices")

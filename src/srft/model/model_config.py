@@ -147,7 +147,7 @@ class ModelConfig(Section):
         gt=0,
         description="For rotary embeddings that change with the length of a sequence (rope_type longrope or "
         "dynamic): the length in tokens whose frequencies every sequence gets, in training, sampling and the "
-        "exported config. None: the model's own, and sequences beyond the change are refused.",
+        "exported config. null: the model's own, and sequences beyond the change are refused.",
     )
     max_position_embeddings: int | None = Field(
         None,

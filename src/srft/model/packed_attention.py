@@ -261,7 +261,7 @@ def packed_attention(
     if mark is None:
         if _running.get() is not None or _lost_layout(attention_mask, key):
             raise ModelError(
-                f"{name} makes an attention mask of its own, or changes it on its way, so sequences "
+                f"{name} makes its own attention mask, or changes the one it is given, so sequences "
                 "cannot be packed: set model.attention=padded"
             )
         if options.plain:

@@ -23,7 +23,7 @@ from srft.model.output_head import attention_configs
 
 ATTENTION_NAME = "srft_rollout"
 
-CURRENT_SLOT: ContextVar[int] = ContextVar("slot the present decoding step writes")
+CURRENT_SLOT: ContextVar[int] = ContextVar("slot the current decoding step writes")
 
 # Arguments some models pass that change nothing here: masks and packing come from the cache.
 _HARMLESS = frozenset(

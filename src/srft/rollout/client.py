@@ -68,7 +68,7 @@ class Server:
         return response.json() if response.content else None
 
     def close(self) -> None:
-        """Closes the connections; the server goes on running."""
+        """Closes the connections; the server keeps running."""
         self.http.close()
 
     def weight_version(self) -> str:

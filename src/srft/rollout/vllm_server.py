@@ -192,7 +192,7 @@ class VLLMServerEngine:
         self.transfer.send_again(server, self.version)
 
     def close(self) -> None:
-        """Closes the connections to the servers, which go on running."""
+        """Closes the connections to the servers, which keep running."""
         self.transfer.close()
         for server in self.servers:
             server.close()

@@ -1,4 +1,4 @@
-"""A clean stop: the step in hand is finished and a checkpoint written."""
+"""A clean stop: the current step is finished and a checkpoint written."""
 
 from __future__ import annotations
 

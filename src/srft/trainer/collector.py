@@ -124,7 +124,7 @@ class Collector:
     def _rescue(
         self, kept: Collected, method: Method, progress: Progress, step: int, world: World
     ) -> None:
-        """Samples prompts whose rollouts have all failed once more, behind more and more of their
+        """Samples prompts whose rollouts have all failed once more, after more and more of their
         demonstration, until one is right or the method gives no more."""
         if method.rescue is None:
             return

@@ -42,7 +42,7 @@ class TrainState:
     alarms: dict[str, int] = field(default_factory=dict)
 
     def stage_over(self, stages: Sequence[Stage]) -> bool:
-        """Whether the stage in hand has had its steps or has reached its plateau."""
+        """Whether the current stage has had its steps or has reached its plateau."""
         stage = stages[self.stage]
         flat = stage.plateau is not None and reached_plateau(self.watched, stage.plateau)
         return flat or self.step - self.stage_start >= stage.steps

@@ -162,7 +162,7 @@ class Lesson:
 
 
 def ask(teacher: Teacher, method: Method, packed: PackedBatch, context: PackedBatch) -> Lesson:
-    """Has the responses of ``packed`` scored behind their contexts (``pack_contexts``)."""
+    """Has the responses of ``packed`` scored after their contexts (``pack_contexts``)."""
     taught_T = packed.index.sequences.taught_S[packed.index.sequence_T]
     against = None
     if method.divergence:

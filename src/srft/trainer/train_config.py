@@ -29,7 +29,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant",
         description="Learning rate after warm-up. Linear and cosine are spread over the steps of the "
-        "recipe (of each stage): a run resumed with more steps goes on at the rate of the longer schedule.",
+        "recipe (of each stage): a run resumed with more steps continues at the rate of the longer schedule.",
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
     min_learning_rate_ratio: float = Field(
@@ -101,7 +101,8 @@ class RunConfig(Section):
     )
     background_checkpoints: bool = Field(
         False,
-        description="Write checkpoints in a thread from a copy in the host's memory, while training goes on.",
+        description="Write checkpoints in a thread from a copy in the host's memory, while "
+        "training continues.",
     )
     samples_every: int = Field(10, ge=0, description="Steps between saved samples; 0: never.")
     samples_prompts: int = Field(
