@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from tests.toys import real_data_dir, save_lab_model
 
 from srft.config import SRFTConfig, parse_config
 from srft.lab import lab_train
+
+with suppress(ImportError):  # absent where vLLM's tests run
+    from hypothesis import HealthCheck, settings
+
+    # No test decides by the clock, and machines are shared.
+    settings.register_profile("srft", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("srft")
 
 
 @pytest.fixture(scope="session")

@@ -242,16 +242,16 @@ def command(capsys, *arguments: str) -> tuple[int, str, str]:
         ({"model": "lab"}, ["model: {path: lab}"]),
         ({"data": "x.jsonl"}, ["data: {train: x.jsonl}"]),
         ({"train": {"betas": 0.9}}, ["train.betas", "such as [0.9, 0.999]"]),
-        ({"train": {"betas": [True, 0.9]}}, ["train.betas", "no number"]),
+        ({"train": {"betas": [True, 0.9]}}, ["train.betas", "not a number"]),
         ({"evaluation": {"suites": "lab"}}, ["evaluation.suites", "['lab']"]),
-        ({"train": {"steps": True}}, ["train.steps: is true, which is no number"]),
+        ({"train": {"steps": True}}, ["train.steps: is true, which is not a number"]),
         ({"train": {"learning_rate": False}}, ["train.learning_rate: is false"]),
         ({"stages": [{"method": "srft", "steps": True}]}, ["stages.0.steps: is true"]),
         ({"rollout": {"vllm": {"tensor_parallel_size": True}}}, ["tensor_parallel_size: is true"]),
         ({"alarms": {"mine": {"metric": "x", "steps": True}}}, ["alarms.mine.steps: is true"]),
         ({"reward": {"name": "numeric", "tolerence": 0.1}}, ["did you mean 'tolerance'?"]),
         ({"reward": [{"name": "numeric", "tolerence": 0.1}]}, ["did you mean 'tolerance'?"]),
-        ({"data": {"columns": ["prompt"]}}, ["data.columns: is no mapping"]),
+        ({"data": {"columns": ["prompt"]}}, ["data.columns: is not a mapping"]),
     ],
 )
 def test_a_recipe_of_the_wrong_shape_is_told_the_right_one(tmp_path, capsys, values, words):
@@ -283,7 +283,7 @@ def test_true_is_no_number_in_any_section():
             if kinds & {int, float} and not kinds & {bool}:
                 seen += 1
                 for value in (True, False):
-                    with pytest.raises(ValueError, match="no number"):
+                    with pytest.raises(ValueError, match="not a number"):
                         kind.__pydantic_validator__.validate_assignment(
                             kind.model_construct(), name, value
                         )

@@ -129,7 +129,7 @@ def test_messages_written_out_as_text_are_messages(write):
 def test_other_json_is_asked_as_it_stands_and_that_is_said():
     row = {"prompt": json.dumps({"question": "3 + 4?"}), "answer": "7"}
     assert one(row).prompt == row["prompt"]
-    assert "1 of 1 prompts are JSON" in notes_of(row) and "(row 1)" in notes_of(row)
+    assert "1 of 1 prompts look like JSON" in notes_of(row) and "(row 1)" in notes_of(row)
     printed = {"prompt": "[{'role': 'system', 'content': 'a'}\n {'role': 'user'}]"}  # as numpy does
     assert "1 of 1 prompts look like JSON" in notes_of(printed)
     assert "JSON" not in notes_of({"prompt": "Sort [3, 1].", "answer": "7"})

@@ -105,7 +105,7 @@ def test_latin_1_says_how_to_convert(tmp_path, name):
     text = {"a.jsonl": '{"prompt":\n"é"}', "a.json": '[{"prompt":\n"é"}]', "a.csv": "prompt\né\n"}
     path.write_bytes(text[name].encode("latin-1"))
     message = refusal(path)
-    assert f"{path}:2: byte 0xe9 is not utf-8" in message and "iconv -f CP1252" in message
+    assert f"{path}:2: byte 0xe9 is not UTF-8" in message and "iconv -f CP1252" in message
 
 
 @pytest.mark.parametrize(

@@ -85,5 +85,5 @@ def test_a_fault_in_the_parts_of_one_process_is_said_once(tmp_path, fault, tiny_
     said = [o.error.splitlines()[0] for o in finish(start(work.load_policy, 2, recipe))]
     (error,) = [line for line in said if line.startswith("ModelError")]
     assert name in error
-    assert ("not finite" in error) == (fault == "not-finite")
+    assert ("non-finite" in error) == (fault == "not-finite")
     assert sum(line.startswith("PeerError") for line in said) == 1

@@ -162,7 +162,7 @@ def test_a_step_that_one_process_cannot_take_is_refused_by_all(recipes, some_dem
     run = Path(recipe["run"]["dir"])
     trained = ["entropy/rollouts" in row for row in work.logged(run)]
     assert trained == [True, False, True]
-    (event,) = [e for e in read_jsonl(run / "events.jsonl") if "not finite" in e["message"]]
+    (event,) = [e for e in read_jsonl(run / "events.jsonl") if "non-finite" in e["message"]]
     assert event["level"] == "warning" and "step 2" in event["message"]
     assert len(list((run / "refused").iterdir())) == 1
 

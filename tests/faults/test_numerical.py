@@ -199,7 +199,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(recipe, tmp_path):
     trainer.setup.close()
     found, said = checkpoints.load_newest(folder)
     assert found.path.name == "step_000002"
-    assert "not finite" in said[0] and "step_000004" in said[0]
+    assert "non-finite" in said[0] and "step_000004" in said[0]
 
 
 # -- alarms ------------------------------------------------------------------------------------

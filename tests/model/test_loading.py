@@ -198,7 +198,7 @@ def test_saving_over_an_older_model_replaces_it(folder, make_model, make_tokeniz
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("failing", ["_flush", "_save_weights"])
+@pytest.mark.parametrize("failing", ["put_in_place", "_save_weights"])
 def test_a_failed_save_leaves_the_older_model(
     folder, make_model, make_tokenizer, monkeypatch, failing
 ) -> None:
