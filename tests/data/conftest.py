@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from srft.data.data_config import DataConfig
+from srft.data.row_errors import RowError
+from srft.data.template import Template
+from srft.data.tokenization import tokenize_dataset
+from srft.errors import DataError
+from srft.types import Example, TokenizedExample
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}"
@@ -140,3 +149,27 @@ def turn_ends() -> dict[str, str]:
 def shouting_template() -> str:
     """A template that rewrites what users say."""
     return SHOUTS
+
+
+def render_prompt(example: Example, tokenizer: Any, config: DataConfig) -> str:
+    """The prompt as the model sees it, as text."""
+    try:
+        return Template(tokenizer, config).render(example).text
+    except RowError as error:
+        raise DataError(str(error)) from None
+
+
+def tokenize_example(
+    example: Example, index: int, tokenizer: Any, config: DataConfig
+) -> TokenizedExample:
+    """One example in tokens."""
+    if config.prompt_is_rendered is None:  # one row says nothing of most
+        config = config.model_copy(update={"prompt_is_rendered": False})
+    (kept,), _ = tokenize_dataset([example], tokenizer, config)
+    return replace(kept, index=index)
+
+
+def stop_token_ids(
+    tokenizer: Any, config: DataConfig, generation_config: Any = None
+) -> tuple[int, ...]:
+    return Template(tokenizer, config).stop_token_ids(generation_config)

@@ -6,10 +6,11 @@ import random
 
 import pytest
 from tests.data.chat_templates import real_tokenizer, template_text, with_template
+from tests.data.conftest import render_prompt
 
 from srft.data.data_config import DataConfig
 from srft.data.reading import as_examples
-from srft.data.template import render_prompt, tokenize_prompt
+from srft.data.template import tokenize_prompt
 from srft.data.tokenization import TokenizationReport, tokenize_dataset
 from srft.errors import ConfigError, DataError
 from srft.types import TokenizedExample

@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.data.conftest import render_prompt, stop_token_ids, tokenize_example
 
 from srft.data.data_config import DataConfig
-from srft.data.template import Template, render_prompt, stop_token_ids, tokenize_prompt
-from srft.data.tokenization import tokenize_example
+from srft.data.template import Template, tokenize_prompt
 from srft.errors import ConfigError, DataError, ModelError
 from srft.types import Example
 

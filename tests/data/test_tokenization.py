@@ -1,10 +1,11 @@
 from dataclasses import replace
 
 import pytest
+from tests.data.conftest import tokenize_example
 
 from srft.data.data_config import DataConfig
 from srft.data.template import tokenize_prompt
-from srft.data.tokenization import quantiles, tokenize_dataset, tokenize_example
+from srft.data.tokenization import quantiles, tokenize_dataset
 from srft.errors import DataError
 from srft.types import Example
 

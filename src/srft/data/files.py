@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from srft.data.row_errors import Problems
+from srft.data.row_errors import Problems, quoted
 from srft.errors import DataError, did_you_mean
 
 
@@ -148,7 +148,7 @@ def read_json(path: Path, problems: Problems) -> Iterator[Row]:
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
-        found = f"an object with {_names(value)}" if isinstance(value, dict) else repr(value)[:60]
+        found = f"an object with {quoted(value)}" if isinstance(value, dict) else repr(value)[:60]
         raise DataError(
             f'{path}: holds {found}; it must be a list of objects, or {{"data": [...]}} with that '
             "list inside"
@@ -162,11 +162,6 @@ def _is_object(text: str) -> bool:
         return isinstance(_parse(text), dict)
     except ValueError:
         return False
-
-
-def _names(columns: Any) -> str:
-    names = [f"`{name}`" for name in columns]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 @contextmanager
@@ -215,7 +210,7 @@ def _header(header: list[str], path: Path) -> list[str]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(
-            f"{path}:1: the header names {_names(repeated)} more than once; rename the columns"
+            f"{path}:1: the header names {quoted(repeated)} more than once; rename the columns"
         )
     if "" in names:
         raise DataError(
@@ -249,7 +244,7 @@ def read_parquet(path: Path, problems: Problems) -> Iterator[Row]:
         ) from None
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise DataError(f"{path}: has {_names(repeated)} more than once; rename the columns")
+        raise DataError(f"{path}: has {quoted(repeated)} more than once; rename the columns")
     number = 0
     try:
         for batch in file.iter_batches(batch_size=1000):

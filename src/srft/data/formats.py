@@ -32,7 +32,7 @@ from srft.data.messages import (
     is_null,
     plain,
 )
-from srft.data.row_errors import RowError
+from srft.data.row_errors import RowError, quoted
 from srft.errors import DataError, did_you_mean, nearest
 from srft.types import Example, Message
 
@@ -93,7 +93,7 @@ class Format:
         heads = {*used, *(path.split(".")[0] for path in used)}
         rest = [name for name, value in columns.items() if name not in heads and not is_null(value)]
         if rest:
-            said.append(f"for rewards only: {_quoted(rest)}")
+            said.append(f"for rewards only: {quoted(rest)}")
         line = f"columns used ({self.name}): {'; '.join(said)}"
         known = (*_SYNONYMS["demonstration"], *_CHAT)
         likely = next((name for name in known if name in rest and _is_worked(columns[name])), None)
@@ -214,7 +214,7 @@ def _override(
     unknown = sorted(set(mapping) - {"prompt", "demonstration", "answer", "system"})
     if unknown:
         raise DataError(
-            f"data.columns names {_quoted(unknown)}; it maps `prompt`, `demonstration`, `answer` and "
+            f"data.columns names {quoted(unknown)}; it maps `prompt`, `demonstration`, `answer` and "
             "`system`"
         )
     for role, path in mapping.items():
@@ -222,7 +222,7 @@ def _override(
             hint = did_you_mean(path, _paths(columns), ".")
             raise DataError(
                 f"{source}: data.columns.{role}: no row has a column `{path}`{hint} Columns found: "
-                f"{_quoted(columns)}"
+                f"{quoted(columns)}"
             )
     if "prompt" in mapping and mapping["prompt"] != found.prompt:
         path = mapping["prompt"]
@@ -240,12 +240,6 @@ def _override(
             found = replace(found, demonstrations=rest)
         found = replace(found, answer=path, marked=False)
     return found
-
-
-def _quoted(names: Iterable[str]) -> str:
-    listed = [f"`{name}`" for name in names]
-    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    return (", ".join(listed[:20]) + more) or "none"
 
 
 def _paths(columns: Mapping[str, Any], depth: int = 2) -> list[str]:
@@ -276,7 +270,7 @@ def _unknown_format(
     if {"question", "answer"} <= columns.keys():
         reason = " (GSM8K's format needs `#### N` at the end of `answer`; no row has it)"
     return (
-        f"{source}: unknown format{reason}. Columns found: {_quoted(columns)}. Needed: `prompt`, "
+        f"{source}: unknown format{reason}. Columns found: {quoted(columns)}. Needed: `prompt`, "
         "and as you have them `demonstration` and `answer`. If your columns mean this, set\n"
         f"  data.columns: {{{line}}}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -14,6 +14,13 @@ logger = logging.getLogger("srft.data")
 SHOWN = 10
 InvalidRows = Literal["error", "drop", "refuse"]
 """``data.invalid_rows``; ``refuse``: as error, where there is no such setting to go on with."""
+
+
+def quoted(names: Iterable[str]) -> str:
+    """The names of columns for a message, at most twenty of them."""
+    listed = [f"`{name}`" for name in names]
+    more = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
+    return (", ".join(listed[:20]) + more) or "none"
 
 
 class RowError(Exception):

@@ -395,14 +395,6 @@ def _kind(prompt: str, official: str, given: str) -> Difference:
     return "other"
 
 
-def render_prompt(example: Example, tokenizer: Any, config: DataConfig) -> str:
-    """The prompt as the model sees it, as text. Raises DataError."""
-    try:
-        return Template(tokenizer, config).render(example).text
-    except RowError as error:
-        raise DataError(f"{example.source}: {error}") from None
-
-
 def tokenize_prompt(example: Example, tokenizer: Any, config: DataConfig) -> tuple[int, ...]:
     """The prompt's token ids, the very ones rollouts start from; no length limit is applied.
 
@@ -413,10 +405,3 @@ def tokenize_prompt(example: Example, tokenizer: Any, config: DataConfig) -> tup
         return template.encode_prompt(template.render(example))
     except RowError as error:
         raise DataError(f"{example.source}: {error}") from None
-
-
-def stop_token_ids(
-    tokenizer: Any, config: DataConfig, generation_config: Any = None
-) -> tuple[int, ...]:
-    """As ``Template.stop_token_ids``; the first is the token every demonstration ends with."""
-    return Template(tokenizer, config).stop_token_ids(generation_config)

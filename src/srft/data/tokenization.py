@@ -98,21 +98,6 @@ class TokenizationReport:
             )
 
 
-def tokenize_example(
-    example: Example, index: int, tokenizer: Any, config: DataConfig
-) -> TokenizedExample:
-    """One example in tokens, under the same policies as ``tokenize_dataset``.
-
-    Raises DataError if it cannot be used, or its prompt is dropped for its length.
-    """
-    if config.prompt_is_rendered is None:  # one row says nothing of most
-        config = config.model_copy(update={"prompt_is_rendered": False})
-    kept, report = _tokenize([example], Template(tokenizer, config), config, None)
-    if not kept:
-        raise DataError("\n".join(report.notes))
-    return replace(kept[0], index=index)
-
-
 def tokenize_dataset(
     examples: Sequence[Example],
     tokenizer: Any,
@@ -128,20 +113,7 @@ def tokenize_dataset(
     (see ``data.invalid_rows``, ``data.overlong_prompt``, ``data.overlong_demonstration``) or if none
     is left.
     """
-    kept, report = _tokenize(examples, Template(tokenizer, config), config, progress)
-    if not kept:
-        raise DataError(
-            f"none of the {len(examples):,} examples is left to train on:\n{report.summary()}"
-        )
-    return kept, report
-
-
-def _tokenize(
-    examples: Sequence[Example],
-    template: Template,
-    config: DataConfig,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[list[TokenizedExample], TokenizationReport]:
+    template = Template(tokenizer, config)
     report = TokenizationReport(len(examples), template.description, template.end_word)
     bad, overlong = Problems("tokenization"), Problems("tokenization")
     kept: list[TokenizedExample] = []
@@ -165,6 +137,10 @@ def _tokenize(
     report.kept, report.dropped_rows = len(kept), bad.count
     report.without_demonstration = sum(not item.demonstration_ids for item in kept)
     report.differences.left_out = template.forms.left_out
+    if not kept:
+        raise DataError(
+            f"none of the {len(examples):,} examples is left to train on:\n{report.summary()}"
+        )
     return kept, report
 
 

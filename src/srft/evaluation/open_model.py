@@ -215,7 +215,7 @@ def load(
     """
     import torch
 
-    from srft.data.template import stop_token_ids
+    from srft.data.template import Template
     from srft.model.loading import check_vocabulary, compute_context, load_tokenizer
     from srft.model.positions import context_length
     from srft.rollout.engine import build_engine
@@ -234,7 +234,7 @@ def load(
         stack.enter_context(compute_context(config, device))
         engine = build_engine(model, tokenizer, rollout)
         stack.callback(engine.close)
-        stops = stop_token_ids(tokenizer, data, getattr(model, "generation_config", None))
+        stops = Template(tokenizer, data).stop_token_ids(getattr(model, "generation_config", None))
         kind = str(next(model.parameters()).dtype).removeprefix("torch.")
         by = f", {rollout.engine}" if rollout.engine.startswith("vllm") else ""
         yield Loaded(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from srft.config import SRFTConfig
-from srft.data.template import stop_token_ids
+from srft.data.template import Template
 from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.policy import Policy
 from srft.model.saving import save_model
@@ -41,7 +41,7 @@ def export_model(
     tensors = _gathered(model, adapters_only, world) if world.size > 1 else None
     if not world.main:
         return folder
-    ends = stop_token_ids(policy.tokenizer, config.data, model.generation_config)
+    ends = Template(policy.tokenizer, config.data).stop_token_ids(model.generation_config)
     return save_model(
         model,
         policy.tokenizer,

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.reading import Splits
-from srft.data.template import stop_token_ids
+from srft.data.template import Template
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
@@ -447,7 +447,7 @@ def _sampling(
 ) -> SamplingParams:
     """Rollouts end with the very token that demonstrations end with."""
     params = config.rollout.sampling_params()
-    ends = stop_token_ids(tokenizer, config.data, model.generation_config)
+    ends = Template(tokenizer, config.data).stop_token_ids(model.generation_config)
     return replace(params, stop_token_ids=tuple(dict.fromkeys((*ends, *params.stop_token_ids))))
 
 
