@@ -42,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
 app.add_typer(lab_app, name="lab")
 data_app.command("check")(cli_measure.data_check)
+data_app.command("demonstrate")(cli_measure.data_demonstrate)
 reward_app.command("check")(cli_measure.reward_check)
 
 STOPPED_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}

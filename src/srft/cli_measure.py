@@ -1,4 +1,5 @@
-"""The commands that measure: ``srft eval | compare | sample | data check | reward check``."""
+"""The commands that measure: ``srft eval | compare | sample | data check | reward check``, and ``data
+demonstrate``, which keeps what was measured to be right."""
 
 from __future__ import annotations
 
@@ -195,6 +196,46 @@ def data_check(
 
     if not check_data(load_recipe(recipe, overrides), show, console, against or []):
         raise typer.Exit(3)
+
+
+def data_demonstrate(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose prompts to answer.")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for demonstrations.parquet; continued if it holds samples.")
+    ] = Path("demonstrations"),
+    model: Annotated[
+        str | None,
+        typer.Option(help="Whom to ask: folder, run or hub id; unset: the recipe's model."),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="Samples of each prompt.")] = 4,
+    keep: Annotated[int, typer.Option(min=1, help="Right ones kept of each prompt, at most.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Keep prompts that no sample solved, without one.")
+    ] = False,
+) -> None:
+    """Make demonstrations: sample a model on the recipe's prompts and keep what its verifier finds right."""
+    from srft.evaluation.demonstrate import demonstrate
+
+    with console.status("sampling") as status:
+        found = demonstrate(
+            load_recipe(recipe, overrides),
+            out,
+            model=model,
+            n=n,
+            keep=keep,
+            temperature=temperature,
+            all_rows=all_rows,
+            progress=lambda done, total: status.update(f"sampling: {done:,} of {total:,} judged"),
+        )
+    console.print(
+        f"{found.solved:,} of {found.prompts:,} prompts solved; {found.kept:,} of {found.samples:,} samples "
+        f"kept\ntrain on them with data.train={found.file}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def reward_check(

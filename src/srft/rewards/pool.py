@@ -27,7 +27,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, get_args
 
@@ -77,8 +77,8 @@ class _Nursery:
 
     _holes_said = False
 
-    def __init__(self, cpu_s: float, address_space: int) -> None:
-        self._limits = (cpu_s, address_space)
+    def __init__(self, cpu_s: float, address_space: int, packages: Sequence[str]) -> None:
+        self._limits = (cpu_s, address_space, list(packages))
         self._lock = threading.Lock()
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -332,6 +332,7 @@ class _State:
         wall_limit_s: float,
         queue_size: int,
         recycle_after: int,
+        packages: Sequence[str],
     ) -> None:
         self.owner = os.getpid()
         self.timeout_s, self.wall_limit_s = timeout_s, wall_limit_s
@@ -340,7 +341,7 @@ class _State:
         self.closing = threading.Event()
         # Twice the limit: the resident-set watch, which can tell what happened, comes first; this
         # stops what allocates gigabytes between two looks.
-        self.nursery = _Nursery(timeout_s, 2 * self.memory_bytes)
+        self.nursery = _Nursery(timeout_s, 2 * self.memory_bytes, packages)
         self.tasks: queue.Queue[tuple[Future[Verdict], bytes] | None] = queue.Queue(queue_size)
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -380,7 +381,8 @@ class VerifierPool:
     workers: None means `default_workers`. timeout_s: processor seconds per item. memory_mb: MiB an
     item may use beyond the resting worker. wall_limit_s: wall-clock seconds per item (None:
     10 * timeout_s + 10). queue_size: items waiting; `submit` blocks beyond that. recycle_after:
-    items after which a worker is replaced, which keeps its caches from growing.
+    items after which a worker is replaced, which keeps its caches from growing. packages: what verifiers
+    need beside this package, imported before workers are shut off from the disk.
 
     An item past a limit scores 0 with status "timeout" or "memory"; one whose worker died is tried
     once more in a fresh worker (up to 19 times more where the worker was killed from outside) and
@@ -396,11 +398,12 @@ class VerifierPool:
         wall_limit_s: float | None = None,
         queue_size: int = 10_000,
         recycle_after: int = 1000,
+        packages: Sequence[str] = (),
     ) -> None:
         self.workers = workers or default_workers()
         wall_limit_s = 10 * timeout_s + 10 if wall_limit_s is None else wall_limit_s
         self._settings = (
-            self.workers, timeout_s, memory_mb, wall_limit_s, queue_size, recycle_after
+            self.workers, timeout_s, memory_mb, wall_limit_s, queue_size, recycle_after, packages
         )  # fmt: skip
         self._lock = threading.Lock()
         self._state: _State | None = None

@@ -14,6 +14,7 @@ class Verifier:
     needs_answer: the example must have an answer.
     options: names of the options it takes.
     columns: the dataset columns it reads. prompt_end: reads the end of the prompt as well.
+    packages: what workers have imported before they are shut off from the disk.
     """
 
     check: str
@@ -22,6 +23,7 @@ class Verifier:
     options: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     prompt_end: bool = False
+    packages: tuple[str, ...] = ()
 
 
 REWARDS: dict[str, Verifier] = {
@@ -43,7 +45,10 @@ REWARDS: dict[str, Verifier] = {
         columns=("numbers", "nums", "target"),
     ),
     "reasoning-gym": Verifier(
-        "srft.rewards.gym:check_gym", isolated=True, columns=("reasoning_gym",)
+        "srft.rewards.gym:check_gym",
+        isolated=True,
+        columns=("reasoning_gym",),
+        packages=("reasoning_gym",),
     ),
     "format": Verifier("srft.rewards.verifiers:check_format", needs_answer=False, prompt_end=True),
 }

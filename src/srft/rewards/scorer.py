@@ -120,7 +120,10 @@ class Scorer:
         self._checks = {
             part.label: _resolve(part.verifier.check) for part in self._parts if part.verifier
         }
-        self._new_pool = partial(VerifierPool, workers, timeout_s, memory_mb)
+        packages = [p for part in self._parts if part.verifier for p in part.verifier.packages]
+        self._new_pool = partial(
+            VerifierPool, workers, timeout_s, memory_mb, packages=tuple(packages)
+        )
         self._pool = self._new_pool()
         self._async = AsyncRunner()
         self._lock = threading.Lock()

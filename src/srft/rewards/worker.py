@@ -57,9 +57,11 @@ def nursery_main(descriptor: int) -> None:
     """Run the nursery on an inherited socket until the pool closes it."""
     control = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cpu_s, address_space = json.loads(control.recv(_REQUEST))
+    cpu_s, address_space, packages = json.loads(control.recv(_REQUEST))
     try:
         _warm_up()
+        for package in packages:
+            importlib.import_module(package)
         from srft.rewards.sandbox import Sandbox
 
         sandbox = Sandbox()

@@ -1,0 +1,148 @@
+"""``srft data demonstrate``: demonstrations sampled from a model and kept where they are right."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from srft.config import SRFTConfig
+from srft.data.reading import load_splits
+from srft.errors import ConfigError, DataError
+from srft.evaluation.evaluate import ProgressCallback, evaluate, tokenize_problems
+from srft.evaluation.open_model import find_model, load, weights_digest
+from srft.evaluation.results import ProblemResult
+from srft.rewards.scorer import Scorer
+from srft.runs.files import write_whole
+from srft.runs.lock import hold
+from srft.types import Example, SamplingParams
+
+_OWN = ("prompt", "demonstration", "demonstrations", "answer", "system", "system_prompt")
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """What ``demonstrate`` wrote: ``file``, with a row for ``solved`` of ``prompts`` prompts (and for the
+    others, where all rows were asked for), ``kept`` demonstrations of ``samples`` samples."""
+
+    file: Path
+    prompts: int
+    solved: int
+    samples: int
+    kept: int
+
+
+def demonstrate(
+    config: SRFTConfig,
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    n: int = 4,
+    keep: int = 1,
+    temperature: float = 0.6,
+    all_rows: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Demonstrated:
+    """Samples ``n`` responses to each prompt of the recipe's training data, has them judged by its verifier,
+    and writes ``folder``/demonstrations.parquet: prompt, answer and all other columns, and up to ``keep``
+    different right responses that ended by themselves. Judged samples stand in ``folder``/samples.jsonl:
+    started again, also with a larger ``n``, it goes on.
+
+    model: whom to ask; none: the recipe's. all_rows: prompts without a right response stay, without a
+    demonstration.
+
+    Raises:
+        ConfigError: no model, or the folder holds samples made under other settings.
+        DataError: the data cannot be read, or nothing was right.
+        ModelError, RewardError, RolloutError: what was judged until then is kept.
+    """
+    reference = model or config.model.path
+    if not reference:
+        raise ConfigError("model.path: not set; name whom to ask, as model.path=... or by --model")
+    folder = Path(folder)
+    examples = load_splits(config.data, seed=config.data.seed).train
+    asked = [replace(example, demonstrations=()) for example in examples]
+    source = find_model(reference, config.model)
+    writing = hold(folder, "sampling demonstrations")
+    with (
+        writing,
+        load(source, config.data, config.rollout) as loaded,
+        Scorer(config.reward) as scorer,
+    ):
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=config.rollout.max_tokens,
+            stop=config.rollout.stop,
+            stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
+        )
+        identity = {
+            "weights": weights_digest(source),
+            "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
+        }
+        result = evaluate(
+            loaded.engine,
+            loaded.tokenizer,
+            tokenize_problems(asked, loaded.tokenizer, config.data),
+            scorer,
+            params,
+            n,
+            config.train.seed,
+            folder / "samples.jsonl",
+            progress,
+            name="demonstrations",
+            identity=identity,
+        )
+    right = [_right(problem, keep) for problem in result.problems]
+    rows = [
+        _row(example, texts)
+        for example, texts in zip(examples, right, strict=True)
+        if texts or all_rows
+    ]
+    found = Demonstrated(
+        file=folder / "demonstrations.parquet",
+        prompts=len(examples),
+        solved=sum(map(bool, right)),
+        samples=n * len(examples),
+        kept=sum(map(len, right)),
+    )
+    if not found.kept:
+        raise DataError(
+            f"none of {found.samples:,} samples is right: `srft sample` shows what the model answers, and "
+            f"{folder / 'samples.jsonl'} how each was judged"
+        )
+    write_whole(found.file, _parquet(rows))
+    return found
+
+
+def _right(problem: ProblemResult, keep: int) -> list[str]:
+    """The first ``keep`` different responses that are right and whole."""
+    texts = (s.text for s in problem.samples if s.correct and s.finish_reason == "stop")
+    return list(dict.fromkeys(texts))[:keep]
+
+
+def _row(example: Example, texts: Sequence[str]) -> dict[str, Any]:
+    prompt = example.prompt
+    more = {name: value for name, value in example.columns.items() if name not in _OWN}
+    return {
+        "prompt": prompt if isinstance(prompt, str) else [dict(message) for message in prompt],
+        "demonstrations": list(texts),
+        "answer": example.answer,
+        **more,
+    }
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    import datasets
+    import pyarrow
+
+    buffer = io.BytesIO()
+    try:
+        datasets.Dataset.from_list([dict(row) for row in rows]).to_parquet(buffer)
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"the rows cannot be written as Parquet ({error}): a column holds values of several kinds; leave "
+            "it out of the data"
+        ) from error
+    return buffer.getvalue()
