@@ -269,8 +269,10 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("if finished and self.train_state.evaluated != self.train_state.step:", "if finished:"),
         ('"sampler": self.collector.position(),', '"sampler": {**self.collector.position(), "position": 0},'),
         ("self.train_state.refused_in_a_row += 1", "pass"),
-        ("self.setup.engine.update_weights()\n        end", "end"),
         ("if model_dir and (self.train_state.step > first or not self._exported()):", "if model_dir:"),
+    ),
+    ("trainer/trainer.py", ("trainer/test_servers.py",)): (
+        ("self.setup.engine.update_weights()\n        end", "end"),
     ),
     ("trainer/evaluating.py", ("trainer/test_best_model.py",)): (
         ('value > best if self._settings.best_mode == "max" else value < best', "value > best"),

@@ -53,6 +53,20 @@ def test_eight_bits_follow_the_full_moments_in_a_quarter_of_the_memory() -> None
     assert sizes[1] < 0.3 * sizes[0]
 
 
+def test_it_is_adamw_with_the_settings_of_the_recipe() -> None:
+    start = _model()
+    config = TrainConfig(learning_rate=1e-2, betas=(0.7, 0.9), weight_decay=0.3)
+    ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
+    groups = [
+        {"params": [p for p in theirs.parameters() if p.ndim == 2], "weight_decay": 0.3},
+        {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    _steps(ours, build_optimizer(ours, config), 0, 5)
+    _steps(theirs, torch.optim.AdamW(groups, lr=1e-2, betas=(0.7, 0.9)), 0, 5)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
 def test_a_restored_optimizer_goes_on_to_the_bit(name: str, tmp_path: Path) -> None:
     if name == "adamw_8bit":
