@@ -199,7 +199,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("if isinstance(value, numbers.Real) and math.isfinite(value):", "if isinstance(value, numbers.Real):"),
         ("if len(rewards) != len(batch):", "if len(rewards) < len(batch):"),
         ('batch = call_within(timeout_s, "the search for the sample", culprit)', "batch = culprit()"),
-        ("awaited.result(timeout_s)", "awaited.result(20)"),
+        ("awaited.result(timeout_s)", "awaited.result(90)"),
     ),
     ("rewards/deadline.py", ("rewards/test_deadline.py",)): (
         ("class _Late(BaseException)", "class _Late(Exception)"),

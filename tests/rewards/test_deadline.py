@@ -55,15 +55,17 @@ def fails_together_and_hangs_alone(prompts, completions, **columns):
     if len(prompts) > 1:
         raise KeyError("together")
     time.sleep(FOREVER)
+    waited_out.set()
 
 
-released = threading.Event()
+released, waited_out = threading.Event(), threading.Event()
 
 
 @pytest.fixture(autouse=True)
 def abandoned_functions_end():
     """What was abandoned in a loop must not burn the processor for the tests that follow."""
     released.clear()
+    waited_out.clear()
     yield
     released.set()
 
@@ -106,6 +108,7 @@ def test_the_search_for_the_sample_that_fails_is_limited_too(where):
     scorer = Scorer(fails_together_and_hangs_alone, function_timeout_s=0.2)
     with scorer, pytest.raises(RewardError, match="raised KeyError: 'together'"):
         where(lambda: scorer.score(ROWS * 2, ["x", "y"]))
+    assert not waited_out.is_set()
 
 
 @WHERE
