@@ -33,6 +33,11 @@ HOSTILE = textwrap.dedent(
             held.append(bytearray(4 * 2**20))
             time.sleep(0.001)
 
+    def rest(text, answer, columns, options):
+        held = bytearray(b"x") * (192 * 2**20)  # above a limit of 128 MiB, within the address space
+        time.sleep(30)
+        return Verdict(float(len(held) > 0))
+
     def gulp(text, answer, columns, options):
         return Verdict(float(len(bytearray(8 * 2**30))))
 
