@@ -226,6 +226,7 @@ def test_async_functions_of_every_form_run_at_once() -> None:
             [1.0] * 3,
             r"bad returned 3 rewards for 4 completions .from data\.jsonl:1 to data.jsonl:4",
         ),
+        ([1.0] * 5, "bad returned 5 rewards for 4 completions"),
         ([1.0, "1", 0.0, 0.0], r"bad returned '1' for data\.jsonl:2"),
         ([1.0, 0.0, float("nan"), 0.0], r"bad returned nan for data\.jsonl:3"),
         ([1.0, 0.0, 0.0, float("inf")], r"bad returned inf for data\.jsonl:4"),
