@@ -18,9 +18,10 @@ from srft.config import parse_config
 from srft.errors import ConfigError, RolloutError
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
+from srft.rollout.response_end import StopRule
 from srft.rollout.rollout_config import RolloutConfig, ServerConfig
 from srft.rollout.transfer import NCCLTransfer
-from srft.rollout.vllm_wire import sampling_fields
+from srft.rollout.vllm_wire import completion_of, sampling_fields
 from srft.types import RolloutRequest, SamplingParams
 
 PARAMS = SamplingParams(max_tokens=12)
@@ -315,3 +316,16 @@ def test_which_tokens_end_a_response_is_said_by_us_alone(model, tokenizer):
         "logprobs": 0, "detokenize": True,
     }  # fmt: skip
     assert not sampling_fields(SamplingParams(max_tokens=5), 1, model, tokenizer)["detokenize"]
+
+
+def test_a_stop_string_ends_the_text_within_the_last_token_a_stop_token_before_it(tokenizer):
+    (number, word) = tokenizer("3 has")["input_ids"]
+    params = SamplingParams(stop=("s",), stop_token_ids=(word,))
+    rule = StopRule(tokenizer, params, (), len(tokenizer), torch.device("cpu"))
+
+    def text(stop_reason):
+        ids, logprobs = [number, word], [-0.5, -0.25]
+        return completion_of(ids, logprobs, "stop", stop_reason, rule, (0, 0)).text
+
+    assert text("s") == tokenizer.decode([number, word]).removesuffix("s")
+    assert text(word) == text(None) == tokenizer.decode([number])
