@@ -51,6 +51,16 @@ def test_a_sequence_longer_than_the_budget_is_alone() -> None:
     assert partition([200, 5, 5], 100) == [(0,), (1, 2)]
 
 
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=20), st.integers(1, 60), st.integers(2, 4))
+def test_ranks_share_the_batches_between_them_equally_many_each(lengths, budget, ranks) -> None:
+    sequences = [sequence([1], [2] * n, group=row) for row, n in enumerate(lengths)]
+    table = sequence_table(sequences)
+    shares = [pack(sequences, table, budget, rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    rows = [row for share in shares for batch in share for row in batch.rows]
+    assert sorted(rows) == list(range(len(lengths)))
+
+
 def test_contents_line_up() -> None:
     sequences = [
         sequence([1, 2], [3, 4, 5], group=7, is_demo=True, reward=1.0, correct=True),
