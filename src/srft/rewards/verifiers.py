@@ -91,10 +91,14 @@ _SYMBOLS = (
     ("\\varnothing", "\\emptyset"), ("\u2212", "-"), ("{/}", "/"), ("{.}", "."), ("\\slash", "/"),
 )  # fmt: skip
 _ROOT = re.compile("\u221a\\s?(?:\\(([^()]*)\\)|(\\d+|[A-Za-z]))")
-_TURNED = re.compile(r"(?<![\w)}\]])([\[\]])([^\[\]{}]+,[^\[\]{}]+)([\[\]])(?![\w(])")  # ]0, 1[
+_TURNED = re.compile(
+    r"(?<![\w)}\]])([\[\]])([^\[\]{}]{1,80},[^\[\]{}]{1,80})([\[\]])(?![\w(])"
+)  # ]0, 1[
 _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 _NEGATED = re.compile(r"(?<=\bnot|n't)(?:\sbe|\sequal(?:\sto)?)?\s+[$\\(]{0,3}-?\d[\d.,/]*(?<!\.)")
 _OPEN = re.compile(r"\b(?:between|or|either|neither)\b", re.IGNORECASE)
+_FIGURE = re.compile(r"[\d$\\]")
+_APART = re.compile(r"[-+$\s]*\d+(?:(?:\s|\\[,;: ]|~)+\d+)+[$\s.]*")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
@@ -121,7 +125,7 @@ def math_completion_text(text: str) -> str:
     first = next((one for one in announcements(text) if one.kind != "form"), None)
     if first is None:
         return _NEGATED.sub("", text)
-    formula = not _WORDS.search(first.content)
+    formula = not _WORDS.search(first.content) or not _FIGURE.search(text, first.start)
     if first.kind != "prose" or formula or _OPEN.search(first.content):
         return f"\\boxed{{{first.content}}}"
     thought = text.rfind("</think>", 0, first.start)
@@ -187,6 +191,8 @@ def check_math(
     if not found:
         return NO_ANSWER
     last = str(found[-1]) if said is None else said
+    if number and _APART.fullmatch(last) and read_quantity(last) is None:
+        return WRONG  # to math-verify `1 2` is 12
     based, target = _IN_BASE.fullmatch(squeezed(last)), _IN_BASE.fullmatch(squeezed(gold_text))
     if based and target:
         return RIGHT if based.groups() == target.groups() else WRONG
