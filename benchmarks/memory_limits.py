@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python benchmarks/memory_limits.py MODEL [MODEL ...] --data gsm8k/train.jsonl
 
 Every model with full weights and with LoRA under `ulimit -v` of 4, 8 and 16 GB, in processes of their own:
-3 steps of SRFT on real GSM8K, 8 prompts x 4 rollouts, everything that concerns memory left to srft. The table
-says what was chosen and said, the peak of resident memory, and how the process ended.
+3 steps of SRFT on real GSM8K, 8 prompts x 4 rollouts (--prompts), what concerns memory left to srft.
+The table says what was chosen and said, the peak of resident memory, and how the process ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAD = (
 )
 
 
-def recipe(model: str, data: str, lora: bool, run: str, steps: int) -> list[str]:
+def recipe(model: str, data: str, lora: bool, run: str, steps: int, prompts: int) -> list[str]:
     settings = {
         "model.path": model,
         "data.train": data,
@@ -45,7 +45,7 @@ def recipe(model: str, data: str, lora: bool, run: str, steps: int) -> list[str]
         "rollout.group_size": 4,
         "rollout.max_tokens": 128,
         "train.steps": steps,
-        "train.prompts_per_step": 8,
+        "train.prompts_per_step": prompts,
         "train.learning_rate": 1e-5,
         "run.dir": run,
         "run.live": "never",
@@ -54,7 +54,9 @@ def recipe(model: str, data: str, lora: bool, run: str, steps: int) -> list[str]
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def measure(model: str, data: str, lora: bool, limit: int, steps: int) -> tuple[str, ...]:
+def measure(
+    model: str, data: str, lora: bool, limit: int, steps: int, prompts: int
+) -> tuple[str, ...]:
     """One run in a process of its own; a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -62,7 +64,7 @@ def measure(model: str, data: str, lora: bool, limit: int, steps: int) -> tuple[
             "-m",
             "srft",
             "train",
-            *recipe(model, data, lora, f"{folder}/run", steps),
+            *recipe(model, data, lora, f"{folder}/run", steps, prompts),
         ]
         start = time.perf_counter()
         child = subprocess.Popen(
@@ -119,12 +121,16 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--limits", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--trained", nargs="+", choices=["full", "LoRA"], default=["full", "LoRA"])
     arguments = parser.parse_args()
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
     for model in arguments.models:
-        for lora in (False, True):
+        for lora in (name == "LoRA" for name in arguments.trained):
             for limit in arguments.limits:
-                row = measure(model, arguments.data, lora, limit, arguments.steps)
+                row = measure(
+                    model, arguments.data, lora, limit, arguments.steps, arguments.prompts
+                )
                 print("| " + " | ".join(row) + " |", flush=True)
 
 

@@ -15,6 +15,7 @@ import yaml
 from srft.config import parse_config
 from srft.errors import ConfigError, MemoryShort
 from srft.memory import free as free_module
+from srft.memory import shape as shape_module
 from srft.memory.assumptions import assume
 from srft.memory.devices import GIB, read_cluster
 from srft.memory.fit import AUTOMATIC, FULL, fit, get
@@ -55,6 +56,15 @@ def test_less_memory_means_smaller_micro_batches_then_checkpointing():
         assert less.memory.peak.bytes <= FULL * less.memory.capacity
     assert {f.config.model.gradient_checkpointing for f in found} == {True, False}
     assert not fitted("cpu-6G").memory.fits  # float32 weights, gradients and moments alone are more
+
+
+def test_the_arithmetic_leaves_the_random_state_as_it_was(monkeypatch):
+    """What is drawn after it, adapters and noise, may not depend on whether it traced or remembered."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr(shape_module, "_TRACED", {})
+    before = torch.get_rng_state()
+    fitted("cpu-16G", model={"path": "lab", "lora": {"rank": 2, "dropout": 0.2}})
+    assert shape_module._TRACED and torch.equal(before, torch.get_rng_state())
 
 
 def test_what_the_recipe_says_stays_and_what_a_run_has_chosen_comes_first():

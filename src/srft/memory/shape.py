@@ -102,7 +102,8 @@ def measure_shape(config: ModelConfig, given: Any = None) -> ModelShape:
         and name.rpartition(".")[2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     )
     if config.lora:
-        add_lora(model, config.lora)
+        with torch.random.fork_rng([]):
+            add_lora(model, config.lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -157,7 +158,10 @@ def kept_for_backward(
     how = config.model_dump_json(include={"lora", "kernels"})
     key = (shape.config.to_json_string(), how, dtype, autocast, round(padding, 3))
     if key not in _TRACED:
-        _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
+        with torch.random.fork_rng(
+            []
+        ):  # noise that a model has for training is drawn on fake tensors too
+            _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
     layer, outside = _TRACED[key]
     return Kept(layer, outside, shape.hidden * (dtype if autocast is None else _WIDE).itemsize)
 
