@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import resource
 from collections.abc import Iterator
@@ -115,3 +117,14 @@ def watch_peak(device: torch.device) -> Iterator[Peak]:
 def local_processes(size: int) -> int:
     """How many of a run's ``size`` processes are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", size))
+
+
+def release() -> None:
+    """What is not used any more goes back to the system: the C library keeps what layers have freed, and a
+    copy that is written to the disk would come on top of it."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # glibc's
+        trim(0)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from srft.errors import CheckpointError
+from srft.memory.free import release
 from srft.model.loading import first_not_finite
 from srft.model.saving import fsync, put_in_place
 from srft.parallel.sharding import own_tensors
@@ -87,6 +88,7 @@ class Checkpointer:
             },
         }
         self.wait()
+        release()
         if self._thread is None:
             save_checkpoint(self.folder, step, tensors, state, self.keep, self.world)
             return

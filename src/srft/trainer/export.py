@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from srft.config import SRFTConfig
 from srft.data.template import Template
+from srft.memory.free import release
 from srft.model.adapters import adapter_weights, merged_weights
 from srft.model.policy import Policy
 from srft.model.saving import save_model
@@ -36,6 +37,7 @@ def export_model(
     """Writes weights (or the adapters alone, where the recipe says so), config, tokenizer and
     README.md to ``folder``, whole or not at all. All processes of ``world`` gather a sharded model's
     weights; the main one writes."""
+    release()
     model = policy.model
     adapters_only = config.model.lora is not None and config.model.lora.export == "adapter"
     tensors = _gathered(model, adapters_only, world) if world.size > 1 else None

@@ -3,7 +3,6 @@ tried with one real micro-batch before the first step, and halved should memory 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from srft.memory.assumptions import assume
 from srft.memory.case import build_case, with_settings
 from srft.memory.devices import GIB, Cluster
 from srft.memory.fit import AUTOMATIC, FULL, TOKENS, Fit, fit, get, replaced
-from srft.memory.free import Free, free_memory, held_memory, local_processes, watch_peak
+from srft.memory.free import Free, free_memory, held_memory, local_processes, release, watch_peak
 from srft.memory.phases import plan_memory
 from srft.memory.work import Lengths
 from srft.model.fast import training_mode
@@ -284,13 +283,6 @@ def _longest_sequences(room: Room, policy: Policy, tokens: int) -> list[Training
                 break
         group += 1
     return found
-
-
-def release() -> None:
-    """What is not used any more goes back."""
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def within_memory(attempt: Callable[..., T], config: TrainConfig) -> T | None:
