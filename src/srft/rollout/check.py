@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from srft.errors import RolloutError
+from srft.model.output_head import unwrap
+from srft.model.packed_attention import packs
 from srft.model.positions import context_length
 from srft.model.scoring_check import small_windows
 from srft.rollout.cached_attention import sampling_mode, sliding_layers_seen
@@ -172,7 +174,9 @@ def gaps(
     cache or padding; NaN where either is not a number."""
     device = next(model.parameters()).device
     found = []
-    with sampling_mode(model, attention="eager"):
+    # What cannot be replaced (Falcon's with ALiBi) is asked as it is.
+    attention = "eager" if packs(unwrap(model)) else None
+    with sampling_mode(model, attention=attention):
         for request, group in zip(requests, groups, strict=True):
             for completion in group:
                 ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]], device=device)

@@ -49,7 +49,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, ALiBi": ("falcon", {"alibi": True, "new_decoder_architecture": False}),
     "falcon, blocks in sequence": (
         "falcon",
-        {"parallel_attn": False, "new_decoder_architecture": False, "multi_query": False},
+        {
+            "parallel_attn": False,
+            "new_decoder_architecture": False,
+            "multi_query": False,
+            "num_kv_heads": 4,
+        },
     ),
     "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "mpt, clipped": ("mpt", {"attn_config": {"alibi": True, "clip_qkv": 2.0, "qk_ln": False}}),
