@@ -112,6 +112,10 @@ def open_model(
     override_positions(model_config, config)
     if model_config.model_type in _FORGET_PADDING:
         model_config.pad_token_id = None
+    if getattr(model_config, "rescale_every", 0):
+        model_config.rescale_every = (
+            0  # RWKV's, which divides weights in place to sample in float16
+        )
     model = _load_weights(config, model_config, device, cut)
     if cut is None:
         module: Any = model

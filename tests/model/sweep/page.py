@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -34,13 +36,20 @@ def _below(reports: Mapping[str, Report], kinds: list[str]) -> str:
         counts[what] = counts.get(what, 0) + 1
     told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
     lines = [
-        f"transformers {transformers.__version__}, float32 on a CPU: {len(kinds)} model types, {told}.",
+        f"transformers {transformers.__version__}, float32 on a CPU ({_processor()}): {len(kinds)} model "
+        f"types and variants, {told}.",
         "",
         "| type | | rows | sampler | nats | gradient | |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [_row(reports[kind]) for kind in kinds]
     return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    told = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^Model name: *(.*)$", told, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _row(report: Report) -> str:
