@@ -17,7 +17,7 @@ from typing import Any
 # Inside a name, its words run together: PGPASSWORD, CLIENTSECRET, aws_access_key_id.
 _INSIDE = re.compile(
     r"passw(?:or)?d|passphrase|passcode|secret|credential|(?:api|access|private|signing|encryption)keys?"
-    r"|(?:auth|access|refresh|bearer|session|api|csrf)tokens?|webhook|sshpass"
+    r"|(?:auth|access|refresh|bearer|session|api|csrf)tokens?|webhook|sshpass|connectionstring"
 )
 _WORD = re.compile(r"\w*tokens?|auth|authorization|bearer|jwt|creds?|cookies?")
 _LAST_WORDS = frozenset(("key", "keys", "pass", "pwd", "pat"))  # behind another: DB_PASS, GH_PAT
@@ -28,10 +28,12 @@ _OF_TEXT = re.compile(
     "special|image"
 )
 _SHAPES = re.compile(
-    r"\b(?:(?:hf|npm|gsk|r8|gh[pousr]|[srp]k_(?:live|test))_[A-Za-z0-9]{16,}"
-    r"|(?:github_pat_|dckr_pat_|glpat-|nvapi-|pypi-Ag|sk-)[\w-]{16,}|xox[a-z]-[A-Za-z0-9-]{10,}"
+    r"\b(?:(?:hf|api_org|npm|gsk|r8|lin_api|do[opr]_v1|gh[pousr]|[srp]k_(?:live|test))_[A-Za-z0-9]{16,}"
+    r"|(?:github_pat_|dckr_pat_|glpat-|nvapi-|pypi-Ag|sk-|GOCSPX-)[\w-]{16,}|xox[a-z]-[A-Za-z0-9-]{10,}"
+    r"|xapp-\d-[A-Z0-9]+-[\w-]{10,}|dapi[0-9a-f]{32}|\d{8,10}:AA[\w-]{30,}|AGE-SECRET-KEY-1[0-9A-Z]{40,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|hooks\.slack\.com/services/[\w/]+"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|hooks\.slack\.com/services/[\w/]+|/api/webhooks/\d+/[\w-]{16,}"
     r"|(?i:authorization\W{1,4}basic|bearer) [\w.~+/-]{16,}=*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
@@ -40,7 +42,10 @@ _QUERY = re.compile(
     r"([?&](?:[\w-]*_)?(?:token|key|secret|password|signature|sig|auth)=)[^&\s'\"]+", re.I
 )
 # name=value, and "name": value where the name can mean nothing else.
-_ASSIGNMENT = re.compile(r"""(?<![\w.])((?:[\w-]+\.)*[\w-]+)(['"]?\s?[=:]\s?['"]?)([^\s'",}]+)""")
+_ASSIGNMENT = re.compile(
+    r"""(?<![\w.-])((?:[\w-]+\.)*[\w-]+)(['"]?\s?[=:]\s?['"]?)(?=[^\s'",}<])"""
+)
+_VALUE = re.compile(r"""[^\s'",}]+""")
 _SHORTEST = 6
 """Shorter values are words that stand in any text; replacing them would blot out half of a log."""
 _FOR_VERIFIERS = frozenset(
@@ -78,7 +83,7 @@ def redact(text: str) -> str:
     text = _SHAPES.sub("<secret>", text)
     text = _URL_USER.sub("<secret>", text)
     text = _QUERY.sub(r"\1<secret>", text)
-    return _ASSIGNMENT.sub(_assignment, text)
+    return _assignments(text)
 
 
 def redact_values(values: Any, key: str = "") -> Any:
@@ -93,10 +98,17 @@ def redact_values(values: Any, key: str = "") -> Any:
     return redact(values) if isinstance(values, str) else values
 
 
-def _assignment(match: re.Match[str]) -> str:
-    name, between, value = match[1].rpartition(".")[2], match[2], match[3]
-    if value.startswith("<") or not is_secret_name(name):
-        return match[0]
-    if ":" in between and not _INSIDE.search(re.sub("[_-]", "", name.lower())):
-        return match[0]  # "unexpected token: ..."
-    return f"{match[1]}{between}<secret>"
+def _assignments(text: str) -> str:
+    """Values behind names of secrets. Any other value is looked into: Endpoint=https;AccountKey=..."""
+    parts, done = [], 0
+    for match in _ASSIGNMENT.finditer(text):
+        name, between = match[1].rpartition(".")[2], match[2]
+        if match.start() < done or not is_secret_name(name):
+            continue
+        if ":" in between and not _INSIDE.search(re.sub("[_-]", "", name.lower())):
+            continue  # "unexpected token: ..."
+        value = _VALUE.match(text, match.end())
+        assert value is not None
+        parts += [text[done : match.end()], "<secret>"]
+        done = value.end()
+    return "".join([*parts, text[done:]])

@@ -70,7 +70,7 @@ class Outcome:
         self.inputs += 1
         start = time.process_time()
         try:
-            with _limit(LIMIT_S):
+            with limit(LIMIT_S):
                 yield
             self.right += 1
         except SRFTError as error:
@@ -92,7 +92,7 @@ class TooSlow(Exception):
 
 
 @contextmanager
-def _limit(seconds: float) -> Iterator[None]:
+def limit(seconds: float) -> Iterator[None]:
     def late(*_: object) -> None:
         raise TooSlow(f"more than {seconds:g} s")
 
