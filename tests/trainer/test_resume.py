@@ -27,6 +27,7 @@ from srft.trainer import checkpoint as checkpoints
 from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
 from srft.trainer.api import SRFTTrainer
+from srft.trainer.clean_stop import StopRequest
 
 
 class Killed(BaseException):
@@ -155,6 +156,14 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(recipe, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_second_signal_acts_at_once():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_process_killed_from_outside_resumes_bit_identically(recipe, whole, tmp_path):
     run_dir = tmp_path / "killed"
     process = start(recipe(), run_dir)
