@@ -244,6 +244,10 @@ def command(capsys, *arguments: str) -> tuple[int, str, str]:
         ({"train": {"betas": 0.9}}, ["train.betas", "such as [0.9, 0.999]"]),
         ({"train": {"betas": [True, 0.9]}}, ["train.betas", "not a number"]),
         ({"evaluation": {"suites": "lab"}}, ["evaluation.suites", "['lab']"]),
+        (
+            {"train": {"betas": [1.0, 2.0]}},
+            ["train.betas: is [1.0, 2.0]; each is at least 0 and less than 1"],
+        ),
         ({"train": {"steps": True}}, ["train.steps: is true, which is not a number"]),
         ({"train": {"learning_rate": False}}, ["train.learning_rate: is false"]),
         ({"stages": [{"method": "srft", "steps": True}]}, ["stages.0.steps: is true"]),
@@ -292,17 +296,43 @@ def test_true_is_no_number_in_any_section():
     assert seen > 60
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "latin-1"])
-def test_a_recipe_that_is_not_utf8_is_told_how_to_convert_it(tmp_path, capsys, encoding):
-    path = tmp_path / "r.yaml"
-    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
-    path.write_bytes(mark + "run: {dir: café}\n".encode(encoding))
+@pytest.mark.parametrize("word", ["caf\u00e9", "plain"])
+@pytest.mark.parametrize(
+    ("encoding", "mark"),
+    [
+        ("utf-16", b""),
+        ("utf-16-be", b"\xfe\xff"),
+        ("utf-16-le", b""),
+        ("utf-16-be", b""),
+        ("utf-32", b""),
+        ("latin-1", b""),
+    ],
+)
+def test_a_recipe_that_is_not_utf8_is_told_how_to_convert_it(
+    tmp_path, capsys, encoding, mark, word
+):
+    """And the advice is right: what iconv reads is the recipe."""
+    path, text = tmp_path / "r.yaml", f"run: {{dir: {word}}}\n"
+    if text.encode(encoding) == text.encode():
+        pytest.skip("is UTF-8 as well")
+    path.write_bytes(mark + text.encode(encoding))
     code, _, err = command(capsys, "train", str(path), "--dry-run")
-    name = "CP1252" if encoding == "latin-1" else "UTF-16"
-    assert code == 2 and "not UTF-8" in err and f"iconv -f {name} -t UTF-8 r.yaml" in err
+    name = err.partition("iconv -f ")[2].partition(" -t UTF-8 r.yaml")[0]
+    assert code == 2 and "not UTF-8" in err and path.read_bytes().decode(name) == text
     path.write_bytes("train: {steps: 7}\n".encode("utf-8-sig"))
     code, out, _ = command(capsys, "train", str(path), "--dry-run")
     assert code == 0 and "steps: 7" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("lab", "data", "FILE"), ("lab", "table2", "--out", "FILE"), ("eval", "x", "--out", "FILE"),
+     ("compare", "a", "b", "--out", "FILE"), ("analyze", "x", "--data", "y", "--out", "FILE")],
+)  # fmt: skip
+def test_a_file_where_a_folder_is_to_be_is_refused_first(tmp_path, capsys, arguments):
+    file = write(tmp_path / "f", "x")
+    code, _, err = command(capsys, *(str(file) if a == "FILE" else a for a in arguments))
+    assert code == 2 and "is a file" in err
 
 
 PROBLEM = json.dumps({"problem": "a = 1 + 1 ; a ?", "solution": "2"})

@@ -170,7 +170,8 @@ def report(
         list[Path], typer.Argument(help="Run directories; runs of other seeds form bands.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file; unset: report.html in the first run.")
+        Path | None,
+        typer.Option(dir_okay=False, help="HTML file; unset: report.html in the first run."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Serve it on this machine, live.")] = False,
     port: Annotated[int, typer.Option(min=0, help="Port of --watch; 0: any free one.")] = 0,
@@ -202,9 +203,9 @@ def analyze(
         list[str],
         typer.Option(help="Responses to score: a run directory or a JSONL file; repeatable."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for analysis.json and analysis.html.")] = Path(
-        "analysis"
-    ),
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for analysis.json and analysis.html.")
+    ] = Path("analysis"),
     run: Annotated[
         list[Path] | None, typer.Option(help="Run whose checkpoints become a path.")
     ] = None,
@@ -243,7 +244,9 @@ def analyze(
 
 @lab_app.command("data")
 def lab_data(
-    out: Annotated[Path, typer.Argument(help="Folder for train.jsonl and eval.jsonl.")],
+    out: Annotated[
+        Path, typer.Argument(file_okay=False, help="Folder for train.jsonl and eval.jsonl.")
+    ],
     n: Annotated[int, typer.Option(min=1, help="Training problems with a demonstration.")] = 1000,
     per_family: Annotated[int, typer.Option(min=1, help="Evaluation problems a family.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
@@ -284,7 +287,11 @@ def _add_lab_experiment(name: str, text: str) -> None:
     def command(
         overrides: Arguments = None,
         out: Annotated[
-            Path, typer.Option(help="Folder of runs and results; the same command continues there.")
+            Path,
+            typer.Option(
+                file_okay=False,
+                help="Folder of runs and results; the same command continues there.",
+            ),
         ] = Path("lab"),
         seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
         jobs: Annotated[int, typer.Option(min=1, help="Parallel runs, one core each.")] = 1,

@@ -63,7 +63,8 @@ def evaluate(
     data_dir: Annotated[str | None, typer.Option(help="Folder with local benchmark files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results; continued if it holds some.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for results; continued if it holds some."),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Name in the tables; unset: the model as given.")
@@ -111,7 +112,8 @@ def compare(
         typer.Argument(help="Folders of `srft eval`: one, and those to compare with it."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for tables.md and tables.html of all of them.")
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for tables.md and tables.html of all of them."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

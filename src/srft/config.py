@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from srft.section import Section
 from srft.trainer.alarms import BUILT_IN, Alarm, with_built_in
 from srft.trainer.teacher_config import TeacherConfig
 from srft.trainer.train_config import RunConfig, Stage, TrainConfig
+
+_TYPE = re.compile(r"(?:str|int|float|bool|none|(?:list|tuple|dict)\[.*\])")
 
 
 class SRFTConfig(Section):
@@ -225,12 +228,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
+        wrong = raw.find(0)
     except UnicodeDecodeError as error:
-        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "CP1252"
+        text, wrong = "", error.start
+    if wrong >= 0:
+        kind = _encoding(raw)
         raise ConfigError(
-            f"{path}: is not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start + 1}), probably {kind}. "
+            f"{path}: is not UTF-8 (byte 0x{raw[wrong]:02x} at {wrong + 1}), probably {kind}. "
             f"Convert it: iconv -f {kind} -t UTF-8 {path.name} > new{path.suffix}"
-        ) from error
+        )
     try:
         values = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -244,11 +250,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _encoding(raw: bytes) -> str:
+    """What a recipe that is not UTF-8 is probably written in, as iconv calls it."""
+    wide = {
+        b"\xff\xfe\0\0": "UTF-32",
+        b"\0\0\xfe\xff": "UTF-32",
+        b"\xff\xfe": "UTF-16",
+        b"\xfe\xff": "UTF-16",
+    }
+    marked = [name for mark, name in wide.items() if raw.startswith(mark)]
+    if marked or 0 not in raw:
+        return marked[0] if marked else "CP1252"
+    return "UTF-16BE" if raw[:1] == b"\0" else "UTF-16LE"
+
+
 def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
     """One of pydantic's errors in a line: which key of ``root`` (the recipe), what is wrong, the fix."""
     root = root or SRFTConfig
     where = item["loc"]
-    key = ".".join(str(part) for part in where)
+    # Where a setting has several types, pydantic adds the one it tried: data.train.list[str].
+    named = where[:-1] if len(where) > 1 and _TYPE.fullmatch(str(where[-1])) else where
+    key = ".".join(str(part) for part in named)
     model = _model_at(root, where[:-1])
     if item["type"] == "extra_forbidden":
         known = f"; known here: {', '.join(sorted(model.model_fields))}"

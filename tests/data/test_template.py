@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import render_prompt, stop_token_ids, tokenize_example
 
 from srft.data.data_config import DataConfig
-from srft.data.template import Template, tokenize_prompt
+from srft.data.template import Template, read_template, tokenize_prompt
 from srft.errors import ConfigError, DataError, ModelError
 from srft.types import Example
 
@@ -285,3 +285,10 @@ def test_the_default_plain_template_must_hold_the_prompt_once():
     for bad in ("no place", "{prompt}{prompt}"):
         with pytest.raises(ValueError, match="exactly once"):
             DataConfig(prompt_template=bad)
+
+
+def test_a_template_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "latin.jinja").write_bytes("{# é #}".encode("latin-1"))
+    for path in (tmp_path, tmp_path / "gone.jinja", tmp_path / "latin.jinja", "{% bad", "a\0b"):
+        with pytest.raises(ConfigError, match=r"data\.chat_template: .* cannot be read"):
+            read_template(str(path))

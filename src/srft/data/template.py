@@ -57,6 +57,21 @@ class Conversation:
     marks: Mapping[str, str]
 
 
+def read_template(path: str) -> str:
+    """The source of a chat template of the recipe's own.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.chat_template: {path} cannot be read ({error}); give `auto`, `none` or the"
+            " path of a Jinja file"
+        ) from None
+
+
 class Template:
     """How one tokenizer, under one DataConfig, turns examples into text and text into tokens."""
 
@@ -84,13 +99,7 @@ class Template:
             return str(chosen)
         if choice == "auto":
             return str(own)
-        try:
-            return Path(choice).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"data.chat_template: {choice} cannot be read ({error}); give `auto`, `none` or the"
-                " path of a Jinja file"
-            ) from None
+        return read_template(choice)
 
     @property
     def description(self) -> str:

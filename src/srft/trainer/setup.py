@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.reading import Splits
-from srft.data.template import Template
+from srft.data.template import Template, read_template
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
@@ -242,7 +241,7 @@ def _tokenizer(
     if config.data.chat_template not in ("auto", "none"):
         tokenizer = copy.copy(tokenizer)  # the one that was given stays as it is
         # So that the exported model is asked the way it was trained.
-        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(config.data.chat_template)
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from srft.objective.switches import Switches
 from srft.section import Section
@@ -87,6 +87,13 @@ class TrainConfig(Section):
         """``tokens_per_micro_batch``; where nothing has chosen yet, the most that auto chooses."""
         auto = self.tokens_per_micro_batch == "auto"
         return MOST_TOKENS if auto else int(self.tokens_per_micro_batch)
+
+    @field_validator("betas")
+    @classmethod
+    def _decay(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"is {list(betas)}; each is at least 0 and less than 1")
+        return betas
 
 
 class RunConfig(Section):
