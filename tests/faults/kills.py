@@ -50,7 +50,7 @@ def kill_trials(
     draw = random.Random(seed)
     for number in range(count):
         phase = PHASES[number % len(PHASES)]
-        behind = number // len(PHASES) % 2 == 1
+        behind = number % 2 == 1
         settings = [f"run.background_checkpoints={str(behind).lower()}"]
         run_dir = workshop.folder / f"kill-{number}"
         where, code = _killed(workshop, run_dir, whole, phase, draw, settings)
