@@ -374,8 +374,10 @@ def test_statistics_count_what_happened(hostile: Path) -> None:
     assert counts["pool"]["timeout"] == 1
 
 
-def test_a_closed_scorer_refuses() -> None:
+def test_a_closed_scorer_starts_other_workers() -> None:
     scorer = Scorer("math", workers=1)
     scorer.close()
-    with pytest.raises(RewardError, match="closed"):
-        scorer.score(PLAIN, TEXTS)
+    try:
+        assert [score.reward for score in scorer.score(PLAIN, TEXTS)] == [1.0] * 4
+    finally:
+        scorer.close()
