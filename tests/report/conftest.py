@@ -73,6 +73,7 @@ def sample(
         **template,
         "step": step,
         "prompt": f"a = 3 + 4 ; b = a * {row} ; b ? {hostile}",
+        "asked": f"a = 3 + 4 ; b = a * {row} ; b ? {hostile}",
         "answer": str(row % 10),
         "source": f"train.jsonl:{row}",
         "columns": {"family": ("chain", "story", "dot")[row % 3]},

@@ -104,3 +104,16 @@ def test_tokens_get_back_the_spaces_between_them():
     assert align_tokens("a = 3 + 4", ["a", "=", "3", "+", "4"]) == ["a", " =", " 3", " +", " 4"]
     assert align_tokens("ab", ["a", "b", "<eos>"]) == ["a", "b", "<eos>"]
     assert align_tokens("xy", ["x", " ", "y"]) == ["x", " ", "y"]
+
+
+def test_the_list_shows_what_was_asked_without_the_templates_frame(make_run):
+    """Behind a chat template every prompt begins alike."""
+    records = list(iterate_samples(read_run(make_run(groups=2, rollouts=1, tokens=4))))[:2]
+    for number, record in enumerate(records):
+        record["asked"] = f"What is {number} + 1?"
+        record["prompt"] = f"<|system|>You are helpful<|user|>{record['asked']}<|assistant|>"
+    packed = pack_streams([lambda: iter(records)], 1000, 10_000_000)
+    assert packed.index["head"] == ["What is 0 + 1?", "What is 1 + 1?"]
+    groups = [g for block in packed.blocks for g in unpack(block)[0]["groups"]]
+    assert [g["asked"] for g in groups] == packed.index["head"]
+    assert all(g["asked"] in g["prompt"] != g["asked"] for g in groups)

@@ -1,7 +1,7 @@
 """Packs saved samples for the browser: an index to filter by, and blocks decoded when looked at.
 
 A block is gzip of: 4 bytes little-endian length of a JSON header, the header, then planes of bytes.
-Header: ``{"vocabulary": [token texts], "groups": [{"prompt", "answer", "source", "columns",
+Header: ``{"vocabulary": [token texts], "groups": [{"prompt", "asked", "answer", "source", "columns",
 "responses": [number of tokens], "labels": [names of the responses] or absent}], "quantities":
 [names]}``. Planes, each over all tokens of the block: token index low byte, high byte; then for each
 quantity the high and the low byte of a bfloat16 (float32 cut to its upper half, so two to three
@@ -130,7 +130,7 @@ def _add_to_index(
     index["step"].append(record.get("step") if is_number(record.get("step")) else None)
     index["block"].append(block)
     index["row"].append(row)
-    index["head"].append(_text(record.get("prompt"))[:_HEAD])
+    index["head"].append(_text(record.get("asked") or record.get("prompt"))[:_HEAD])
     index["source"].append(_text(record.get("source")))
     index["responses"].append(len(responses))
     for r in responses:
@@ -165,6 +165,7 @@ class _Block:
             {
                 **({"labels": labels} if len(labels) == len(responses) > 0 else {}),
                 "prompt": _text(record.get("prompt")),
+                "asked": _text(record.get("asked")),
                 "answer": None if record.get("answer") is None else _text(record["answer"]),
                 "source": _text(record.get("source")),
                 "columns": columns if isinstance(columns, dict) else {},

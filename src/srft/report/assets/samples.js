@@ -164,7 +164,7 @@ class SampleBrowser {
       this.count.textContent = "reading all samples …";
       this.texts = Promise.all(Array.from({ length: DATA.samples.blocks }, async (_, i) => {
         const block = readBlock(await inflate(`samples-${i}`));
-        return block.groups.map((group) => [group.prompt, group.answer || "", group.source, ...group.responses.map((_, r) => responseText(block, group, r))].join("\n").toLowerCase());
+        return block.groups.map((group) => [group.asked || "", group.prompt, group.answer || "", group.source, ...group.responses.map((_, r) => responseText(block, group, r))].join("\n").toLowerCase());
       }));
     }
     const texts = await this.texts;
@@ -227,7 +227,10 @@ class SampleBrowser {
     const columns = Object.entries(group.columns || {}).map(([k, v]) => el("span", { class: "chip" }, `${k}: ${typeof v === "string" ? v : JSON.stringify(v)}`));
     this.detail.replaceChildren(
       card(el("div", { class: "prompt-head" }, el("b", {}, "Prompt"), el("span", { class: "quiet" }, [this.index.step[g] !== null && `step ${number(this.index.step[g])}`, group.source].filter(Boolean).join(" · ")), columns, group.answer !== null && el("span", { class: "chip answer" }, "answer ", el("b", {}, group.answer))),
-        el("pre", { class: "prompt", dir: "auto" }, group.prompt)),
+        el("pre", { class: "prompt", dir: "auto" }, group.asked || group.prompt),
+        group.asked && group.asked.trim() !== group.prompt.trim() && el("details", { class: "frame" },
+          el("summary", { class: "quiet" }, "as the model sees it, with the template"),
+          el("pre", { class: "prompt", dir: "auto" }, group.prompt))),
       el("div", { class: "controls tight" },
         el("div", { class: "segments", role: "radiogroup", "aria-label": "Colour tokens by" }, quantities.map(([id, q]) =>
           el("button", { id: "by-" + id, role: "radio", "aria-checked": String(id === this.state.quantity), onclick: () => { this.state.quantity = id; memory.write({ samples: this.state }); this.paintDetail(g, block); } }, q.title))),
