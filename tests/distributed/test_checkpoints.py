@@ -88,15 +88,14 @@ def assert_identical_run(one: Path, other: Path) -> None:
     assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
-# What is killed, and where: while sampling, in the middle of the second checkpoint's files (the ninth
-# call in the main process, which writes the small files too, the third in the other), at the last
-# moment before it gets its name.
+# What is killed, and where: while sampling, in the middle of the second checkpoint's files (of each the main
+# process seals three, the other two), at the last moment before it gets its name.
 SAVING = ("srft.trainer.checkpoint", "fsync")
 FAULTS = {
     "one-while-sampling": ("srft.trainer.collector", "collect", {1: 4}),
     "one-while-saving": (*SAVING, {1: 4}),
-    "all-while-saving": (*SAVING, {0: 9, 1: 4}),
-    "main-before-naming": (*SAVING, {0: 14}),
+    "all-while-saving": (*SAVING, {0: 5, 1: 4}),
+    "main-before-naming": ("srft.trainer.checkpoint", "put_in_place", {0: 2}),
 }
 
 

@@ -1,6 +1,6 @@
 """The report in a real browser: headless Chromium driven through its WebDriver.
 
-Skipped where Selenium, Chromium or chromedriver is not there (Debian: apt-get install chromium
+Skipped where Selenium, Chromium or chromedriver is missing (Debian: apt-get install chromium
 chromium-driver; pip install selenium).
 """
 
@@ -243,7 +243,7 @@ def test_a_run_that_has_hardly_begun_is_shown(open_report, make_run, left):
         page.click(f"#tab-{view}")
         page.until(f"document.querySelector('#view-{view}')?.childElementCount > 0")
         assert "could not be shown" not in page.text(f"#view-{view}")
-    assert "is not there" in page.text("#view-summary")
+    assert "is missing" in page.text("#view-summary")
     page.quiet()
 
 

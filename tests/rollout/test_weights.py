@@ -79,7 +79,7 @@ def test_what_a_killed_process_left_in_memory_is_removed(tmp_path):
 
 
 def test_a_folder_without_room_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(RolloutError, match="is no folder"):
+    with pytest.raises(RolloutError, match="is not a folder"):
         MemoryFile(str(tmp_path / "absent"))
     file = MemoryFile(str(tmp_path))
     file.close()
