@@ -22,7 +22,7 @@ from srft.terminal import Terminal
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 
-VOCABULARY = 260
+VOCABULARY = 261
 _NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -46,10 +46,10 @@ def _gguf_name(name: str) -> str:
 
 
 def _byte_tokens() -> list[str]:
-    """GPT-2's letters for the 256 bytes, three tokens that control, and a merged one."""
+    """GPT-2's letters for the 256 bytes, three tokens that control, and two merged ones."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    return [*bytes_to_unicode().values(), "<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġt"]
+    return [*bytes_to_unicode().values(), "<|endoftext|>", "<|im_start|>", "<|im_end|>", "Ġt", "Ġa"]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def _write(model, file: Path, **more: str) -> None:
     tokens = _byte_tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_merges(["Ġ t"])
-    writer.add_token_types([1] * 256 + [3] * 3 + [1])
+    writer.add_token_merges(["Ġ t", "Ġ a"])
+    writer.add_token_types([1] * 256 + [3] * 3 + [1] * 2)
     writer.add_eos_token_id(256)
     writer.add_pad_token_id(257)
     for name, tensor in model.state_dict().items():
