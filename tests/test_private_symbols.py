@@ -71,6 +71,9 @@ KNOWN: dict[str, Callable[[], bool]] = {
     "_gradient_checkpointing_func": lambda: (
         "_gradient_checkpointing_func" in vars(_checkpointed().model)
     ),
+    "_keys_to_ignore_on_load_unexpected": lambda: hasattr(
+        PreTrainedModel, "_keys_to_ignore_on_load_unexpected"
+    ),
     "_model_mapping": lambda: (
         type(tiny_model("llama").config) in AutoModelForCausalLM._model_mapping
     ),
@@ -85,8 +88,8 @@ KNOWN: dict[str, Callable[[], bool]] = {
     # vLLM
     "_registry": _vllm_registry,
 }
-NO_SYMBOLS = {"_exit", "_T"}
-"""Of the standard library; the ending of names of tensors."""
+NO_SYMBOLS = {"_exit", "_replace", "_T", "_config"}
+"""Of the standard library; endings of names, of tensors and of parts of a model's config."""
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -90,7 +90,7 @@ def test_callbacks_are_told_in_transformers_order(start):
     assert logs["reward"] == logs["reward/mean"]
     metrics = told.given["on_evaluate"]["metrics"]
     assert {"eval_accuracy", "eval_reward", "eval_mean_tokens"} <= metrics.keys()
-    assert [row["step"] for row in trainer.train_state.log_history] == [1, 2, 2, 3, 3]
+    assert [row["step"] for row in trainer.state.log_history] == [1, 2, 2, 3, 3]
 
 
 def test_the_control_is_obeyed(start):
@@ -212,7 +212,7 @@ def test_figures_of_ones_own_are_logged(start):
     trainer = start([Mine(), told])
     result = trainer.train()
     assert [r["user/mine"] for r in read_jsonl(result.run_dir / "metrics.jsonl")] == [10, 11, 12]
-    assert [row["mine"] for row in trainer.train_state.log_history if "mine" in row] == [10, 11, 12]
+    assert [row["mine"] for row in trainer.state.log_history if "mine" in row] == [10, 11, 12]
 
 
 def test_an_optimizer_of_ones_own(recipe, rows, tiny_model):

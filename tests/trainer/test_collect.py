@@ -70,7 +70,8 @@ def apart(by):
 def test_an_engine_that_disagrees_beyond_rounding_stops_the_run(
     recipe, monkeypatch, by, model, rollout, stops
 ):
-    args = recipe(model=model, rollout={"check": False, **rollout}, train={"steps": 1})
+    rollout = {"check": False, **rollout}
+    args = recipe(model=model, rollout=rollout, train={"steps": 1}, reward={})
     trainer = SRFTTrainer(args=args, reward_funcs=lengths)
     monkeypatch.setattr(EmbeddedEngine, "generate", apart(by))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}

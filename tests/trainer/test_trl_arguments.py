@@ -74,7 +74,7 @@ trainer = TRAINER(
 trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 trainer.accelerator.print("Training completed.")
 trainer.save_model(training_args.output_dir)
-print(trainer.evaluate()["eval_reward"], trainer.train_state.global_step)
+print(trainer.evaluate()["eval_reward"], trainer.state.global_step)
 """
 WITH_A_MODEL = """
 from datasets import load_dataset
