@@ -9,10 +9,14 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VLLM := .venv-vllm
 
-.PHONY: quickstart test test-vllm lint format types unit docs faults mutants soak audit clean
+.PHONY: quickstart quickstart-real test test-vllm lint format types unit docs faults mutants soak audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/srft quickstart
+
+# A pretrained model (SmolLM2-135M-Instruct) on sums in words, with all processors.
+quickstart-real: $(VENV)/.installed-real
+	OMP_NUM_THREADS=$$($(BIN)/python -c "import os; print(os.cpu_count())") $(BIN)/srft quickstart --real
 
 test: lint types unit
 
@@ -65,6 +69,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	@echo "installing reasoning-gym and gguf"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

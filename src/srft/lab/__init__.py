@@ -15,6 +15,7 @@ __all__ = [
     "IN_DISTRIBUTION",
     "OUT_OF_DISTRIBUTION",
     "QUICKSTART",
+    "REAL",
     "TASK_SETS",
     "base_model_path",
     "lab_eval",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 QUICKSTART = Path(__file__).parent / "quickstart.yaml"
+REAL = Path(__file__).parent / "real.yaml"
 
 
 def base_model_path() -> Path:
