@@ -258,3 +258,25 @@ def test_an_option_is_chosen_in_many_ways_and_never_two_at_once() -> None:
         assert {check_choice(text, gold, {"options": OPTIONS}, {}).score for gold in "ABCD"} == {
             0.0
         }, text
+
+
+@pytest.mark.parametrize(
+    ("gold", "response", "right"),
+    [
+        ("1.6e-19", r"1.6 \times 10^{-19}", True),
+        (r"1.6 \times 10^{-19}", r"16 \cdot 10^{-20}", True),
+        ("-19", r"1.6 \times 10^{-19}", False),
+        ("x^2+1", "x^2 + 1", True),
+        ("1", "x^2 + 1", False),
+        ("(0,1)", "(0, 1).", True),
+        ("1", "(0, 1)", False),
+        ("(2,3)", "(3,2)", False),
+        (r"\{1,2\}", r"\{2, 1\}", True),
+        (r"\text{east}", "east", True),
+        ("north", "east", False),
+        ("3", "f(x) = 3", True),
+    ],
+)
+def test_a_response_that_is_a_formula_and_nothing_else_is_read_whole(gold, response, right):
+    """Whatever math-verify would find in it by itself: of `1.6 \\times 10^{-19}` the -19."""
+    assert bool(check_math(response, gold, {}, {}).score) is right

@@ -191,7 +191,7 @@ _ABOUT = re.compile(
 )
 _SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12, "lakh": 10**5, "crore": 10**7,
+    "dozen": 12, "doz": 12, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 _SCALE = re.compile(rf"[\s-]{{0,3}}({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
 _MONEY_SCALE = re.compile(r"\s?([kmbt])n?(?![A-Za-z])", re.IGNORECASE)

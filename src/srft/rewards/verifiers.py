@@ -106,6 +106,13 @@ _FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _ONE_IN_BRACES = re.compile(r"\{(\w)\}")
 
 
+# A response that is one formula, or a pair or set, without marks: math-verify would read one number of it.
+_ALONE = re.compile(
+    r"(?=.{0,200}[\\^(\[{])(?!.{0,200}\\(?:boxed|fbox|[(\[]))"
+    r"(?:[^\\$A-Za-z\n#:]|\\[A-Za-z]+|\\[,;:! %{}]|(?<![A-Za-z])[A-Za-z](?![A-Za-z])){1,200}"
+)
+
+
 def math_gold_text(answer: str) -> str:
     r"""The text math-verify reads the ground truth from: ``\boxed{answer}``.
 
@@ -178,6 +185,10 @@ def check_math(
     limit of its own: call it through the pool."""
     boxed = math_gold_text(answer)
     gold_text = boxed.removeprefix("\\boxed{")[:-1]
+    alone = text.strip().rstrip(".")
+    short = len(alone) <= 500 and not options.get("announced_only")
+    if short and (_ALONE.fullmatch(alone) or _alike(alone, gold_text)):
+        text = f"\\boxed{{{alone}}}"
     said = next((one.content for one in announcements(text) if one.kind != "form"), None)
     number, value = read_quantity(gold_text), None if said is None else read_quantity(said)
     if number and value and not (number.percent or value.percent):
@@ -196,13 +207,18 @@ def check_math(
     based, target = _IN_BASE.fullmatch(squeezed(last)), _IN_BASE.fullmatch(squeezed(gold_text))
     if based and target:
         return RIGHT if based.groups() == target.groups() else WRONG
-    right = any(squeezed(say(last)) == squeezed(say(gold_text)) for say in (str, plain_text))
+    right = _alike(last, gold_text)
     if not right and not _other_word(last, gold_text):
         right = _equal(gold, found)
     if not right and number and "%" not in text and "percent" not in text:
         value = read_quantity(last)  # math-verify compares no whole number with 6.02 * 10^23
         right = value is not None and _same_value(value, number)
     return Verdict(float(right), "text_only" if all(isinstance(g, str) for g in gold) else "ok")
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether both are spelled alike, but for spaces and for how formulas are set."""
+    return any(squeezed(say(one)) == squeezed(say(other)) for say in (str, plain_text))
 
 
 def _same_value(value: Quantity, gold: Quantity) -> bool:
