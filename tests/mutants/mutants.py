@@ -212,7 +212,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ),
     ("trainer/update.py", ("trainer/test_update.py", "trainer/test_methods_train.py")): (
         ("clip_to(model, norm, config.max_grad_norm)", "pass"),
-        ("model.eval()  # the old policy is the one that was sampled: without dropout", "pass"),
+        ("policy.model.eval()  # it is the one that was sampled: without dropout", "pass"),
         ("if not (all_finite and norm < float(\"inf\")):", "if not norm < float(\"inf\"):"),
         ("finite &= loss.isfinite() & _all_finite(batch)", "finite &= loss.isfinite()"),
         ("part_counts = counts(method, token_index(part_table, loss_mask(whole)))",

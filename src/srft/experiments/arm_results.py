@@ -207,7 +207,7 @@ def read_figures(job: Job) -> RunFigures:
     outside = _outside(job)
     costs = [] if job.untrained else _costs(metrics, marks["parameters"])
     greedy = read_jsonl(job.folder / GREEDY)
-    end = costs[-1] if costs else dict.fromkeys(COSTS, 0.0)
+    end = costs[-1] if costs else dict.fromkeys(SPENT, 0.0)
     tail = metrics[-max(1, len(metrics) // 10) :]
     return RunFigures(
         arm=job.arm,
@@ -224,7 +224,7 @@ def read_figures(job: Job) -> RunFigures:
     )
 
 
-COSTS = ("sampled_tokens", "trained_tokens", "flops", "seconds")
+SPENT = ("sampled_tokens", "trained_tokens", "flops", "seconds")
 
 
 def _costs(metrics: Sequence[Mapping[str, Any]], parameters: int) -> list[dict[str, float]]:
@@ -236,7 +236,7 @@ def _costs(metrics: Sequence[Mapping[str, Any]], parameters: int) -> list[dict[s
         trained = float(row.get("total/trained_tokens", 0.0))
         flops = parameters * (6 * trained + 2 * (sampled + taught))
         found.append(
-            dict(zip(COSTS, (sampled, trained, flops, row.get("total/seconds", 0.0)), strict=True))
+            dict(zip(SPENT, (sampled, trained, flops, row.get("total/seconds", 0.0)), strict=True))
         )
     return found
 
@@ -253,7 +253,7 @@ def _curve(
     points = []
     for step in sorted(by_step):
         scores = _by_part(by_step[step].values(), outside)
-        spent = costs[min(step, len(costs)) - 1] if step and costs else dict.fromkeys(COSTS, 0.0)
+        spent = costs[min(step, len(costs)) - 1] if step and costs else dict.fromkeys(SPENT, 0.0)
         reached = {part: float(np.mean(_flat(found))) for part, found in scores.items()}
         points.append({"step": step, **spent, **reached})
     return points
@@ -303,7 +303,7 @@ def summarize(runs: Sequence[RunFigures], reference: Sequence[RunFigures]) -> Ar
         families=families,
         greedy=greedy,
         greedy_difference=greedy_difference,
-        **{cost: float(np.mean([getattr(run, cost) for run in runs])) for cost in COSTS},
+        **{cost: float(np.mean([getattr(run, cost) for run in runs])) for cost in SPENT},
         refused=sum(run.refused for run in runs),
         last={key: _mean([dict(run.last) for run in runs], key) for key in runs[0].last},
     )

@@ -45,8 +45,8 @@ class SRFTTrainer(TrainingLoop):
             ``args.model.path``.
         reward_funcs: a function ``f(prompts, completions, **columns) -> list[float | None]``, the name of a
             built-in verifier, or a list of these; none: ``args.reward``.
-        args: the recipe: an SRFTConfig, a dict of its sections, or a ``trl.GRPOConfig`` or ``RLOOConfig``,
-            whose method is trained then (docs/python.md).
+        args: the recipe: an SRFTConfig, a dict of its sections, or a ``trl.GRPOConfig``, whose method
+            is trained then (docs/python.md).
         train_dataset: a datasets.Dataset, a DatasetDict (its ``train``), a stream (read as far as the run
             needs), a list of dicts or of Examples, or the name of a source; none: ``args.data.train``.
         eval_dataset: the same, or a mapping of names to such; none: ``args.data.eval``.

@@ -92,18 +92,12 @@ def update(
     parts = list(_parts(policy, method, sequences, config, step, world))
     if not any(part.packs for part in parts):
         # Every advantage is zero: there is nothing to learn from, which is not an error.
-        nothing = {"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0}
-        return UpdateResult({**nothing, **extra})
+        return UpdateResult({"train/tokens": 0.0, "train/gradient_norm": 0.0, "loss": 0.0, **extra})
     batches = [p for part in parts for p in part.packs]
     contexts = [p for part in parts for p in part.contexts]
     noise = policy.trains_with_noise(method.rollouts)
-    need_old = method.needs_old or len(parts) > 1 or (noise and method.rollouts)
-    need_old = need_old or policy.balance is not None
-    model.eval()  # the old policy is the one that was sampled: without dropout
-    with torch.no_grad():
-        old = [policy.score(packed) for packed in batches] if need_old else []
-    seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=False)]
-    before = look_before(method, seen, world) if need_old else None
+    need_old = any((method.needs_old, len(parts) > 1, noise and method.rollouts, policy.balance))
+    old, before = _look_back(policy, method, batches, world) if need_old else ([], None)
     loads = _loads(parts, old, world) if policy.balance else [None] * len(batches)
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
@@ -128,7 +122,7 @@ def update(
             sums += metrics
             number += len(part.packs)
             # Over all processes, so that all of them refuse or none.
-            mine = (loss_sum.item(), bool(finite), _apart(metrics))
+            mine = loss_sum.item(), bool(finite), _apart(metrics)
             outcomes = world.gather(mine, f"loss of step {step + 1}")
             total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
             norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
@@ -142,14 +136,29 @@ def update(
             optimizer.step()
             norms.append(norm)
         optimizer.zero_grad(set_to_none=True)
-    shares = world.gather((_plain(sums), _work_done(batches)), f"metrics of step {step + 1}")
-    figures = {**reduce_metrics(m for share, _ in shares for m in share), **extra}
-    work = {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
-    if teacher is not None:
-        shown = world.gather(tokens_of(contexts), f"teacher's tokens of step {step + 1}")
-        figures["train/teacher_tokens"] = float(sum(shown))
-    figures["train/sequences_skipped"] = 1 - work.pop("sequences") / len(sequences)
-    return UpdateResult({**figures, **work, "train/gradient_norm": sum(norms) / len(norms)})
+    work = _work_done(batches, contexts)
+    figures = _over_processes(world.gather((_plain(sums), work), f"metrics of step {step + 1}"))
+    figures["train/sequences_skipped"] = 1 - figures.pop("sequences") / len(sequences)
+    return UpdateResult({**extra, **figures, "train/gradient_norm": sum(norms) / len(norms)})
+
+
+def _look_back(
+    policy: Policy, method: Method, batches: Sequence[PackedBatch], world: World
+) -> tuple[list[TokenScores], Before | None]:
+    """The old policy's scores, and what is known of the whole step from them."""
+    policy.model.eval()  # it is the one that was sampled: without dropout
+    with torch.no_grad():
+        old = [policy.score(packed) for packed in batches]
+    seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=True)]
+    return old, look_before(method, seen, world)
+
+
+def _over_processes(
+    shares: Sequence[tuple[Sequence[Mapping[str, float]], Mapping[str, float]]],
+) -> dict[str, float]:
+    """Metrics of the loss, and the work done, of all processes together."""
+    figures = reduce_metrics(metrics for share, _ in shares for metrics in share)
+    return figures | {key: sum(done[key] for _, done in shares) for key in shares[0][1]}
 
 
 def _backward(
@@ -234,14 +243,16 @@ def _plain(sums: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
     return [dict(zip(part, row, strict=True)) for part, row in zip(sums, values, strict=True)]
 
 
-def _work_done(batches: Sequence[PackedBatch]) -> dict[str, float]:
-    """What this process's passes worked through."""
+def _work_done(batches: Sequence[PackedBatch], contexts: Sequence[PackedBatch]) -> dict[str, float]:
+    """What this process's passes worked through; ``contexts``: its teacher's, where there is one."""
+    taught = {"train/teacher_tokens": float(tokens_of(contexts))} if contexts else {}
     real = [batch for batch in batches if batch.rows]
     return {
         "sequences": float(sum(len(batch.rows) for batch in real)),
         "train/tokens": float(sum(batch.num_tokens for batch in real)),
         "train/response_tokens": float(sum(batch.num_response_tokens for batch in real)),
         "train/micro_batches": float(len(real)),
+        **taught,
     }
 
 
