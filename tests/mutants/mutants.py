@@ -221,7 +221,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("old_entropy_T=earlier.entropy_T", "old_entropy_T=scores.entropy_T.detach() * 0"),
         ("return Before((_mean(demos), _mean(rollouts)), threshold)",
          "return Before((_mean(rollouts), _mean(demos)), threshold)"),
-        ("1 - work.pop(\"sequences\") / len(sequences)", "0 * work.pop(\"sequences\")"),
+        ("1 - figures.pop(\"sequences\") / len(sequences)", "0 * figures.pop(\"sequences\")"),
     ),
     ("trainer/optimization.py", ("trainer/test_update.py", "trainer/test_optimizer.py")): (
         ("if p.ndim < 2], \"weight_decay\": 0.0", "if p.ndim < 2], \"weight_decay\": config.weight_decay"),
