@@ -68,6 +68,7 @@ KNOWN: dict[str, Callable[[], bool]] = {
     "_can_record_outputs": lambda: (
         "router_logits" in tiny_model("mixtral").get_decoder()._can_record_outputs
     ),
+    "_get_dtype_plan": lambda: tiny_model("llama")._get_dtype_plan(torch.bfloat16) == {},
     "_gradient_checkpointing_func": lambda: (
         "_gradient_checkpointing_func" in vars(_checkpointed().model)
     ),

@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from srft.errors import CheckpointError, ModelError
 from srft.model import saving
 from srft.model.adapters import add_lora, merged_weights
-from srft.model.model_config import LoraConfig
+from srft.model.given import adopt
+from srft.model.loading import open_model
+from srft.model.model_config import LoraConfig, ModelConfig
 from srft.model.saving import save_model
+from srft.rollout.vllm_weights import named_weights
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
@@ -91,6 +94,38 @@ def test_files_that_are_not_the_whole_model_are_refused(damage, tmp_path, monkey
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj"):
         save_model(tiny_model("llama", 272), byte_tokenizer(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# A bias that chooses experts (a buffer), and routers of a type that holds them in float32 (parameters).
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [("deepseek_v3", "e_score_correction_bias"), ("ernie4_5_moe", "mlp.gate.weight")],
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_stays_float32_in_half_precision_is_not_rounded(kind, kept, lora, tmp_path):
+    model = tiny_model(kind, 272)
+    torch.manual_seed(1)
+    expected = {
+        name: tensor.normal_(5.0, 0.1).clone()
+        for name, tensor in model.state_dict().items()
+        if name.endswith(kept)
+    }
+    assert expected and all(tensor.dtype == torch.float32 for tensor in expected.values())
+    folder = save_model(model, byte_tokenizer(), tmp_path / "base", dtype=torch.bfloat16)
+    loaded = open_model(ModelConfig(path=str(folder)))
+    if lora:
+        add_lora(loaded, LoraConfig(rank=4, target_modules=["o_proj"]))
+    save_model(loaded, byte_tokenizer(), tmp_path / "out", dtype=torch.bfloat16)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert half.dtype == torch.bfloat16
+    sent = dict(named_weights(loaded, torch.bfloat16))
+    for name, tensor in expected.items():
+        assert torch.equal(half.state_dict()[name], tensor) and torch.equal(sent[name], tensor)
+    given = model.to(torch.float64)
+    adopt(given, ModelConfig(dtype="bfloat16"))
+    assert {n: t.dtype for n, t in given.named_parameters()} == {
+        n: t.dtype for n, t in half.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from srft.errors import ModelError
 from srft.model.adapters import has_adapters
 from srft.model.loading import parameter_dtype
 from srft.model.model_config import ModelConfig
+from srft.model.output_head import unwrap
 from srft.model.positions import override_positions
+from srft.model.weight_files import precisions
 
 
 def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
@@ -32,13 +34,13 @@ def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
                 "model.rope_theta, rope_length and max_position_embeddings change rotary positions, "
                 f"which {type(model).__name__} does not have: leave them out"
             )
-    dtype = parameter_dtype(config)
+    precision = precisions(unwrap(model), parameter_dtype(config))
     trained_alone = config.dtype == "auto" and has_adapters(model)
     before: dict[str, torch.dtype] = {}
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and (parameter.requires_grad or not trained_alone):
             before[name] = parameter.dtype
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(precision(name))
 
     def put_back() -> None:
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from srft.errors import CheckpointError
 from srft.model.adapters import has_adapters, merged_weights, save_adapter
-from srft.model.weight_files import quiet_transformers
+from srft.model.weight_files import precisions, quiet_transformers
 
 
 def save_model(
@@ -132,10 +132,11 @@ def _save_weights(
     plain = _without_weights(model) if adapted else model
     held = model.state_dict().values() if tensors is None else tensors.values()
     own = {tensor.data_ptr() for tensor in held}
+    precision = precisions(plain, dtype)
     cast: dict[str, torch.Tensor] = {}
     by_address: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for name, tensor in merged_weights(model) if tensors is None else tensors.items():
-        written = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        written = tensor.to(precision(name)) if tensor.is_floating_point() else tensor
         if tensor.data_ptr() in own:
             # Tied weights stay one tensor, which is then written once.
             written = by_address.setdefault((tensor.data_ptr(), tensor.shape), written)

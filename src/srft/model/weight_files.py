@@ -60,6 +60,14 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
     return model
 
 
+def precisions(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each tensor, by its name in the model, where the model is held in ``dtype``: float32 for
+    what the architecture needs so under half precision too, such as biases that choose experts."""
+    plan = model._get_dtype_plan(dtype)
+    patterns = [(re.compile(p.replace("*", ".*")), kept) for p, kept in plan.items()]
+    return lambda name: next((kept for p, kept in patterns if p.search(name)), dtype)
+
+
 def names_left_out(folder: Path, model: PreTrainedModel) -> list[str]:
     """Names in the safetensors files of ``folder`` that the model's class says it does not read, such as
     layers that predict further tokens; not those of buffers that are computed."""

@@ -13,24 +13,37 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from srft.errors import RolloutError
 from srft.model.adapters import merged_weights
 from srft.model.output_head import unwrap
+from srft.model.weight_files import precisions
 
 
 def named_weights(
     model: nn.Module, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of every weight in ``dtype`` (None: as they are), under the names that
-    ``save_pretrained`` would write.
+    """(name, tensor) of every weight as a model in ``dtype`` holds it (None: as they are), under the names
+    that ``save_pretrained`` would write.
 
     Adapters are added to their base weights and tied weights come under each of their names, since
     an engine may keep a packed copy for each. Shards are gathered, which every rank of the mesh
     has to take part in: all ranks iterate to the end.
     """
-    for name, tensor in _as_in_files(unwrap(model), merged_weights(model)):
-        yield name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+    base = unwrap(model)
+    yield from _as_in_files(base, _cast(merged_weights(model), base, dtype))
+
+
+def _cast(
+    weights: Iterator[tuple[str, Tensor]], base: PreTrainedModel, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    precision = None if dtype is None else precisions(base, dtype)
+    for name, tensor in weights:
+        yield (
+            name,
+            tensor.to(precision(name)) if precision and tensor.is_floating_point() else tensor,
+        )
 
 
 def _as_in_files(model: Any, weights: Iterator[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:

@@ -2,15 +2,17 @@
 
     python -m tests.model.sweep                     # all that is missing in the results, then the table
     python -m tests.model.sweep qwen3 gemma3_text   # these, anew
-    python -m tests.model.sweep --results of-old.jsonl --no-page      # with another transformers, say
+    path/to/other/bin/python -m tests.model.sweep --no-page           # with another transformers, first
 
 Each model type has a process of its own and a time limit. Results are kept line by line, so that a
-sweep that was stopped goes on where it was.
+sweep that was stopped goes on where it was, and say which transformers they are of: the table has a
+column for each version among them.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import sys
@@ -25,7 +27,7 @@ from tests.model.sweep.checks import Report, examine
 from tests.model.sweep.tiny import architectures
 from tests.model.sweep.variants import VARIANTS
 
-LIMIT_S = 240.0
+LIMIT_S = 900.0  # a type takes a few seconds, on a machine that has nothing else to do
 
 
 def isolated(kind: str, quick: bool = False, limit_s: float = LIMIT_S) -> Report:
@@ -69,9 +71,10 @@ def main() -> None:
         "--no-page", action="store_true", help="leave docs/architectures.md as it is"
     )
     chosen = parser.parse_args()
+    gc.freeze()  # what is imported is nothing that each process need look through
     chosen.results.touch()
     every = [*architectures(), *VARIANTS]
-    known = _read(chosen.results)
+    known = _read(chosen.results).get(transformers.__version__, {})
     for kind in chosen.kinds or [k for k in every if k not in known]:
         begin = time.perf_counter()
         report = isolated(kind, chosen.quick or kind in VARIANTS)
@@ -83,15 +86,18 @@ def main() -> None:
             f"{time.perf_counter() - begin:5.1f} s {told}\n"
         )
         sys.stdout.flush()
-    known = _read(chosen.results)
-    if not chosen.no_page and known.keys() >= set(every):
-        page.write(known, every)
+    found = _read(chosen.results)
+    if not chosen.no_page and found.get(transformers.__version__, {}).keys() >= set(every):
+        page.write(found)
 
 
-def _read(results: Path) -> dict[str, Report]:
-    """The last result of each type."""
-    lines = map(json.loads, results.read_text().splitlines())
-    return {line["kind"]: Report(**line) for line in lines}
+def _read(results: Path) -> dict[str, dict[str, Report]]:
+    """The last result of each type, by version of transformers."""
+    found: dict[str, dict[str, Report]] = {}
+    for line in results.read_text().splitlines():
+        report = Report(**json.loads(line))
+        found.setdefault(report.version, {})[report.kind] = report
+    return found
 
 
 if __name__ == "__main__":
