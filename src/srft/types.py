@@ -55,6 +55,17 @@ class Example:
     other_answers: tuple[str, ...] = ()
     prompt_end: str = ""
 
+    @property
+    def asked(self) -> str:
+        """The user's last words, without what the chat template sets around them."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        said = [m["content"] for m in self.prompt if m["role"] == "user"]
+        content = said[-1] if said else self.prompt[-1]["content"]
+        if isinstance(content, str):
+            return content
+        return "\n".join(str(part.get("text", "")) for part in content or ())
+
 
 @dataclass(frozen=True)
 class TokenizedExample:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.conftest import write_jsonl
 
 from srft.report.report_page import write_report
+from srft.runs.files import read_jsonl
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = next(
@@ -291,6 +293,33 @@ def test_the_live_page_reloads_itself_and_keeps_its_place(browser, make_run):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def test_one_problems_answers_before_and_after_stand_side_by_side(open_report, make_run):
+    run = make_run(steps=8)
+    rewrite_answers(run, {0: ("no idea", False), 8: ("It is 7 </script><b>now</b>", True)})
+    page = open_report([run])
+    page.until("document.querySelectorAll('#problem .response').length === 2")
+    before, after = (page.text(f"#problem .response:nth-child({k})") for k in (1, 2))
+    assert "Before (step 0)" in before and "wrong" in before and "no idea" in before
+    assert "After (step 8)" in after and "right" in after and "</script><b>now</b>" in after
+    asked = "document.querySelector('#problem pre.prompt').textContent"
+    first = page.js(asked)
+    page.js(
+        "document.querySelector('#problem-choice').value = '1',"
+        "document.querySelector('#problem-choice').dispatchEvent(new Event('change'))"
+    )
+    page.until(f"{asked} !== {first!r}")
+    page.quiet()
+
+
+def rewrite_answers(run: Path, answers: dict[int, tuple[str, bool]]) -> None:
+    """Every kept answer of an evaluation at these steps becomes this text."""
+    rows = read_jsonl(run / "evaluation.jsonl")
+    for row in rows:
+        text, correct = answers.get(row["step"], ("between", False))
+        row["samples"] = [{**s, "text": text, "correct": correct} for s in row["samples"]]
+    write_jsonl(run / "evaluation.jsonl", rows)
 
 
 @pytest.mark.skipif(

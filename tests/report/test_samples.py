@@ -7,8 +7,10 @@ import json
 import math
 
 import numpy as np
+from tests.report.conftest import write_jsonl
 
 from srft.report.packed_samples import align_tokens, pack_samples, pack_streams
+from srft.runs.files import read_jsonl
 from srft.runs.reading import iterate_samples, read_run
 
 
@@ -117,3 +119,15 @@ def test_the_list_shows_what_was_asked_without_the_templates_frame(make_run):
     groups = [g for block in packed.blocks for g in unpack(block)[0]["groups"]]
     assert [g["asked"] for g in groups] == packed.index["head"]
     assert all(g["asked"] in g["prompt"] != g["asked"] for g in groups)
+
+
+def test_what_all_prompts_of_a_file_begin_with_is_left_out_of_their_heads(make_run):
+    run = make_run(groups=6)
+    groups = read_jsonl(run / "samples.jsonl")
+    same = "State the final answer to the following arithmetic problem:"
+    for k, group in enumerate(groups):
+        group["asked"] = f"{same} 1{k} + 5 =" if k < 4 else "Once upon a time there were 3."
+        group["source"] = f"sums.jsonl:{k}" if k < 4 else f"stories.jsonl:{k}"
+    write_jsonl(run / "samples.jsonl", groups)
+    heads = pack_samples([read_run(run)], 10, 10**6).index["head"]
+    assert heads == [f"… 1{k} + 5 =" for k in range(4)] + ["Once upon a time there were 3."] * 2

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any
 
+from srft.report.before_after import before_after
 from srft.report.plots import term_colors
 from srft.report.style import CYCLE
 from srft.runs.files import Record, flatten, is_number
@@ -33,6 +34,7 @@ def gather_summary(runs: Sequence[Run]) -> dict[str, Any]:
             for name, members in groups.items()
         ],
         "runs": [_run(run, place[id(run)]) for run in runs],
+        "problems": before_after(runs),
         "figures": {key: figure_data(key) for key in keys},
         "headings": headings(keys),
         "terms": _term_colors(keys),

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ QUANTITIES = ("logprob", "entropy", "loss", "base_logprob", "jsd")
 _TOKENS_PER_BLOCK = 30_000
 _GROUPS_PER_BLOCK = 100
 _HEAD = 140
+_ALIKE = 24
+"""Characters that all prompts of a file may begin with before they are left out of its list."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def _pack(streams: Sequence[Stream], counts: Sequence[int], total: int, keep: in
         block.add(record)
     if block.groups:
         blocks.append(block.to_bytes())
+    index["head"] = _heads(index["head"], index["source"])
     return PackedSamples(index, tuple(blocks), total, len(index["step"]))
 
 
@@ -130,7 +134,7 @@ def _add_to_index(
     index["step"].append(record.get("step") if is_number(record.get("step")) else None)
     index["block"].append(block)
     index["row"].append(row)
-    index["head"].append(_text(record.get("asked") or record.get("prompt"))[:_HEAD])
+    index["head"].append(_text(record.get("asked") or record.get("prompt"))[: 20 * _HEAD])
     index["source"].append(_text(record.get("source")))
     index["responses"].append(len(responses))
     for r in responses:
@@ -141,6 +145,29 @@ def _add_to_index(
         index["truncated"].append(int(bool(r.get("truncated"))))
         index["length"].append(len(r.get("tokens") or ()) or None)
         index["advantage"].append(_short(r.get("advantage")))
+
+
+def _heads(texts: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """How the texts begin, without the words that all those of one file begin with."""
+    files: dict[str, list[str]] = {}
+    for text, source in zip(texts, sources, strict=True):
+        files.setdefault(source.rpartition(":")[0], []).append(text)
+    alike = {name: _words_alike(found) for name, found in files.items()}
+    heads = []
+    for text, source in zip(texts, sources, strict=True):
+        words = text.split()
+        left_out, rest = words[: (n := alike[source.rpartition(":")[0]])], words[n:]
+        long = len(" ".join(left_out)) > _ALIKE
+        heads.append(f"… {' '.join(rest)}"[:_HEAD] if long else text[:_HEAD])
+    return heads
+
+
+def _words_alike(texts: Sequence[str]) -> int:
+    """Words with which all of several different texts begin."""
+    if len(set(texts)) < 2:
+        return 0
+    columns = zip(*map(str.split, texts), strict=False)
+    return sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, columns))
 
 
 class _Block:

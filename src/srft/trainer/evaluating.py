@@ -39,6 +39,7 @@ class Evaluator:
             )
         self._setup = setup
         self._settings = settings
+        self._samples_prompts = config.run.samples_prompts if config.run.samples_every else 0
         if setup.evaluation and settings.best_metric is not None:
             self._check_metric(settings.best_metric)
         self._params = SamplingParams(
@@ -69,10 +70,13 @@ class Evaluator:
         return read_jsonl(self._run.evaluation)
 
     def evaluate(self, step: int, progress: Progress | None = None) -> dict[str, float]:
-        """Figures of the recipe's sets (``figures``); a line for each set goes to evaluation.jsonl."""
+        """Figures of the recipe's sets (``figures``); a line for each set goes to evaluation.jsonl, with
+        the answers to ``run.samples_prompts`` of its problems."""
         results = self.results(self._setup.evaluation, step, progress)
         for result in results:
-            self.log.write(record(result, step, self._settings.confidence))
+            line = record(result, step, self._settings.confidence)
+            problems = self._setup.evaluation[result.name].problems
+            self.log.write({**line, "samples": kept(result, problems, self._samples_prompts)})
         return figures(results)
 
     def results(
@@ -141,6 +145,28 @@ def predictions(
         }
         for problem, judged in zip(problems, result.problems, strict=True)
         for sample in judged.samples
+    ]
+
+
+def kept(
+    result: EvaluationResult, problems: Sequence[TokenizedExample], number: int
+) -> list[dict[str, Any]]:
+    """The first sample of ``number`` problems, the same ones at every evaluation and evenly over the set,
+    for a reader who compares them."""
+    pairs = list(zip(problems, result.problems, strict=True))
+    number = min(number, len(pairs))
+    return [
+        {
+            "asked": problem.example.asked,
+            "answer": problem.example.answer,
+            "source": problem.example.source,
+            "text": judged.samples[0].text,
+            "reward": judged.samples[0].reward,
+            "correct": judged.samples[0].correct,
+            "truncated": judged.samples[0].finish_reason == "length",
+            "tokens": judged.samples[0].tokens,
+        }
+        for problem, judged in (pairs[i * len(pairs) // number] for i in range(number))
     ]
 
 

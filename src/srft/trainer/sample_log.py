@@ -18,7 +18,7 @@ from srft.trainer.collect import Collected
 from srft.trainer.setup import Setup
 from srft.trainer.teacher import Teacher, ask
 from srft.trainer.update import forward, look_before, prepare
-from srft.types import Example, TokenBatch, TrainingSequence
+from srft.types import TokenBatch, TrainingSequence
 
 _DIGITS = 5
 
@@ -44,7 +44,7 @@ def sample_records(
         records.append(
             {
                 "prompt": decode(example.prompt_ids),
-                "asked": _asked(example.example),
+                "asked": example.example.asked,
                 "prompt_ids": list(example.prompt_ids),
                 "answer": example.example.answer,
                 "source": example.example.source,
@@ -100,17 +100,6 @@ def _token_figures(
                 "loss": _rounded(loss_T[mine]),
             }
     return figures
-
-
-def _asked(example: Example) -> str:
-    """The user's last words, without what the chat template sets around them."""
-    if isinstance(example.prompt, str):
-        return example.prompt
-    said = [m["content"] for m in example.prompt if m["role"] == "user"]
-    content = said[-1] if said else example.prompt[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return "\n".join(str(part.get("text", "")) for part in content or ())
 
 
 def _plain(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ function buildSummary(view) {
     const title = RUNS.some((r) => evaluationOf(r, name).first) ? "Before and after" : "After training";
     view.append(section(evaluationNames().length > 1 ? `${title}: ${name}` : title, card(beforeAfter(name))));
   }
+  if (DATA.problems.length) view.append(problemByProblem());
   const state = { axis: "step", smooth: 8, seeds: "band", log: false };
   const keys = ["reward/accuracy", "reward/mean", "entropy/rollouts", "rollout/entropy", "rollout/length_mean", "loss"]
     .filter((key) => CURVES.some((c) => c.columns[key]));
@@ -171,6 +172,34 @@ function beforeAfter(name) {
   const rows = [[null, "overall"], ...families.map((f) => [f, f])].map(([family, text]) =>
     [el("div", { class: "family" + (family === null ? " all" : "") }, text), el("div", { class: "bars" }, bars(family))]);
   return [legend, el("div", { class: "families" }, rows)];
+}
+
+/* Problems of one set often begin alike. */
+const lastWords = (text) => text.trim().replace(/\s+/g, " ").replace(/^.+(?=.{60}$)/, "… ");
+
+/* One problem, answered at the first and at the last step: side by side, and every run's last one. */
+function problemByProblem() {
+  const body = el("div", { id: "problem" });
+  const mark = (a) => (a.correct === null ? "?" : a.correct ? "✓" : "✗");
+  const answer = (a, title, fill) => el("article", { class: "response", style: { borderTopColor: fill } },
+    el("header", {}, el("b", {}, title), RUNS.length > 1 && el("span", { class: "quiet" }, RUNS[a.run].name),
+      a.correct !== null && el("span", { class: a.correct ? "right" : "wrong" }, mark(a), a.correct ? " right" : " wrong"),
+      a.truncated && el("span", { class: "wrong" }, "truncated"),
+      el("small", {}, [a.reward !== null && `reward ${number(a.reward)}`, a.tokens !== null && `${number(a.tokens)} tokens`].filter(Boolean).join(" · "))),
+    el("div", { class: "tokens", dir: "auto" }, a.text));
+  const fill = (i) => {
+    const { set, asked, answer: truth, at } = DATA.problems[i];
+    const before = at[0];
+    body.replaceChildren(card(
+      el("div", { class: "prompt-head" }, el("b", {}, "Asked"), el("span", { class: "quiet" }, set), truth !== null && el("span", { class: "chip answer" }, "answer ", el("b", {}, truth))),
+      el("pre", { class: "prompt", dir: "auto" }, asked)),
+    el("div", { class: "responses" }, answer(before, `Before (step ${number(before.step)})`, "var(--before)"),
+      at.filter((_, k) => k % 2).map((a) => answer(a, `After (step ${number(a.step)})`, color(RUNS[a.run].group)))));
+  };
+  const names = DATA.problems.map((p, i) => [i, `${i + 1}: ${p.at.length === 2 ? p.at.map(mark).join(" → ") + " " : ""}${lastWords(p.asked)}`]);
+  const pick = choice("Problem", names, 0, (i) => fill(Number(i)), "problem-choice");
+  fill(0);
+  return section("Answers before and after", el("div", { class: "controls tight" }, pick), body);
 }
 
 function runCard(run) {
