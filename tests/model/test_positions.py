@@ -31,6 +31,18 @@ ROPES = {
         "original_max_position_embeddings": SWITCH,
         "max_position_embeddings": 2 * SWITCH,
     },
+    "phimoe": {  # transformers takes the short factors at every length, and scales otherwise beyond
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 1.1, 1.2, 1.3],
+            "short_mscale": 1.1,
+            "long_mscale": 1.6,
+            "original_max_position_embeddings": SWITCH,
+        },
+        "max_position_embeddings": 2 * SWITCH,
+    },
     "llama": {
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
         "max_position_embeddings": SWITCH,

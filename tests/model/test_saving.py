@@ -146,3 +146,12 @@ def test_no_generation_settings_keep_a_model_from_being_written(settings, tmp_pa
     written = GenerationConfig.from_pretrained(folder)
     assert written.eos_token_id == [5, 7]
     assert written.repetition_penalty == own.repetition_penalty
+
+
+def test_a_folder_of_adapters_says_where_texts_end(tmp_path):
+    model = tiny_model("llama", 272)
+    add_lora(model, LoraConfig(rank=4))
+    folder = save_model(
+        model, byte_tokenizer(), tmp_path / "out", adapters_only=True, end_token_ids=(5, 7)
+    )
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [5, 7]

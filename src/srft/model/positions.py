@@ -9,11 +9,15 @@ frequencies of one length for all.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 from srft.errors import ModelError
 from srft.model.model_config import ModelConfig
+
+
+_LONG = ("factor", "mscale")  # what longrope has one of for short and one for long sequences
 
 
 def context_length(model_config: Any) -> int | None:
@@ -87,7 +91,9 @@ def _switches(text: Any) -> list[int]:
     for rope in _ropes(text):
         if "dynamic" in rope["rope_type"]:
             found.append(int(text.max_position_embeddings))
-        elif rope["rope_type"] == "longrope" and rope["short_factor"] != rope["long_factor"]:
+        elif rope["rope_type"] == "longrope" and any(
+            rope.get(f"short_{part}") != rope.get(f"long_{part}") for part in _LONG
+        ):
             found.append(int(rope["original_max_position_embeddings"]))
     return found
 
@@ -106,5 +112,7 @@ def _fix_frequencies(text: Any, length: int) -> None:
             text.max_position_embeddings = max(length, window)
         elif rope["rope_type"] == "longrope":
             beyond = length > rope["original_max_position_embeddings"]
-            chosen = rope["long_factor" if beyond else "short_factor"]
-            rope["long_factor"], rope["short_factor"] = list(chosen), list(chosen)
+            for part in _LONG:
+                if f"long_{part}" in rope:
+                    chosen = rope[f"long_{part}" if beyond else f"short_{part}"]
+                    rope[f"long_{part}"] = rope[f"short_{part}"] = copy.copy(chosen)

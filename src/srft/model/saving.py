@@ -52,9 +52,11 @@ def save_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
         temporary.mkdir()
-        with _savable_generation_config(model, end_token_ids), quiet_transformers():
+        with _savable_generation_config(model, end_token_ids) as ends, quiet_transformers():
             if adapters_only:
                 save_adapter(model, temporary, tensors)
+                if ends is not None:  # those of the base, which carries them, may be fewer
+                    ends.save_pretrained(temporary)
             else:
                 _save_weights(model, temporary, dtype, tensors)
                 _check_written(model, temporary)
@@ -87,19 +89,21 @@ def _check_written(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _savable_generation_config(model: Any, end_token_ids: Sequence[int]) -> Iterator[None]:
+def _savable_generation_config(
+    model: Any, end_token_ids: Sequence[int]
+) -> Iterator[GenerationConfig | None]:
     """The generation config as it is written: with all tokens that end a text, and without settings
     that transformers refuses to write, so that no finished run is lost to them."""
     own = getattr(model, "generation_config", None)
     if own is None:
-        yield
+        yield None
         return
-    model.generation_config = _savable(own)
+    model.generation_config = savable = _savable(own)
     if end_token_ids:
         ends = list(end_token_ids)
-        model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+        savable.eos_token_id = ends[0] if len(ends) == 1 else ends
     try:
-        yield
+        yield savable
     finally:
         model.generation_config = own
 

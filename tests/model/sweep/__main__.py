@@ -49,6 +49,14 @@ def isolated(kind: str, quick: bool = False, limit_s: float = LIMIT_S) -> Report
     return report
 
 
+def _warm_up() -> None:
+    """Once what every process would do first: half of its time. What is there by then no process need
+    look through for garbage."""
+    with tempfile.TemporaryDirectory() as folder:
+        examine("llama", Path(folder))
+    gc.freeze()
+
+
 def _child(kind: str, quick: bool, pipe) -> None:
     import os
     import warnings
@@ -71,7 +79,7 @@ def main() -> None:
         "--no-page", action="store_true", help="leave docs/architectures.md as it is"
     )
     chosen = parser.parse_args()
-    gc.freeze()  # what is imported is nothing that each process need look through
+    _warm_up()
     chosen.results.touch()
     every = [*architectures(), *VARIANTS]
     known = _read(chosen.results).get(transformers.__version__, {})
