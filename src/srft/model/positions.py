@@ -16,7 +16,6 @@ from typing import Any
 from srft.errors import ModelError
 from srft.model.model_config import ModelConfig
 
-
 _LONG = ("factor", "mscale")  # what longrope has one of for short and one for long sequences
 
 
