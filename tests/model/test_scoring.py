@@ -138,6 +138,50 @@ def test_self_check_finds_a_trick_of_the_head(make_model) -> None:
         check_scoring(Policy(model, TokenizerOf61()))
 
 
+class ScaledHead(torch.nn.Linear):
+    """As Dory's: a learned scale of each token's logit, which begins at one."""
+
+    def __init__(self, linear: torch.nn.Linear, name: str) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight, self.name = linear.weight, name
+        setattr(self, name, torch.nn.Parameter(torch.full((linear.out_features,), 0.25)))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states) * (getattr(self, self.name) * 4.0)
+
+
+def test_self_check_finds_parameters_of_the_head_that_change_nothing_yet(make_model) -> None:
+    model = make_model("llama")
+    use_packed_attention(model)
+    model.lm_head = ScaledHead(model.lm_head, "strange")
+    with pytest.raises(ModelError, match=r"more than one linear layer, lm_head\.strange"):
+        check_scoring(Policy(model, TokenizerOf61()))
+    model.lm_head.strange.requires_grad_(False)  # it stays as it is
+    assert check_scoring(Policy(model, TokenizerOf61())) < 5e-4
+    model.aside = torch.nn.Linear(
+        2, 2
+    )  # no part of the logits, as layers that predict further tokens
+    assert check_scoring(Policy(model, TokenizerOf61())) < 5e-4
+
+
+def test_a_learned_scale_of_logits_is_trained(make_model, make_sequences) -> None:
+    model = make_model("llama")
+    model.lm_head = ScaledHead(model.lm_head, "logit_scale")
+    model.lm_head.logit_scale_factor = 4.0
+    torch.nn.init.uniform_(model.lm_head.logit_scale, 0.1, 0.5)
+    use_packed_attention(model)
+    assert check_scoring(Policy(model, TokenizerOf61())) < 5e-4
+    (sequence,) = make_sequences((5, 9))
+    (packed,) = pack([sequence], None, 999)
+    (score(model, packed).logprob_T.sum()).backward()
+    ours = model.lm_head.logit_scale.grad.clone()
+    model.zero_grad()
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+    logp = model(input_ids=ids, use_cache=False).logits[0, 4:-1].log_softmax(-1)
+    logp.gather(1, ids[0, 5:, None]).sum().backward()
+    torch.testing.assert_close(ours, model.lm_head.logit_scale.grad, rtol=1e-4, atol=1e-5)
+
+
 def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
     model = make_model("llama")
     use_packed_attention(model)

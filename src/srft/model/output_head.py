@@ -96,6 +96,27 @@ def output_head(model: nn.Module) -> OutputHead:
     )
 
 
+def trained_beyond_head(model: nn.Module) -> list[str]:
+    """Names of parameters that are to be trained but stand between the body and the logits, where scoring
+    knows of none: it would compute without them, and give them no gradient."""
+    base = unwrap(model)
+    head = base.get_output_embeddings()
+    known = [body(model), base.base_model, output_head(model).before]
+    inside = {
+        id(p) for part in known if part is not None and part is not base for p in part.parameters()
+    }
+    # Of the head what ``_weight_and_bias`` reads, and adapters on it.
+    read = (
+        ("weight", "bias", "logit_scale")
+        if hasattr(head, "logit_scale_factor")
+        else ("weight", "bias")
+    )
+    inside |= {id(getattr(head, name, None)) for name in read}
+    if hasattr(head, "base_layer") or hasattr(head, "modules_to_save"):
+        inside |= {id(p) for p in head.parameters()}
+    return [n for n, p in base.named_parameters() if p.requires_grad and id(p) not in inside]
+
+
 # What Gemma, RecurrentGemma and xLSTM call the number that caps their logits.
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
@@ -124,7 +145,10 @@ def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
             chosen = module.modules_to_save[active[0]]
         return _weight_and_bias(chosen)
     if not hasattr(module, "base_layer"):
-        return module.weight, getattr(module, "bias", None)
+        weight: Tensor = module.weight
+        if hasattr(module, "logit_scale_factor"):  # Dory's learned scale of each token
+            weight = weight * (module.logit_scale * module.logit_scale_factor)[:, None]
+        return weight, getattr(module, "bias", None)
     weight, bias = _weight_and_bias(module.base_layer)
     if module.disable_adapters or module.merged:
         return weight, bias

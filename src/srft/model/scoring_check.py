@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
 from srft.model.fast import uncompiled
-from srft.model.output_head import attention_configs, output_head, unwrap
+from srft.model.output_head import (
+    attention_configs,
+    output_head,
+    trained_beyond_head,
+    unwrap,
+)
 from srft.model.packed_attention import use_padded_attention
 from srft.model.policy import Policy
 from srft.types import TrainingSequence
@@ -60,6 +65,7 @@ def check_scoring(policy: Policy) -> float:
     Raises ModelError, naming the model type and the difference, where log-probabilities or
     entropies do not agree to rounding.
     """
+    _check_head(policy)
     try:
         return _difference(policy)
     except ModelError as error:
@@ -72,6 +78,25 @@ def check_scoring(policy: Policy) -> float:
         with policy.reference() as frozen:
             use_padded_attention(frozen)
     return _difference(policy)
+
+
+def _check_head(policy: Policy) -> None:
+    """Raise ModelError where the model's own logits depend on parameters to be trained that scoring does
+    not reach. As they begin (a scale of one, say), they may not show in any log-probability."""
+    base = unwrap(policy.model)
+    beyond = dict.fromkeys(trained_beyond_head(base))
+    if not beyond:
+        return
+    parameters = [p for name, p in base.named_parameters() if name in beyond]
+    with torch.enable_grad():
+        logits = _own_logits(policy, torch.tensor([[1, 2, 3]], device=base.device))
+        grads = torch.autograd.grad(logits.float().sum(), parameters, allow_unused=True)
+    used = [name for name, grad in zip(beyond, grads, strict=True) if grad is not None]
+    if used:
+        raise ModelError(
+            f"model type {base.config.model_type!r} cannot be trained with this package: what follows its "
+            f"last layer is more than one linear layer, {', '.join(used[:3])} are part of it too"
+        )
 
 
 def _difference(policy: Policy) -> float:

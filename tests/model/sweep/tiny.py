@@ -121,6 +121,13 @@ OWN: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 2},
+    "dory": {
+        "layer_types": 2 * _MIXED,
+        "num_hidden_layers": 4,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+    },
     "dots1": {
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
