@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VLLM := .venv-vllm
 
-.PHONY: quickstart quickstart-real test test-vllm lint format types unit docs faults mutants soak audit clean
+.PHONY: quickstart quickstart-real test test-vllm lint format types unit docs site faults mutants soak audit clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/srft quickstart
@@ -64,6 +64,10 @@ audit: .venv-audit/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
+# The documentation as a site in build/site, with the API reference from the docstrings. A warning is an error.
+site: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -74,6 +78,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-real: $(VENV)/.installed
 	@echo "installing reasoning-gym and gguf"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[real]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -15,9 +15,11 @@ import torch
 import yaml
 from rich.console import Console
 
+from srft import cli
 from srft.cli import main
 from srft.cli_options import as_options
-from srft.config import SRFTConfig
+from srft.config import SRFTConfig, load_config
+from srft.errors import ConfigError
 from srft.section import Section
 from srft.trainer.checkpoint import list_checkpoints
 
@@ -454,3 +456,65 @@ def test_the_table_at_the_end_shows_the_evaluations_that_there_were():
     later = shown([record(0, 0.04), record(40, 0.5), record(40, 0.25, name="more")])
     assert "25.0%" in later and "+46.0" in later and "+25" not in later
     assert evaluation_table([]) is None
+
+
+def commands(app, path=()):
+    """(words, command) of every command there is."""
+    yield path, app
+    for name, command in getattr(app, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_wraps_at_the_width_of_the_terminal(width, monkeypatch, capsys):
+    import typer
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = dict(commands(typer.main.get_command(cli.app)))
+    assert len(found) > 15
+    for path in found:
+        with pytest.raises(SystemExit) as stopped:
+            main([*path, "--help"])
+        assert stopped.value.code == 0
+        out = capsys.readouterr().out
+        assert max(len(line.rstrip()) for line in out.splitlines()) <= width
+        # A word that does not fit is cut with this sign. Two of typer's own long options at 80 columns.
+        assert "\u2026" not in out.replace("--install-comp\u2026", ""), path
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("tra", ["train"]),
+        ("train my.yaml train.lear", ["train.learning_rate="]),
+        ("plan my.yaml rollout.vllm.kv", ["rollout.vllm.kv_cache_gb="]),
+        ("train my.yaml rollout.engine=vl", ["rollout.engine=vllm", "rollout.engine=vllm-server"]),
+        ("train my.yaml method = grp", ["grpo"]),  # as bash splits it
+        ("train my.yaml no.such=", []),
+    ],
+)
+def test_the_shell_completes_commands_settings_and_values(typed, offered, monkeypatch, capsys):
+    monkeypatch.setenv("_SRFT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"srft {typed}")
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    with pytest.raises(SystemExit):
+        cli.app(prog_name="srft")
+    assert capsys.readouterr().out.split() == offered
+
+
+def test_every_setting_that_is_offered_is_one_of_a_recipe():
+    from srft.cli_completion import _settings
+
+    names = [name for name, _ in _settings()]
+    assert len(names) > 150 and len(set(names)) == len(names)
+    assert {"method", "train.steps", "model.lora.rank", "rollout.server.transfer"} <= set(names)
+    for name in names:  # an unknown one is an error before its value is looked at
+        assert "unknown key" not in load_error(f"{name}={{a: b}}")
+
+
+def load_error(override: str) -> str:
+    try:
+        load_config(None, [override])
+    except ConfigError as error:
+        return str(error)
+    return ""

@@ -30,7 +30,6 @@ from srft.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Supervised Reinforcement Fine-Tuning of language models (arXiv 2506.19767).",

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from srft.cli_completion import complete_setting
 from srft.errors import ConfigError, DataError, ModelError, RolloutError
 from srft.terminal import Terminal, visible
 
@@ -43,7 +44,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON 
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the recipe."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that replace those of the recipe.",
+        autocompletion=complete_setting,
+    ),
 ]
 
 
