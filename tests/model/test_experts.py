@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from tests.model.sweep import tiny as sweep
 from tests.toys import lab_model, lab_tokenizer, random_sequences, tiny_model
 
 from srft import SRFTTrainer
@@ -74,6 +75,35 @@ def test_parts_of_a_step_add_up_to_the_loss_of_transformers(family: str, attenti
         for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
             if q.grad is not None:
                 torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# All other types of transformers have the same function; these keep its settings, or routers, elsewhere.
+@pytest.mark.parametrize("kind", ["dbrx", "jetmoe", "ernie4_5_moe", "jamba"])
+def test_the_loss_is_what_the_model_itself_computes(kind: str) -> None:
+    model = sweep.tiny_model(kind, 272, output_router_logits=True)
+    balance = balance_of(model, ModelConfig())
+    (sequence,) = random_sequences((5, 20))
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+    with torch.no_grad():
+        out = model(input_ids=ids, labels=ids, use_cache=False)
+        without = model(input_ids=ids, labels=ids, use_cache=False, output_router_logits=False)
+    prepare(model, ModelConfig())
+    policy = Policy(model, None, ModelConfig(), balance=balance)
+    (packed,) = pack([sequence], None, 999, share_prompts=policy.shares_prompts)
+    with torch.no_grad():
+        load = policy.score(packed).load
+    assert float(balance.loss(load, load)) == pytest.approx(
+        balance.coefficient * float(out.aux_loss), rel=1e-5
+    )
+    assert float(out.loss - without.loss) == pytest.approx(
+        balance.coefficient * float(out.aux_loss), rel=1e-3
+    )
+
+
+def test_a_loss_of_another_kind_is_refused() -> None:
+    model = sweep.tiny_model("doge", 272, is_moe=True, num_experts=16, output_router_logits=True)
+    with pytest.raises(ModelError, match=r"router_aux_loss_coef=0"):
+        balance_of(model, ModelConfig())
 
 
 def test_it_is_a_term_of_the_step_however_the_batch_is_cut() -> None:

@@ -10,6 +10,7 @@ no gradient and is counted in a pass beforehand; what each micro-batch then adds
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from srft.data.packing import PackedBatch
 from srft.errors import ModelError
 from srft.model.model_config import ModelConfig
 from srft.model.output_head import attention_configs, body, unwrap
+
+_ARGUMENTS = ["gate_logits", "num_experts", "top_k", "attention_mask"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ def balance_of(model: nn.Module, config: ModelConfig) -> Balance | None:
     text = base.config.get_text_config(decoder=True)
     coefficient = config.router_aux_loss_coef
     if coefficient is None and getattr(text, "output_router_logits", False):
-        coefficient = getattr(text, "router_aux_loss_coef", 0.0)
+        coefficient = _first(("router_aux_loss_coef", "aux_loss_coef"), base, text)
     if not coefficient:
         return None
-    known = hasattr(sys.modules[type(base).__module__], "load_balancing_loss_func")
-    if not known or not _routers(base):
+    top_k = _first(("num_experts_per_tok",), base, text)
+    if not _is_known(base) or not _routers(base) or top_k is None:
         raise ModelError(
             f"model type {base.config.model_type!r} has no load-balancing loss: set "
             "model.router_aux_loss_coef=0"
@@ -73,16 +76,31 @@ def balance_of(model: nn.Module, config: ModelConfig) -> Balance | None:
             "the load-balancing loss of experts reads routers inside layers, which compiled ones "
             "do not show: set model.compile=false, or model.router_aux_loss_coef=0"
         )
-    return Balance(coefficient, int(text.num_experts_per_tok))
+    return Balance(coefficient, int(top_k))
+
+
+def _first(names: Sequence[str], *holders: Any) -> Any:
+    """The first attribute of one of these names; the model's own come before its config's, where DBRX and
+    JetMoE have others."""
+    found = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def _is_known(base: nn.Module) -> bool:
+    """Whether the loss of this type is the one above (Doge's is of other arguments)."""
+    own = getattr(sys.modules[type(base).__module__], "load_balancing_loss_func", None)
+    return own is not None and [*inspect.signature(own).parameters] == _ARGUMENTS
 
 
 def _routers(model: nn.Module) -> list[tuple[nn.Module, int]]:
     """The modules that transformers reads router logits from, and at which place of their output."""
-    record = (getattr(body(model), "_can_record_outputs", None) or {}).get("router_logits")
-    kind, index = getattr(record, "target_class", record), getattr(record, "index", 0)
-    if kind is None:
-        return []
-    return [(module, index) for module in model.modules() if isinstance(module, kind)]
+    records = (getattr(body(model), "_can_record_outputs", None) or {}).get("router_logits") or []
+    found = []
+    for record in records if isinstance(records, list) else [records]:
+        kind: Any = getattr(record, "target_class", record)
+        index = getattr(record, "index", 0)
+        found += [(module, index) for module in model.modules() if isinstance(module, kind)]
+    return found
 
 
 @contextmanager
