@@ -182,6 +182,14 @@ def test_a_learned_scale_of_logits_is_trained(make_model, make_sequences) -> Non
     torch.testing.assert_close(ours, model.lm_head.logit_scale.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_self_check_finds_random_numbers_in_evaluation_mode(make_model) -> None:
+    model = make_model("llama")
+    noisy = lambda module, args, out: out + 0.1 * torch.randn_like(out)  # noqa: E731
+    model.model.layers[0].mlp.register_forward_hook(noisy)
+    with pytest.raises(ModelError, match="from one pass to the next"):
+        check_scoring(Policy(model, TokenizerOf61()))
+
+
 def test_self_check_finds_layers_that_mix_sequences(make_model) -> None:
     model = make_model("llama")
     use_packed_attention(model)

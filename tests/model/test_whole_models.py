@@ -22,7 +22,11 @@ def multimodal(kind, folder):
 
 def test_a_vision_part_that_is_loaded_is_exported_as_it_was(tmp_path):
     base = multimodal("gemma3", tmp_path / "base")
+    (base / "preprocessor_config.json").write_text('{"size": 4}')
+    (base / "processor_config.json").write_text('{"image_seq_length": 16}')
     result = _trainer(base, tmp_path / "run").train()
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (result.model_dir / name).read_text() == (base / name).read_text()
     before, after = (load_file(folder / "model.safetensors") for folder in (base, result.model_dir))
     assert before.keys() == after.keys()
     vision = [name for name in before if "vision" in name]

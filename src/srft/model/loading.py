@@ -6,7 +6,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from srft.errors import ModelError
 from srft.model import gguf
@@ -43,6 +44,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # Whose classes set the row of the padding token to zero each time they are loaded, which is a row of
 # the output head too.
 _FORGET_PADDING = ("youtu",)
+
+
+_PROCESSORS = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+)
 
 
 def parameter_dtype(config: ModelConfig) -> torch.dtype:
@@ -173,6 +181,23 @@ def check_whole(config: ModelConfig, model: PreTrainedModel) -> None:
             "%s: %d tensors of its files have no place in %s (first: %s), and an export is without them",
             *(config.path, len(unread), type(model).__name__, unread[0]),
         )
+
+
+def processor_files(config: ModelConfig, model: PreTrainedModel) -> dict[str, str]:
+    """What prepares images or sounds for the other parts of ``model``, where it has some: text of each file
+    by its name, as it lies beside the weights."""
+    if model.config.get_text_config(decoder=True) is model.config:
+        return {}
+    adapters = _adapter_folder(config)
+    config = config if adapters is None else _base(config, adapters)
+    source = _source(config.path or str(model.name_or_path))
+    found = {}
+    for name in _PROCESSORS:
+        with suppress(OSError):  # there is none
+            file = cached_file(source, name, revision=config.revision or "main")
+            if file is not None:
+                found[name] = Path(file).read_text(encoding="utf-8")
+    return found
 
 
 def _adapter_folder(config: ModelConfig) -> Path | None:

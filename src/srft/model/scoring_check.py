@@ -167,13 +167,19 @@ def _check_causal(policy: Policy, sequences: Sequence[TrainingSequence], device:
     longest = max(sequences, key=lambda s: len(s.prompt_ids) + len(s.response_ids))
     input_ids = torch.tensor([[*longest.prompt_ids, *longest.response_ids]], device=device)
     half = input_ids.shape[1] // 2
-    whole, part = (
+    whole, again, part = (
         _own_logits(policy, ids)[0, :half].float().log_softmax(dim=-1)
-        for ids in (input_ids, input_ids[:, :half])
+        for ids in (input_ids, input_ids, input_ids[:, :half])
     )
+    kind = unwrap(policy.model).config.model_type
+    noise = float((whole - again).abs().max())
+    if noise > _tolerance(policy):
+        raise ModelError(
+            f"logits of model type {kind!r} for the same tokens differ by {noise:.2g} nats from one pass to the "
+            "next, in evaluation mode: it draws random numbers there, so it has no log-probabilities to train on"
+        )
     gap = float((whole - part).abs().max())
     if not gap <= _tolerance(policy):
-        kind = unwrap(policy.model).config.model_type
         raise ModelError(
             f"model type {kind!r} is not a causal language model as it is configured: its logits at a token "
             f"change by {gap:.2g} nats with the tokens after it. Models that are encoders cannot be trained "

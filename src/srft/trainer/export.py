@@ -14,6 +14,7 @@ from srft.config import SRFTConfig
 from srft.data.template import Template
 from srft.memory.free import release
 from srft.model.adapters import adapter_weights, merged_weights
+from srft.model.loading import processor_files
 from srft.model.policy import Policy
 from srft.model.saving import save_model
 from srft.parallel.world import ALONE, World
@@ -44,12 +45,13 @@ def export_model(
     if not world.main:
         return folder
     ends = Template(policy.tokenizer, config.data).stop_token_ids(model.generation_config)
+    files = {} if adapters_only else processor_files(config.model, model)
     return save_model(
         model,
         policy.tokenizer,
         folder,
         dtype=_export_dtype(policy, config),
-        files={_CARD: model_card(config, run, step)},
+        files={**files, _CARD: model_card(config, run, step)},
         adapters_only=adapters_only,
         tensors=tensors,
         end_token_ids=tuple(dict.fromkeys((*ends, *config.rollout.stop_token_ids))),
