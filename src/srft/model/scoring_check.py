@@ -175,8 +175,8 @@ def _check_causal(policy: Policy, sequences: Sequence[TrainingSequence], device:
     noise = float((whole - again).abs().max())
     if noise > _tolerance(policy):
         raise ModelError(
-            f"logits of model type {kind!r} for the same tokens differ by {noise:.2g} nats from one pass to the "
-            "next, in evaluation mode: it draws random numbers there, so it has no log-probabilities to train on"
+            f"logits of model type {kind!r} for the same tokens differ by {noise:.2g} nats from one pass to "
+            "the next in evaluation mode: it draws random numbers, so it has no log-probabilities to train on"
         )
     gap = float((whole - part).abs().max())
     if not gap <= _tolerance(policy):
