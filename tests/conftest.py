@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys import real_data_dir, save_lab_model
+from tests.toys import real_data_dir, save_lab_model, save_tool_model
 
 from srft.config import SRFTConfig, parse_config
 from srft.lab import lab_train
@@ -74,6 +74,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "stages": [{"method": "sft", "steps": 2}, {"method": "grpo", "steps": 1}],
         "train": {"prompts_per_step": 3},
     },
+    "tools": {
+        "method": "grpo",
+        "environment": {"tools": [f"{Path(__file__).parent}/environments/conftest.py:add"]},
+    },
     **{name: {"teacher": TEACHER} for name in ("opd", "gkd")},
     **{
         name: {}
@@ -128,6 +132,8 @@ def real_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
             named = {} if "stages" in own or "method" in own else {"method": kind}
             values = {**REAL, **named, **own}
             values["model"] = {"path": str(tiny_model), **own.get("model", {})}
+            if "environment" in own:
+                values["model"]["path"] = str(save_tool_model(folder.parent / "tools"))
             if "teacher" in own:
                 values["teacher"] = {"path": str(tiny_model)}
             values["run"] = {**REAL["run"], "dir": str(folder), "trackers": ["wandb"]}

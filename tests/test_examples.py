@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from tests.toys import save_tool_model
 
 from srft.runs.files import read_jsonl
 
@@ -65,3 +66,19 @@ def test_lora(tiny_model, tmp_path):
     }
     with safe_open(result.model_dir / "adapter_model.safetensors", "pt") as file:
         assert all("lora_" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_a_calculator(tmp_path):
+    model = save_tool_model(tmp_path / "model")
+    result = example("calculator_tool").main(
+        str(model), steps=1, held_out=2, run={"dir": str(tmp_path / "run")}
+    )
+    (row,) = read_jsonl(result.run_dir / "metrics.jsonl")
+    assert row["demo/reward_mean"] == 1.0 and "tools/calls" in row
+
+
+def test_an_environment_of_one_s_own(tmp_path):
+    model = save_tool_model(tmp_path / "model")
+    result = example("custom_environment").main(str(model), steps=1, run_dir=str(tmp_path / "run"))
+    (row,) = read_jsonl(result.run_dir / "metrics.jsonl")
+    assert 0 <= row["reward/mean"] <= 1 and "tools/calls" in row

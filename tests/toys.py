@@ -139,3 +139,24 @@ def real_data_dir() -> Path:
     if not (folder / "gsm8k" / "test.jsonl").is_file():
         pytest.skip(f"real data not found at {folder}; set SRFT_DATA_DIR")
     return folder
+
+
+HERMES = (
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}"
+    "{% for c in m.get('tool_calls') or [] %}<tool_call>\n{{ c['function'] | tojson }}\n</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_tool_model(folder: Path) -> Path:
+    """A model of random weights whose chat template knows tools, with its tokenizer, in ``folder``."""
+    from tests.data.conftest import make_byte_bpe
+
+    tokenizer = make_byte_bpe(HERMES)
+    sizes = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 2048}
+    sizes |= {"eos_token_id": tokenizer.eos_token_id, "hidden_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

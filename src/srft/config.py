@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from srft.data.data_config import DataConfig
+from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import ConfigError, did_you_mean
 from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.model.model_config import ModelConfig
@@ -53,6 +54,9 @@ class SRFTConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig, description="Prompts and demonstrations.")
     reward: RewardConfig = Field(default_factory=RewardConfig, description="The verifier.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="Sampling.")
+    environment: EnvironmentConfig = Field(
+        default_factory=EnvironmentConfig, description="Tools and environments."
+    )
     teacher: TeacherConfig = Field(
         default_factory=TeacherConfig, description="The teacher of methods that distil."
     )

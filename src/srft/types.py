@@ -18,19 +18,36 @@ Message = Mapping[str, Any]
 chat templates read of one (``tool_calls``, ``reasoning_content``)."""
 
 
-class AssistantTurn(str):
-    """A demonstration whose message holds more than its text, thinking or tool calls: ``message`` is
-    all of it, for the chat template to write. Once tokenized, a demonstration is plain text again."""
+class Spoken(str):
+    """A demonstration or a rollout that is more than a text: ``messages`` are all of it, thinking, tool
+    calls and what tools answered among them. The text is that of the last of them, which verifiers read."""
 
-    message: Message
+    messages: tuple[Message, ...]
 
-    def __new__(cls, text: str, message: Message) -> AssistantTurn:
-        turn = super().__new__(cls, text)
-        turn.message = message
-        return turn
+    def __new__(cls, text: str, messages: Sequence[Message]) -> Spoken:
+        spoken = super().__new__(cls, text)
+        spoken.messages = tuple(messages)
+        return spoken
 
-    def __reduce__(self) -> tuple[type[AssistantTurn], tuple[str, Message]]:
-        return AssistantTurn, (str(self), self.message)
+    def __reduce__(self) -> tuple[type[Spoken], tuple[str, tuple[Message, ...]]]:
+        return Spoken, (str(self), self.messages)
+
+
+def transcript(text: str) -> str:
+    """A response as people read it: of several turns, each with its calls of tools or its tool's name."""
+    turns = getattr(text, "messages", ())
+    if len(turns) < 2:
+        return str(text)
+    lines = []
+    for turn in turns:
+        if turn["role"] == "tool":
+            lines.append(f"[{turn.get('name', 'tool')}] {turn['content']}")
+            continue
+        lines += [turn["content"]] if turn["content"] else []
+        for call in turn.get("tool_calls") or ():
+            function = call.get("function", call)
+            lines.append(f"[call] {function['name']}({function.get('arguments')})")
+    return "\n".join(lines)
 
 
 FinishReason = Literal["stop", "length"]
@@ -44,7 +61,7 @@ class Example:
     says, without the prompt). ``columns`` holds every other column of the row, as reward functions
     receive them. ``source`` is ``file:row`` for error messages. ``other_answers`` are as right as
     ``answer``. ``prompt_end`` is how the prompt ends for the model (an open ``<think>``, say), known
-    once it is tokenized.
+    once it is tokenized. ``tools`` are the functions that the prompt offers, as JSON schemas.
     """
 
     prompt: str | tuple[Message, ...]
@@ -54,6 +71,7 @@ class Example:
     source: str = "<memory>"
     other_answers: tuple[str, ...] = ()
     prompt_end: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def asked(self) -> str:
@@ -73,13 +91,15 @@ class TokenizedExample:
 
     A demonstration ends with the end-of-sequence token, unless it was truncated, and
     ``example.demonstrations[k]`` is its whole text (of the tokens, a run keeps those alone that pass its
-    verifier). ``index`` is the row in the dataset.
+    verifier). ``index`` is the row in the dataset. ``demonstration_masks[k]`` is False at the tokens of
+    demonstration k that a tool wrote, None where there are none.
     """
 
     example: Example
     index: int
     prompt_ids: tuple[int, ...]
     demonstration_ids: tuple[tuple[int, ...], ...]
+    demonstration_masks: tuple[tuple[bool, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,11 +117,32 @@ class SamplingParams:
 @dataclass(frozen=True)
 class RolloutRequest:
     """``n`` completions of one prompt. Completion ``i`` depends on ``seed + i`` alone, not on what
-    else is in the batch (up to the rounding of batched matrix products)."""
+    else is in the batch (up to the rounding of batched matrix products). ``max_tokens``, where it is
+    set, holds in place of a larger one in the sampling parameters. ``example``: the row that the prompt
+    is from, which environments are reset to."""
 
     prompt_ids: tuple[int, ...]
     n: int
     seed: int
+    max_tokens: int | None = None
+    example: Example | None = field(default=None, repr=False, compare=False)
+
+    def most_tokens(self, params: SamplingParams) -> int:
+        """The longest completion it may get."""
+        return min(params.max_tokens, self.max_tokens or params.max_tokens)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Where a completion of several turns with tools came from. ``prompt`` and its ``prompt_ids``: what
+    was asked, with what the environment added to it. ``environment``: the object that was acted in,
+    until rewards are known. ``calls`` of tools were made; ``failures`` of them gave an error."""
+
+    prompt: tuple[Message, ...]
+    prompt_ids: tuple[int, ...]
+    environment: Any = None
+    calls: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,12 +150,17 @@ class Completion:
     """What was sampled: token ids (the stop token included), and the log-probability of each under
     the distribution it was drawn from (temperature and truncation applied). ``text`` is decoded
     without special tokens and cut before a stop string. ``finish_reason`` is "length" when
-    ``max_tokens`` was reached."""
+    ``max_tokens`` was reached.
+
+    Of several turns with tools, ``text`` is ``Spoken``, ``loss_mask`` is False (and the log-probability
+    0) at the tokens that were not sampled, and ``episode`` says the rest."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
     finish_reason: FinishReason
+    loss_mask: tuple[bool, ...] | None = None
+    episode: Episode | None = None
 
 
 class RolloutEngine(Protocol):

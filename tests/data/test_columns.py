@@ -11,7 +11,7 @@ import pytest
 
 from srft.data.reading import as_examples, load_examples
 from srft.errors import DataError
-from srft.types import AssistantTurn, Example
+from srft.types import Example, Spoken
 
 USER = {"role": "user", "content": "3 + 4?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -112,7 +112,7 @@ def test_merged_schemas_read_as_what_they_were_merged_from():
         expected = one({"messages": turns})
         mixed = one({"conversations": [merged(turn, draw) for turn in turns]})
         assert (mixed.prompt, mixed.demonstrations) == (expected.prompt, expected.demonstrations)
-        assert not isinstance(mixed.demonstrations[0], AssistantTurn)
+        assert not isinstance(mixed.demonstrations[0], Spoken)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_thinking_and_tool_calls_of_a_message_are_kept():
     call = {"function": {"name": "add", "arguments": {"a": 3}}}
     for more in ({"reasoning_content": "Add."}, {"thinking": "Add."}, {"tool_calls": [call]}):
         (turn,) = one({"messages": [USER, {**REPLY, **more}]}).demonstrations
-        assert turn == "3 + 4 = 7" and turn.message == {**REPLY, **more}
+        assert turn == "3 + 4 = 7" and turn.messages == ({**REPLY, **more},)
     silent = one({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
-    assert silent.demonstrations[0].message["tool_calls"] == [call]
+    assert silent.demonstrations[0].messages[0]["tool_calls"] == [call]
     asked = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
     answered = [*asked, {"role": "tool", "content": "7"}]
     assert [m["role"] for m in one({"prompt": answered}).prompt] == ["user", "assistant", "tool"]

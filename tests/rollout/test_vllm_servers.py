@@ -309,13 +309,16 @@ def test_which_tokens_end_a_response_is_said_by_us_alone(model, tokenizer):
     params = SamplingParams(
         temperature=0.5, top_p=0.9, top_k=7, max_tokens=5, stop=("x", ""), stop_token_ids=(3,)
     )
-    fields = sampling_fields(params, 11, model, tokenizer)
+    fields = sampling_fields(RolloutRequest((1,), 3, 9), 2, params, model, tokenizer)
     assert fields == {
         "n": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 11, "max_tokens": 5,
         "stop": ["x"], "stop_token_ids": sorted({3, tokenizer.eos_token_id}), "ignore_eos": True,
         "logprobs": 0, "detokenize": True,
     }  # fmt: skip
-    assert not sampling_fields(SamplingParams(max_tokens=5), 1, model, tokenizer)["detokenize"]
+    short = sampling_fields(
+        RolloutRequest((1,), 1, 1, 4), 0, SamplingParams(max_tokens=5), model, tokenizer
+    )
+    assert not short["detokenize"] and short["max_tokens"] == 4
 
 
 def test_a_stop_string_ends_the_text_within_the_last_token_a_stop_token_before_it(tokenizer):

@@ -125,7 +125,9 @@ class MessageForms:
             for key, value in message.items():
                 if key in ("tool_calls", "function_call"):
                     changed[key] = _renamed(value, partial(stand_in, f"`{key}` of {of}"))
-                elif key not in ("role", "tool_call_id") and isinstance(value, str) and value:
+                elif key in ("role", "tool_call_id") or (key, message["role"]) == ("name", "tool"):
+                    continue
+                elif isinstance(value, str) and value:
                     name = of if key == "content" else f"`{key}` of {of}"
                     changed[key] = stand_in(name, key == "content" or key in thinks)
             probe.append(changed)

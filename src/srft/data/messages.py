@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from srft.data.row_errors import RowError
-from srft.types import AssistantTurn, Message
+from srft.types import Message, Spoken
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -208,26 +208,38 @@ def check_prompt(value: Any, name: str, prefill: bool = True) -> str | tuple[Mes
 
 
 def assistant_text(message: Mapping[str, Any]) -> str:
-    """A demonstration from the assistant's message; see ``AssistantTurn``."""
+    """A demonstration from the assistant's message; see ``Spoken``."""
     text = message["content"] or ""
-    return text if message.keys() <= {"role", "content"} else AssistantTurn(text, message)
+    return text if message.keys() <= {"role", "content"} else Spoken(text, (message,))
+
+
+def turns_text(messages: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A demonstration from turns of the assistant with what tools answered between them."""
+    if len(messages) == 1 and messages[0]["role"] == "assistant":
+        return assistant_text(messages[0])
+    roles = [message["role"] for message in messages]
+    called = [not message.keys().isdisjoint(SPOKEN[-2:]) for message in messages]
+    follows = [
+        role == "tool" and (before == "tool" or calls) if role != "assistant" else before == "tool"
+        for role, before, calls in zip(roles[1:], roles, called, strict=False)
+    ]
+    if not roles or roles[0] != "assistant" or roles[-1] != "assistant" or not all(follows):
+        raise RowError(
+            f"{name} has the messages ({', '.join(roles)}); a demonstration is one message of the "
+            "assistant, or several with the tools' messages after each that has tool_calls; several "
+            "demonstrations are a list of texts or of such lists"
+        )
+    return Spoken(messages[-1]["content"] or "", messages)
 
 
 def _assistant_text(value: Any, name: str) -> str:
     """One demonstration: text, or a list with the one message of the assistant."""
-    if isinstance(value, AssistantTurn):
+    if isinstance(value, Spoken):
         return value
     value = from_text(value)
     if not isinstance(value, list):
         return check_text(value, name)
-    messages = check_messages(value, name)
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages)
-        raise RowError(
-            f"{name} has the messages ({roles}); a demonstration is one message of the assistant, "
-            "several demonstrations are a list of texts or of such lists"
-        )
-    return assistant_text(messages[0])
+    return turns_text(check_messages(value, name), name)
 
 
 def check_demonstrations(value: Any, name: str) -> list[str]:

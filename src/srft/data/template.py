@@ -38,13 +38,15 @@ Difference = Literal["written", "space", "inside", "dropped", "twice", "other", 
 class Response:
     """What follows a prompt. ``text`` is what a verifier reads of it, as it reads a rollout's;
     ``official``: the whole conversation where it differs, None where there is none to compare with;
-    ``cut``: ends in the data were cut."""
+    ``cut``: ends in the data were cut. ``later``: of several turns, the frame before each but the first,
+    and the turn (``turns.ToolTurns``)."""
 
     rendered: Rendered
     text: str
     differences: tuple[Difference, ...]
     official: str | None
     cut: bool
+    later: tuple[tuple[Rendered, Rendered], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Template:
         self.config = config
         self.jinja = self._load_jinja()
         self.controls = ControlTokens(tokenizer, self.end_token_id)
-        self.forms = MessageForms(self._apply)
+        self.forms = MessageForms(self.apply)
 
     def _load_jinja(self) -> str | None:
         """The chat template's source, or None for plain text."""
@@ -123,8 +125,8 @@ class Template:
         system = self.config.system_prompt
         if system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system})
-        tools = tools_of(example.columns.get("tools"))
-        turns = [getattr(text, "message", text) for text in example.demonstrations]
+        tools = list(example.tools) or tools_of(example.columns.get("tools"))
+        turns = [getattr(text, "messages", text) for text in example.demonstrations]
         marks = self.controls.marks(list(texts_in([messages, tools, turns])))
         messages = [_marked(message, self.controls, marks) for message in messages]
         if self.jinja is not None:
@@ -143,7 +145,7 @@ class Template:
         if self.jinja is None:
             text = self._plain(conversation.messages)
         else:
-            text = self._apply(conversation.messages, conversation.tools)
+            text = self.apply(conversation.messages, conversation.tools)
         return Rendered(text, {m: w for m, w in conversation.marks.items() if m in text})
 
     def _plain(self, messages: Sequence[Message]) -> str:
@@ -159,7 +161,7 @@ class Template:
             after = f"\n\nAssistant:{after}"
         return before + "\n\n".join(texts) + after
 
-    def _apply(self, messages: Sequence[Message], tools: Any, whole: bool = False) -> str:
+    def apply(self, messages: Sequence[Message], tools: Any, whole: bool = False) -> str:
         """The messages as text: a prompt with its beginning of a response, or the whole of them."""
         import jinja2
 
@@ -188,21 +190,13 @@ class Template:
 
     # ---- responses -------------------------------------------------------------------------
 
-    def responses(
-        self, example: Example, conversation: Conversation, prompt: Rendered
-    ) -> list[Response]:
-        """What follows the prompt, for each demonstration. Raises RowError."""
-        return [
-            self._response(demo, conversation, prompt, example.source)
-            for demo in example.demonstrations
-        ]
-
-    def _response(
+    def response(
         self, demo: str, conversation: Conversation, prompt: Rendered, source: str
     ) -> Response:
+        """What follows the prompt, for a demonstration of one turn. Raises RowError."""
         kept = self._without_ends(demo)
         cut = kept != demo
-        message = {"role": "assistant", "content": kept, **getattr(demo, "message", {})}
+        message = {"role": "assistant", "content": kept, **getattr(demo, "messages", ({},))[-1]}
         message["content"] = None if message["content"] is None else kept
         message = _marked(message, self.controls, conversation.marks)
         given, says_more = message["content"] or "", not message.keys().isdisjoint(SPOKEN)
@@ -246,7 +240,7 @@ class Template:
             }
         else:
             message = self.forms.read([*messages, message], conversation.tools, source, True)[-1]
-        return self._apply([*messages, message], conversation.tools, whole=True)
+        return self.apply([*messages, message], conversation.tools, whole=True)
 
     def _ended(self, body: str) -> tuple[str, str, tuple[Difference, ...]]:
         """What the template writes behind a prompt, up to its end token; that token; and whether it is
@@ -369,7 +363,7 @@ class Template:
             {"role": "assistant", "content": sentinel(1)},
         ]
         try:
-            text = self._apply(messages, None, whole=True)
+            text = self.apply(messages, None, whole=True)
         except RowError:
             return None
         _, found, tail = text.rpartition(sentinel(1))

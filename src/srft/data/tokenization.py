@@ -11,8 +11,9 @@ from srft.data.data_config import DataConfig
 from srft.data.differences import Differences
 from srft.data.row_errors import SHOWN, Problems, RowError
 from srft.data.template import Response, Template
+from srft.data.turns import ToolTurns
 from srft.errors import DataError
-from srft.types import Example, TokenizedExample
+from srft.types import Example, Spoken, TokenizedExample
 
 _CHUNK = 256
 _END = 16  # tokens of a prompt's end that verifiers may see
@@ -144,8 +145,8 @@ def tokenize_dataset(
     return kept, report
 
 
-# The ids of a prompt, and of its demonstrations with their text as it was tokenized.
-_Ids = tuple[tuple[int, ...], list[tuple[str, tuple[int, ...]]]]
+# The ids of a prompt, and of its demonstrations: text as it was tokenized, ids, mask.
+_Ids = tuple[tuple[int, ...], list[tuple[str, tuple[int, ...], tuple[bool, ...] | None]]]
 
 
 def _encode_chunk(
@@ -181,7 +182,11 @@ def _write(
 ) -> tuple[Rendered, list[Response]]:
     conversation = template.converse(example)
     prompt = template.render(example, conversation)
-    responses = template.responses(example, conversation, prompt)
+    responses = []
+    for demo in example.demonstrations:
+        several = isinstance(demo, Spoken) and len(demo.messages) > 1
+        write = ToolTurns(template).response if several else template.response
+        responses.append(write(demo, conversation, prompt, example.source))  # type: ignore[arg-type]
     report.spelled_controls += sum(
         bool(r.words) for r in (prompt, *(r.rendered for r in responses))
     )
@@ -215,7 +220,11 @@ def _ids(
             raise RowError(f"demonstration {error}") from None
         report.differences.add(example, prompt, response, apart=not together)
         own = whole[len(ids) :] if together and not isinstance(whole, RowError) else alone
-        demonstrations.append((response.text, template.ended(own)))
+        own, mask = template.ended(own), None
+        if response.later:
+            later, behind = ToolTurns(template).later_ids(response)
+            own, mask = own + later, (True,) * len(own) + behind
+        demonstrations.append((response.text, own, mask))
     return template.with_bos(ids), demonstrations
 
 
@@ -238,9 +247,9 @@ def _fit(
         report.notes.append(f"{example.source}: {what}; cut on the left")
         bos = prompt[:1] if prompt[0] == template.tokenizer.bos_token_id and limit > 1 else ()
         prompt = bos + prompt[len(prompt) - limit + len(bos) :]
-    demonstrations, texts = [], []
+    demonstrations, texts, masks = [], [], []
     limit = config.max_demonstration_tokens
-    for text, own in ids[1]:
+    for text, own, mask in ids[1]:
         if limit is not None and len(own) > limit:
             count = f"{len(own):,} tokens, above data.max_demonstration_tokens = {limit:,}"
             what = f"a demonstration has {count}"
@@ -250,9 +259,10 @@ def _fit(
                 continue
             report.truncated_demonstrations += 1
             report.notes.append(f"{example.source}: {what}; cut, without end token")
-            own = own[:limit]
+            own, mask = own[:limit], mask and mask[:limit]
         demonstrations.append(own)
         texts.append(text)
+        masks.append(mask)
     prompt_end = template.tokenizer.decode(prompt[-_END:])
     example = replace(example, demonstrations=tuple(texts), prompt_end=prompt_end)
     unknown = template.tokenizer.unk_token_id
@@ -261,7 +271,7 @@ def _fit(
     report.tokens += len(prompt) + sum(map(len, demonstrations))
     report.prompt_lengths.append(len(prompt))
     report.demonstration_lengths += map(len, demonstrations)
-    return TokenizedExample(example, index, prompt, tuple(demonstrations))
+    return TokenizedExample(example, index, prompt, tuple(demonstrations), tuple(masks))
 
 
 def _drops(policy: str, what: str) -> bool:

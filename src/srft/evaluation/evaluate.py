@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from srft.types import (
     RolloutRequest,
     SamplingParams,
     TokenizedExample,
+    transcript,
 )
 
 ProgressCallback = Callable[[int, int], None]
@@ -62,6 +63,7 @@ class ScorerLike(Protocol):
         examples: Sequence[Example],
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        environments: Sequence[Any] | None = None,
     ) -> Sequence[ScoreLike]: ...
 
 
@@ -200,7 +202,9 @@ def _missing(
             if j + 1 == len(absent) or absent[j + 1] != index + 1:
                 begin = absent[start]
                 count = index - begin + 1
-                requests.append(RolloutRequest(item.prompt_ids, count, first + begin))
+                requests.append(
+                    RolloutRequest(item.prompt_ids, count, first + begin, example=item.example)
+                )
                 where.append((item, begin))
                 start = j + 1
     return requests, where
@@ -284,10 +288,16 @@ class _Judge:
         return vote_of(text, example.columns, verifiers, example.answer if correct else None)
 
     def _judge(self, batch: list[_Drawn]) -> None:
+        episodes = [d.completion.episode for d in batch]
+        acted = [e and e.environment for e in episodes]
         scores = self._scorer.score(
-            [d.item.example for d in batch],
+            [
+                replace(d.item.example, prompt=e.prompt) if e else d.item.example
+                for d, e in zip(batch, episodes, strict=True)
+            ],
             [d.completion.text for d in batch],
             [d.completion.token_ids for d in batch],
+            *([acted] if any(one is not None for one in acted) else []),
         )
         assert len(scores) == len(batch), "a scorer returns one score for each text"
         entries = []
@@ -295,8 +305,8 @@ class _Judge:
             c = drawn.completion
             sample = Sample(
                 drawn.index,
-                c.text,
-                len(c.token_ids),
+                transcript(c.text),
+                sum(c.loss_mask or (True,) * len(c.token_ids)),
                 c.finish_reason,
                 None if math.isnan(score.reward) else float(score.reward),
                 bool(score.correct),

@@ -8,7 +8,8 @@ r"""Can the verifier be trusted with this data? Checks to run before training.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -23,6 +24,7 @@ from srft.rewards.scorer import Score, Scorer
 from srft.rewards.verifiers import math_gold_text
 from srft.types import Example
 
+Acted = Callable[[Sequence[Example], Sequence[str]], AbstractContextManager[Sequence[Any] | None]]
 _TAIL = 200
 _CHUNK = 2000
 _LABELS = {
@@ -140,13 +142,15 @@ def _scored(
     examples: Sequence[Example],
     texts: Sequence[str],
     token_ids: Sequence[Sequence[int]] | None,
+    acted: Acted | None = None,
 ) -> list[Score]:
     """`Scorer.score` in chunks, so that long datasets do not wait in the queue all at once."""
     scores: list[Score] = []
     for start in range(0, len(texts), _CHUNK):
         part = slice(start, start + _CHUNK)
         ids = None if token_ids is None else token_ids[part]
-        scores += scorer.score(examples[part], texts[part], ids)
+        with acted(examples[part], texts[part]) if acted else nullcontext() as environments:
+            scores += scorer.score(examples[part], texts[part], ids, environments)
     return scores
 
 
@@ -263,14 +267,17 @@ def check_demonstrations(
     examples: Sequence[Example],
     scorer: Scorer,
     token_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    acted: Acted | None = None,
 ) -> DemoReport:
     """Score every demonstration as if the model had written it.
 
     token_ids: ``token_ids[i][k]`` of demonstration k of example i, for rewards that read lengths.
+    acted: gives the environments that some examples' demonstrations have acted in, for as long as
+        they are scored.
     """
     pairs = [(example, text) for example in examples for text in example.demonstrations]
     ids = None if token_ids is None else [ids for row in token_ids for ids in row]
-    flat = _scored(scorer, [p[0] for p in pairs], [p[1] for p in pairs], ids)
+    flat = _scored(scorer, [p[0] for p in pairs], [p[1] for p in pairs], ids, acted)
     failed, unparsable = [], []
     for (example, text), score in zip(pairs, flat, strict=True):
         if not score.correct:

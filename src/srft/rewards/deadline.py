@@ -26,8 +26,14 @@ def too_late(what: str, seconds: float | None) -> RewardError:
     )
 
 
-def call_within(seconds: float | None, what: str, call: Callable[[], T]) -> T:
+def call_within(
+    seconds: float | None,
+    what: str,
+    call: Callable[[], T],
+    late: Callable[[str, float], Exception] = too_late,
+) -> T:
     """What ``call`` returns or raises. ``seconds``: wall-clock time it may take, None for no limit.
+    ``late`` makes the error that is raised after them.
 
     A function of the user's runs in this very process, so it cannot be killed as a verifier of ours
     can. In the main thread it is interrupted by a signal, which ends whatever waits (a request
@@ -41,7 +47,7 @@ def call_within(seconds: float | None, what: str, call: Callable[[], T]) -> T:
         return call()
     main = threading.current_thread() is threading.main_thread()
     if main and hasattr(signal, "pthread_kill"):
-        return _interrupted(seconds, what, call)
+        return _interrupted(seconds, what, call, late)
     done: Future[T] = Future()
 
     def work() -> None:
@@ -53,14 +59,16 @@ def call_within(seconds: float | None, what: str, call: Callable[[], T]) -> T:
     run = contextvars.copy_context().run
     threading.Thread(target=run, args=(work,), name="srft-reward", daemon=True).start()
     if not wait([done], seconds).done:
-        raise too_late(what, seconds)
+        raise late(what, seconds)
     return done.result()
 
 
-def _interrupted(seconds: float, what: str, call: Callable[[], T]) -> T:
+def _interrupted(
+    seconds: float, what: str, call: Callable[[], T], late: Callable[[str, float], Exception]
+) -> T:
     running = True
 
-    def late(number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         if running:
             raise _Late
 
@@ -68,7 +76,7 @@ def _interrupted(seconds: float, what: str, call: Callable[[], T]) -> T:
     assert thread is not None
     timer = threading.Timer(seconds, signal.pthread_kill, (thread, signal.SIGVTALRM))
     timer.daemon = True
-    previous = signal.signal(signal.SIGVTALRM, late)
+    previous = signal.signal(signal.SIGVTALRM, interrupt)
     timer.start()
     try:
         try:
@@ -76,7 +84,7 @@ def _interrupted(seconds: float, what: str, call: Callable[[], T]) -> T:
         finally:
             running = False
     except _Late:
-        raise too_late(what, seconds) from None
+        raise late(what, seconds) from None
     finally:
         timer.cancel()
         timer.join()  # a signal sent later would meet the default handler, which ends the process

@@ -35,9 +35,11 @@ _MOST_RETRIED = 512
 _SHORT.maxstring = _SHORT.maxother = 120
 
 
-def load_function(path: str, arguments: Mapping[str, Any] | None = None) -> RewardFunction:
+def load_function(
+    path: str, arguments: Mapping[str, Any] | None = None, what: str = "reward function"
+) -> RewardFunction:
     """The function at ``path.py:name`` or ``package.module:name``; with `arguments`, what it
-    returns when called with them.
+    returns when called with them. ``what`` it is in messages.
 
     Raises: ConfigError where the file, module or name does not exist or cannot be imported.
     """
@@ -45,34 +47,33 @@ def load_function(path: str, arguments: Mapping[str, Any] | None = None) -> Rewa
     module: Any
     try:
         if place.endswith(".py"):
-            module = _module_from_file(Path(place).expanduser(), path)
+            module = _module_from_file(Path(place).expanduser(), f"{what} {path!r}")
         else:
             module = importlib.import_module(place)
         function = functools.reduce(getattr, name.split("."), module)
     except ConfigError:
         raise
     except AttributeError as error:
-        raise ConfigError(f"reward function {path!r}: {place} has no {name!r}") from error
+        raise ConfigError(f"{what} {path!r}: {place} has no {name!r}") from error
     except Exception as error:
         raise ConfigError(
-            f"reward function {path!r} cannot be imported: {type(error).__name__}: {error}"
+            f"{what} {path!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if arguments is not None:
         try:
             function = function(**arguments)
         except Exception as error:
             raise ConfigError(
-                f"reward function {path!r} called with {dict(arguments)}: "
-                f"{type(error).__name__}: {error}"
+                f"{what} {path!r} called with {dict(arguments)}: {type(error).__name__}: {error}"
             ) from error
     if not callable(function):
-        raise ConfigError(f"reward function {path!r} is not callable: {_SHORT.repr(function)}")
+        raise ConfigError(f"{what} {path!r} is not callable: {_SHORT.repr(function)}")
     return function
 
 
-def _module_from_file(file: Path, path: str) -> Any:
+def _module_from_file(file: Path, what: str) -> Any:
     if not file.is_file():
-        raise ConfigError(f"reward function {path!r}: there is no file {file.resolve()}")
+        raise ConfigError(f"{what}: there is no file {file.resolve()}")
     spec = importlib.util.spec_from_file_location(f"srft_reward_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -98,12 +99,14 @@ def is_async(function: RewardFunction) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions to score together. token_ids is None where the caller has no tokens."""
+    """Completions to score together. token_ids is None where the caller has no tokens, environments
+    where the completions were not made in any."""
 
     examples: Sequence[Example]
     completions: Sequence[str]
     token_ids: Sequence[Sequence[int]] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+    environments: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -111,7 +114,8 @@ class Batch:
     def only(self, i: int) -> Batch:
         """The batch of sample `i` alone."""
         ids = None if self.token_ids is None else [self.token_ids[i]]
-        return Batch([self.examples[i]], [self.completions[i]], ids, self.extras)
+        acted = None if self.environments is None else [self.environments[i]]
+        return Batch([self.examples[i]], [self.completions[i]], ids, self.extras, acted)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments TRL would call a reward function with."""
@@ -123,7 +127,8 @@ class Batch:
                 completions.append(text)
             else:
                 prompts.append([dict(message) for message in example.prompt])
-                completions.append([{"role": "assistant", "content": text}])
+                said = getattr(text, "messages", ({"role": "assistant", "content": text},))
+                completions.append([dict(message) for message in said])
         names = dict.fromkeys(name for example in self.examples for name in example.columns)
         values: dict[str, Any] = {
             name: [example.columns.get(name) for example in self.examples] for name in names
@@ -134,6 +139,8 @@ class Batch:
         values |= {"prompts": prompts, "completions": completions}
         if self.token_ids is not None:
             values["completion_ids"] = [list(ids) for ids in self.token_ids]
+        if self.environments is not None:
+            values["environments"] = list(self.environments)
         return values
 
 

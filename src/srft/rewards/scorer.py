@@ -144,13 +144,17 @@ class Scorer:
         examples: Sequence[Example],
         completions: Sequence[str],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        environments: Sequence[Any] | None = None,
     ) -> list[Score]:
-        """One Score for each completion, in order; ``completions[i]`` answers ``examples[i]``."""
+        """One Score for each completion, in order; ``completions[i]`` answers ``examples[i]``, in
+        ``environments[i]`` where there are such."""
         if len(examples) != len(completions):
             raise RewardError(f"{len(completions)} completions for {len(examples)} examples")
         session = self.session()
-        ids = completion_ids if completion_ids is not None else [None] * len(completions)
-        for i, row in enumerate(zip(examples, completions, ids, strict=True)):
+        nothing = [None] * len(completions)
+        ids = nothing if completion_ids is None else completion_ids
+        acted = nothing if environments is None else environments
+        for i, row in enumerate(zip(examples, completions, ids, acted, strict=True)):
             session.add(i, *row)
         return list(session.results().values())
 
@@ -209,7 +213,10 @@ class Scorer:
         if verifier.prompt_end:
             columns[PROMPT_END] = example.prompt_end
         if verifier.isolated:
-            return self._pool.submit(verifier.check, text, example.answer, columns, part.options)
+            # Plain text: the process that reads it knows no messages.
+            return self._pool.submit(
+                verifier.check, str(text), example.answer, columns, part.options
+            )
         future: Future[Verdict] = Future()
         future.set_result(self._checks[part.label](text, example.answer, columns, part.options))
         return future
@@ -250,7 +257,7 @@ class ScoringSession:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self._lock = threading.Lock()
-        self._rows: dict[Hashable, tuple[Example, str, Sequence[int] | None]] = {}
+        self._rows: dict[Hashable, tuple[Example, str, Sequence[int] | None, Any]] = {}
         self._verdicts: dict[Hashable, dict[str, Future[Verdict]]] = {}
         self._extras: dict[str, list[Any]] = {}
         self.metrics: dict[str, list[float]] = {}
@@ -261,13 +268,14 @@ class ScoringSession:
         example: Example,
         text: str,
         token_ids: Sequence[int] | None = None,
+        environment: Any = None,
     ) -> None:
         """Take one completion; verifiers in the pool start on it at once. Blocks while the pool's
         queue is full. Raises: RewardError where the key was used or the example has no answer."""
         with self._lock:
             if key in self._rows:
                 raise RewardError(f"{example.source}: completion {key!r} was added twice")
-            self._rows[key] = (example, text, token_ids)
+            self._rows[key] = (example, text, token_ids, environment)
         try:
             verdicts = {
                 part.label: self._scorer._verify(part, example, text)
@@ -296,6 +304,7 @@ class ScoringSession:
                 "log_extra": self._log_extra,
                 "log_metric": self._log_metric,
             },
+            environments=None if all(r[3] is None for r in rows) else [r[3] for r in rows],
         )
         columns = self._scorer._run_functions(batch)
         for column, noted in self._extras.items():

@@ -308,7 +308,7 @@ def _cache_size(
 ) -> tuple[int, int]:
     """(rows, slots) of the cache for these requests; RolloutError if not one row fits."""
     total = sum(r.n for r in requests)
-    longest = max(len(r.prompt_ids) for r in requests if r.n) + params.max_tokens
+    longest = max(len(r.prompt_ids) + r.most_tokens(params) for r in requests if r.n)
     budget = config.cache_tokens
     rows = min(config.rows, total)
     if rows == total and (budget is None or rows * longest <= budget):

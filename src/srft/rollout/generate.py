@@ -110,6 +110,7 @@ class GenerateEngine:
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         stop = self.stop_rules.get(self.model, params, vocabulary, device)
         seeds = [request.seed + i for request, (_, i) in zip(requests, pairs, strict=True)]
+        limits = [request.most_tokens(params) for request in requests]
         sampler = _Sampler(params, seeds, width, device)
         criterion = _Criterion(stop, width)
         with _unchanged_scores(self.model):
@@ -119,7 +120,7 @@ class GenerateEngine:
                 do_sample=False,
                 num_beams=1,
                 use_cache=self.caches,
-                max_new_tokens=params.max_tokens,
+                max_new_tokens=max(limits),
                 # Never met: the stop rule ends rows, so every row keeps producing real tokens.
                 eos_token_id=None,
                 pad_token_id=0,
@@ -127,13 +128,11 @@ class GenerateEngine:
                 stopping_criteria=StoppingCriteriaList([criterion]),
             )
         return [
-            self._completion(stop, params, tokens, logprobs)
-            for tokens, logprobs in zip(*sampler.drawn(), strict=True)
+            self._completion(stop, tokens[:most], logprobs[:most])
+            for most, tokens, logprobs in zip(limits, *sampler.drawn(), strict=True)
         ]
 
-    def _completion(
-        self, stop: StopRule, params: SamplingParams, tokens: list[int], logprobs: list[float]
-    ) -> Completion:
+    def _completion(self, stop: StopRule, tokens: list[int], logprobs: list[float]) -> Completion:
         """Cut one row, which ran until the whole batch had ended, at its own end."""
         length, by_token, stopped = stop.first_end(tokens)
         kept = tokens[:length]

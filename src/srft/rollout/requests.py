@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,12 @@ import torch
 from srft.errors import RolloutError, RolloutNotFinite
 from srft.model.positions import context_length, described_limit
 from srft.types import Completion, RolloutRequest, SamplingParams
+
+
+def request_seed(*parts: int) -> int:
+    """A 62-bit seed from a few integers: the same everywhere, whatever the order of generation."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
 
 
 def check_requests(model: Any, requests: Sequence[RolloutRequest], params: SamplingParams) -> None:
@@ -34,9 +41,10 @@ def check_requests(model: Any, requests: Sequence[RolloutRequest], params: Sampl
                 f"request {number} holds a token id outside the model's vocabulary of "
                 f"{vocabulary}; model and tokenizer do not match"
             )
-        if limit is not None and length + params.max_tokens > limit:
+        most = request.most_tokens(params)
+        if limit is not None and length + most > limit:
             raise RolloutError(
-                f"request {number}: prompt of {length} tokens + max_tokens={params.max_tokens} "
+                f"request {number}: prompt of {length} tokens + max_tokens={most} "
                 f"exceeds {described_limit(model.config)}; or lower rollout.max_tokens to "
                 f"{max(limit - length, 0)}, or drop longer prompts from the data"
             )

@@ -65,7 +65,8 @@ class Rows:
         """Append rows whose first token is sampled at the present clock; returns where they are."""
         new = slice(self.active, self.active + len(tickets))
         self.birth[new] = self.clock
-        self.limit[new] = self.max_tokens
+        limits = [requests[t.request].max_tokens or self.max_tokens for t in tickets]
+        self.limit[new] = np.minimum(limits, self.max_tokens)
         self.request[new] = [t.request for t in tickets]
         self.sample[new] = [t.sample for t in tickets]
         self.prompt_length[new] = [len(requests[t.request].prompt_ids) for t in tickets]

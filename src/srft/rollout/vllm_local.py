@@ -115,7 +115,7 @@ class VLLMEngine:
         try:
             for r, request in enumerate(requests):
                 for i in range(request.n):
-                    fields = sampling_fields(params, request.seed + i, self.model, self.tokenizer)
+                    fields = sampling_fields(request, i, params, self.model, self.tokenizer)
                     sampling = VLLMSamplingParams(
                         **fields, output_kind=RequestOutputKind.FINAL_ONLY
                     )

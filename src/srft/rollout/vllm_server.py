@@ -80,7 +80,7 @@ class VLLMServerEngine:
         stop = self.stop_rules.get(self.model, params, vocabulary, torch.device("cpu"))
         results: list[list[Any]] = [[None] * request.n for request in requests]
         jobs = [
-            Job(r, i, self._body(request, params, request.seed + i))
+            Job(r, i, self._body(request, i, params))
             for r, request in enumerate(requests)
             for i in range(request.n)
         ]
@@ -102,8 +102,8 @@ class VLLMServerEngine:
                     on_completion(r, i, completion)
         return results
 
-    def _body(self, request: RolloutRequest, params: SamplingParams, seed: int) -> dict[str, Any]:
-        fields = sampling_fields(params, seed, self.model, self.tokenizer)
+    def _body(self, request: RolloutRequest, sample: int, params: SamplingParams) -> dict[str, Any]:
+        fields = sampling_fields(request, sample, params, self.model, self.tokenizer)
         return {"token_ids": list(request.prompt_ids), "sampling_params": fields}
 
     @property

@@ -12,13 +12,13 @@ from srft.errors import RolloutError
 from srft.rollout.requests import check_finite, computes_in_float32
 from srft.rollout.response_end import StopRule
 from srft.rollout.rollout_config import VLLMConfig
-from srft.types import Completion, SamplingParams
+from srft.types import Completion, RolloutRequest, SamplingParams
 
 
 def sampling_fields(
-    params: SamplingParams, seed: int, model: Any, tokenizer: Any
+    request: RolloutRequest, sample: int, params: SamplingParams, model: Any, tokenizer: Any
 ) -> dict[str, Any]:
-    """Fields of vLLM's ``SamplingParams`` for one completion.
+    """Fields of vLLM's ``SamplingParams`` for completion number ``sample`` of a request.
 
     One request a completion, each with its own seed, so that it ends on its own and can be tried
     again elsewhere. Which tokens end a response is said by us alone. Text is decoded by us, so vLLM
@@ -32,8 +32,8 @@ def sampling_fields(
         "temperature": params.temperature,
         "top_p": params.top_p,
         "top_k": params.top_k,
-        "seed": seed,
-        "max_tokens": params.max_tokens,
+        "seed": request.seed + sample,
+        "max_tokens": request.most_tokens(params),
         "stop": stops,
         "stop_token_ids": sorted(ends),
         "ignore_eos": True,

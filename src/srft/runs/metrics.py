@@ -72,6 +72,11 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         Metric("reward/accuracy", "Rollout accuracy", "share",
                "rollouts with a reward above `reward.correct_threshold`"),
     ),
+    "Tools": (
+        Metric("tools/calls", "Calls of tools", "", "of a rollout, on average"),
+        Metric("tools/failures", "Failed calls of tools", "share",
+               "that raised an error, were late or named no tool"),
+    ),
     "Evaluation": (
         Metric("eval/accuracy", "Evaluation accuracy", "share", "over the problems of all sets"),
         Metric("eval/{set}/accuracy", "Accuracy: {set}", "share",

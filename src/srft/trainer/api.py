@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +56,9 @@ class SRFTTrainer(TrainingLoop):
             training step; none: the recipe's.
         quantization_config: transformers' BitsAndBytesConfig for four bits (nf4), with adapters.
         peft_config: peft's LoraConfig; none: ``args.model.lora``.
+        tools: functions that the model may call in its responses; none: ``args.environment.tools``.
+        environment_factory: a class whose public methods are tools, or several by the names that rows hold
+            in a column ``environment`` (docs/environments.md); none: ``args.environment.factory``.
         console: where progress is shown.
 
     Raises:
@@ -74,7 +77,9 @@ class SRFTTrainer(TrainingLoop):
         optimizers: tuple[Optimizer | None, LRScheduler | None] = (None, None),
         quantization_config: Any | None = None,
         peft_config: Any | None = None,
+        tools: Sequence[Callable[..., Any]] | None = None,
         *,
+        environment_factory: Any | None = None,
         console: Console | None = None,
     ) -> None:
         recipe, notes = recipe_from(args, train_dataset)
@@ -100,6 +105,8 @@ class SRFTTrainer(TrainingLoop):
             optimizer=optimizers[0],
             scheduler=optimizers[1],
             notes=notes,
+            tools=tools,
+            environment=environment_factory,
         )
         made = [item() if isinstance(item, type) else item for item in callbacks or ()]
         arguments = arguments_for(args, recipe) if made or is_trl(args) else None
@@ -199,9 +206,11 @@ class SRFTTrainer(TrainingLoop):
     ) -> tuple[dict[str, EvaluationData], list[EvaluationResult]]:
         sets = self.setup.evaluation
         if dataset is not None:
+            tools = self.setup.tools
+            tokenize = tokenize_dataset if tools is None else tools.tokenize
             sets = {
                 name: EvaluationData(
-                    tokenize_dataset(rows, self.tokenizer, self.args.data)[0], self.setup.scorer
+                    tokenize(rows, self.tokenizer, self.args.data)[0], self.setup.scorer
                 )
                 for name, rows in held_out(dataset, self.args, []).items()
             }

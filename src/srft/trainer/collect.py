@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import statistics
@@ -15,17 +14,20 @@ from srft.errors import NotFinite, RolloutNotFinite
 from srft.objective.method import Method, Progress
 from srft.parallel.world import ALONE, World
 from srft.rewards.scorer import Score
+from srft.rollout.requests import request_seed
 from srft.trainer.setup import Setup
 from srft.types import Completion, RolloutRequest, TokenizedExample, TrainingSequence
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout of a prompt: its tokens (a given prefix included), its text, its score."""
+    """One rollout of a prompt: its tokens (a given prefix included), its text, its score. With tools:
+    how many ``calls`` were made, and how many of them failed."""
 
     sequence: TrainingSequence
     text: str
     score: Score
+    calls: tuple[int, int] | None = None
 
 
 @dataclass
@@ -89,12 +91,6 @@ class Collected:
             for rollouts, demos in zip(self.rollouts, self.demos, strict=True)
             for sequence in [*(r.sequence for r in rollouts), *demos]
         ]
-
-
-def request_seed(*parts: int) -> int:
-    """A 62-bit seed from a few integers: the same everywhere, whatever the order of generation."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
 
 
 def collect(
@@ -185,7 +181,12 @@ class _Share:
             g, prefix = owners[r]
             ids = (*prefix, *completion.token_ids)
             texts[(r, i)] = _whole_text(prefix, completion, setup.decode)
-            session.add((r, i), self.examples[g].example, texts[(r, i)], ids)
+            example, episode = self.examples[g].example, completion.episode
+            if episode is None:
+                session.add((r, i), example, texts[(r, i)], ids)
+            else:
+                asked = replace(example, prompt=episode.prompt)
+                session.add((r, i), asked, texts[(r, i)], ids, episode.environment)
 
         start = time.perf_counter()
         completions = setup.engine.generate(requests, setup.sampling, on_completion=score_now)
@@ -207,15 +208,19 @@ class _Share:
             score = scores[(r, i)]
             if score.scorable:
                 scored = replace(sequence, reward=score.reward, correct=score.correct)
-                self.rollouts[owners[r][0]].append(Rollout(scored, texts[(r, i)], score))
+                episode = completions[r][i].episode
+                calls = None if episode is None else (episode.calls, episode.failures)
+                rollout = Rollout(scored, str(texts[(r, i)]), score, calls)
+                self.rollouts[owners[r][0]].append(rollout)
 
 
 def _sequence(
     example: TokenizedExample, group: int, prefix: tuple[int, ...], completion: Completion
 ) -> TrainingSequence:
     """A rollout that has no reward yet."""
+    episode = completion.episode
     return TrainingSequence(
-        prompt_ids=example.prompt_ids,
+        prompt_ids=example.prompt_ids if episode is None else episode.prompt_ids,
         response_ids=(*prefix, *completion.token_ids),
         group=group,
         is_demo=False,
@@ -225,6 +230,7 @@ def _sequence(
         prefix_length=len(prefix),
         # A given prefix was not sampled: log-prob 0, and the objective masks it.
         sampler_logprobs=(*(0.0 for _ in prefix), *completion.logprobs),
+        loss_mask=completion.loss_mask,
     )
 
 
@@ -251,7 +257,8 @@ def _plan(
     """The requests of one prompt, each with the start of a demonstration that it continues: one
     request for all rollouts, or one for each run of rollouts with the same prefix."""
     if not example.demonstration_ids or (method.prefix is None and rescue is None):
-        return [(RolloutRequest(example.prompt_ids, group_size, seed), ())]
+        request = RolloutRequest(example.prompt_ids, group_size, seed, example=example.example)
+        return [(request, ())]
     which = seed % len(example.demonstration_ids)
     demo = example.demonstration_ids[which]
     # One draw for the prompt: its rollouts share what they are given.
@@ -288,6 +295,7 @@ def _whole_text(
 def _demo_sequences(
     example: TokenizedExample, group: int, scores: Sequence[Score]
 ) -> list[TrainingSequence]:
+    masks = example.demonstration_masks or (None,) * len(scores)
     return [
         TrainingSequence(
             prompt_ids=example.prompt_ids,
@@ -296,16 +304,20 @@ def _demo_sequences(
             is_demo=True,
             reward=score.reward,
             correct=score.correct,
+            loss_mask=mask,
         )
-        for ids, score in zip(example.demonstration_ids, scores, strict=True)
+        for ids, mask, score in zip(example.demonstration_ids, masks, scores, strict=True)
     ]
 
 
 def _sampled_tokens(rollout: Rollout) -> int:
     sequence = rollout.sequence
-    given = sequence.prefix_length
-    counted = sequence.loss_mask or (True,) * len(sequence.response_ids)
-    return sum(counted[given:])
+    return sum(_counted(sequence)[sequence.prefix_length :])
+
+
+def _counted(sequence: TrainingSequence) -> Sequence[bool]:
+    """Which response tokens the policy is answerable for: not those that a tool wrote."""
+    return sequence.loss_mask or (True,) * len(sequence.response_ids)
 
 
 def group_metrics(collected: Collected) -> dict[str, float]:
@@ -318,11 +330,12 @@ def group_metrics(collected: Collected) -> dict[str, float]:
     rewards = [[r.sequence.reward for r in group] for group in groups]
     correct = [[r.sequence.correct for r in group] for group in groups]
     flat = [reward for group in rewards for reward in group]
-    lengths = [len(r.sequence.response_ids) for r in rollouts]
+    lengths = [sum(_counted(r.sequence)) for r in rollouts]
     logprobs = [
         value
-        for r in rollouts
-        for value in (r.sequence.sampler_logprobs or ())[r.sequence.prefix_length :]
+        for sequence in (r.sequence for r in rollouts)
+        for k, value in enumerate(sequence.sampler_logprobs or ())
+        if k >= sequence.prefix_length and _counted(sequence)[k]
     ]
     demos = [demo for group in collected.demos for demo in group]
     metrics = {
@@ -344,5 +357,10 @@ def group_metrics(collected: Collected) -> dict[str, float]:
         metrics["groups/rescued"] = float(collected.rescued)
     if demos:
         metrics["demo/reward_mean"] = statistics.fmean(demo.reward for demo in demos)
-        metrics["demo/length_mean"] = statistics.fmean(len(demo.response_ids) for demo in demos)
+        metrics["demo/length_mean"] = statistics.fmean(sum(_counted(demo)) for demo in demos)
+    called = [rollout.calls for rollout in rollouts if rollout.calls is not None]
+    if called:
+        made, failed = (sum(counts) for counts in zip(*called, strict=True))
+        metrics["tools/calls"] = made / len(called)
+        metrics["tools/failures"] = failed / max(made, 1)
     return metrics

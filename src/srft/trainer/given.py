@@ -13,11 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.reading import EVAL_SPLITS, TRAIN_SPLITS, Splits, as_examples, load_splits
+from srft.environments.toolbox import Toolbox, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.objective.methods import get_method
 from srft.rewards.reward_config import RewardConfig
 from srft.rewards.scorer import Scorer
-from srft.types import Example
+from srft.types import Example, Message
+
+NO_PROMPT: tuple[Message, ...] = ({"role": "user", "content": ""},)
+"""What is asked where an environment says it all."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,34 @@ class Given:
     optimizer: Optimizer | None = None
     scheduler: LRScheduler | None = None
     notes: Sequence[str] = ()
+    tools: Sequence[Any] | None = None
+    environment: Any | None = None
 
-    def scorer(self, config: SRFTConfig) -> Scorer:
-        """The recipe's verifier, or the given functions with the recipe's limits.
+    def toolbox(self, config: SRFTConfig) -> Toolbox | None:
+        """What the model may call. Raises ConfigError."""
+        return build_toolbox(config.environment, self.tools, self.environment)
+
+    def scorer(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Scorer:
+        """The recipe's verifier, or the given functions with the recipe's limits; with the rewards of
+        environments, of which each has the weight 1.
 
         Raises:
             ConfigError: there are functions and the recipe names rewards of its own.
         """
-        if self.rewards is None:
+        acted: list[Any] = [] if toolbox is None else toolbox.rewards()
+        if self.rewards is None and not acted:
             return Scorer(config.reward)
-        if config.reward.rewards != RewardConfig().rewards:
+        weights, rewards = self.weights, list[Any]()
+        if self.rewards is None:
+            rewards = (
+                [*config.reward.rewards] if "rewards" in config.reward.model_fields_set else []
+            )
+        else:
+            own = self.rewards
+            rewards = [*own] if isinstance(own, list | tuple) else [own]
+        if weights is not None:
+            weights = [*weights, *(1.0 for _ in acted)]
+        if self.rewards is not None and config.reward.rewards != RewardConfig().rewards:
             named = ", ".join(spec.label for spec in config.reward.rewards)
             raise ConfigError(
                 f"reward_funcs are given and the recipe names rewards too ({named}): only one of them could "
@@ -51,22 +73,25 @@ class Given:
                 'verifier to the functions by its name: reward_funcs=[my_function, "math"]'
             )
         return Scorer(
-            self.rewards,
+            [*rewards, *acted],
             config.reward.correct_threshold,
-            weights=self.weights,
+            weights=weights,
             timeout_s=config.reward.timeout_s,
             memory_mb=config.reward.memory_mb,
             workers=config.reward.workers,
             function_timeout_s=config.reward.function_timeout_s,
         )
 
-    def read(self, config: SRFTConfig) -> Splits:
+    def read(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Splits:
         """Training and evaluation data: what was given, and what the recipe names where nothing was.
+        Environments may own the data: then there are rows without prompts, or none at all.
 
         Raises:
             DataError: it cannot be used.
         """
         train: Any = self.train
+        owns = toolbox is not None and None in toolbox.factories
+        placeholder = owns and train is None and "train" not in config.data.model_fields_set
         evaluation = self.evaluation
         if _is_splits(train):
             name = next((name for name in TRAIN_SPLITS if name in train), None)
@@ -79,7 +104,9 @@ class Given:
                 evaluation = next((train[key] for key in EVAL_SPLITS if key in train), None)
             train = train[name]
         notes: list[str] = []
-        if train is None:
+        if placeholder:
+            splits = Splits([Example(NO_PROMPT)] * config.train.prompts_per_step, {})
+        elif train is None:
             splits = load_splits(config.data, seed=config.data.seed)
         else:
             splits = Splits(_examples(train, config, _rows_needed(config), notes), {})
@@ -108,6 +135,12 @@ def _is_splits(data: Any) -> bool:
     return isinstance(data, Mapping) and all(map(rows, data.values()))
 
 
+def _is_routed(data: Any) -> bool:
+    """Whether rows name an environment and no prompt, which is then the environment's."""
+    first = data[0] if hasattr(data, "__getitem__") and hasattr(data, "__len__") and data else {}
+    return isinstance(first, Mapping) and "environment" in first and "prompt" not in first
+
+
 def _rows_needed(config: SRFTConfig) -> int:
     """Rows after which a stream is not read on: as many as the run can ask for."""
     rounds = 1
@@ -118,6 +151,11 @@ def _rows_needed(config: SRFTConfig) -> int:
 
 def _examples(data: Any, config: SRFTConfig, most: int | None, notes: list[str]) -> list[Example]:
     """``most``: rows of a stream, which need not end."""
+    if _is_routed(data):
+        return [
+            Example(NO_PROMPT, columns=dict(row), source=f"row {number}")
+            for number, row in enumerate(data, start=1)
+        ]
     columns = {str(role): name for role, name in config.data.columns.items()}
     limit = config.data.limit
     if most is not None and not hasattr(data, "__len__"):

@@ -36,7 +36,13 @@ def sample_records(
     for g, example in list(enumerate(collected.examples))[:prompts]:
         rollouts, demos = collected.rollouts[g], collected.demos[g]
         sequences = [*(r.sequence for r in rollouts), *demos]
-        texts = [*(r.text for r in rollouts), *(decode(demo.response_ids) for demo in demos)]
+        # Of several turns all is shown, of one what the verifier has read.
+        texts = [r.text if r.sequence.loss_mask is None else None for r in rollouts]
+        texts += [None for _ in demos]
+        shown = [
+            decode(s.response_ids) if t is None else t
+            for s, t in zip(sequences, texts, strict=True)
+        ]
         if not sequences:
             continue
         extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
@@ -61,7 +67,7 @@ def sample_records(
                         **figure,
                     }
                     for sequence, text, extra, figure in zip(
-                        sequences, texts, extras, figures, strict=True
+                        sequences, shown, extras, figures, strict=True
                     )
                 ],
             }
@@ -93,11 +99,10 @@ def _token_figures(
         loss_T = token_losses(method, batch, progress)
         for place, row in enumerate(packed.rows):
             mine = batch.index.sequence_T == place
+            values = {"logprob": batch.logprob_T, "entropy": batch.entropy_T, "loss": loss_T}
             figures[row] = {
                 "advantage": round(table.advantage_S[row].item(), _DIGITS),
-                "logprob": _rounded(batch.logprob_T[mine]),
-                "entropy": _rounded(batch.entropy_T[mine]),
-                "loss": _rounded(loss_T[mine]),
+                **{name: _rounded(v[mine], sequences[row].loss_mask) for name, v in values.items()},
             }
     return figures
 
@@ -123,5 +128,7 @@ def token_losses(method: Method, batch: TokenBatch, progress: Progress) -> Tenso
     return loss_T
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, _DIGITS) for value in values.tolist()]
+def _rounded(values: Tensor, mask: Sequence[bool] | None) -> list[float | None]:
+    """None at tokens that a tool wrote."""
+    rounded: list[float | None] = [round(value, _DIGITS) for value in values.tolist()]
+    return [v if m else None for v, m in zip(rounded, mask, strict=True)] if mask else rounded

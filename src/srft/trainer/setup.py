@@ -19,6 +19,8 @@ from srft.config import SRFTConfig
 from srft.data.reading import Splits
 from srft.data.template import Template, read_template
 from srft.data.tokenization import tokenize_dataset
+from srft.environments.toolbox import Toolbox
+from srft.environments.tools import Tools
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
@@ -79,6 +81,7 @@ class Setup:
     longest: int
     teacher: Teacher | None = None
     max_mismatch: float | None = None
+    tools: Tools | None = None
     closed: bool = False
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -126,9 +129,10 @@ class Setup:
         self.policy = reopen_policy(self.policy, self.given.model is not None)
         self.closed = False
         with self.policy.compute():
-            self.engine = build_engine(
+            engine = build_engine(
                 self.policy.model, self.policy.tokenizer, self.config.rollout, self.longest
             )
+            self.engine = engine if self.tools is None else self.tools.over(engine, self.sampling)
         if isinstance(self.teacher, ServerTeacher):
             self.teacher = ServerTeacher(self.teacher.url, self.config.teacher.timeout_s)
 
@@ -140,6 +144,8 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         ConfigError, DataError, ModelError, RewardError.
     """
     methods = build_methods(config)
+    toolbox = given.toolbox(config)
+    _check_tools(methods, toolbox)
     random.seed(config.train.seed)
     np.random.seed(config.train.seed % 2**32)
     torch.manual_seed(config.train.seed)
@@ -149,15 +155,20 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
     tokenizer = _tokenizer(config, given, model)
-    splits = given.read(config)
+    tools = None
+    if toolbox is not None:
+        tools = Tools(toolbox, Template(tokenizer, config.data), config.environment.max_turns)
+    splits = given.read(config, toolbox)
     notes: list[str] = []
-    examples, held_out = _tokenize(config, splits, tokenizer, notes, console)
+    examples, held_out = _tokenize(config, splits, tokenizer, notes, console, tools)
     with ExitStack() as undo:
-        scorer = given.scorer(config)
+        scorer = given.scorer(config, toolbox)
         undo.callback(scorer.close)
         with console.status("verifying answers and demonstrations"):
             examples = _check_answers(config, examples, scorer, notes, world)
-            examples, demo_scores = _score_demonstrations(config, examples, scorer, notes, world)
+            examples, demo_scores = _score_demonstrations(
+                config, examples, scorer, notes, world, toolbox
+            )
         _check_data(methods, examples)
         frozen = config.teacher.frozen
         reads = [method if method.reads_reference(frozen) else None for method in methods]
@@ -172,7 +183,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         policy, sampled = build_policy(config, model, tokenizer, device, world, needs_reference)
         undo.callback(policy.close)
         check_vocabulary(policy.model, tokenizer)
-        sampling = _sampling(config, tokenizer, policy.model)
+        sampling = _sampling(config, tokenizer, policy.model, tools)
         _check_lengths(config, methods, policy.model, examples)
         teacher = build_teacher(config, methods, policy, device, world)
         check_scoring(policy)
@@ -183,6 +194,8 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             engine = build_engine(sampled, tokenizer, config.rollout, lengths.asked)
         if sampled is not policy.model:
             engine = ReplicaEngine(engine, sampled, policy.model)
+        if tools is not None:
+            engine = tools.over(engine, sampling)
         reshard(policy.model)  # the optimizer is to be given the shards
         with console.status("trying the largest micro-batch"):
             config, line = room.tried(policy)
@@ -205,7 +218,18 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         longest=lengths.asked,
         teacher=teacher,
         max_mismatch=allowed_mismatch(config.rollout, policy.computes_in(), policy.device.type),
+        tools=tools,
     )
+
+
+def _check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
+    """Raises ConfigError where a response would begin within a demonstration, whose calls were not made."""
+    for method in methods:
+        if toolbox is not None and (method.prefix or method.rescue):
+            raise ConfigError(
+                f"method {method.name} begins rollouts with part of a demonstration, whose calls of tools "
+                "nobody has made: not with tools or environments; use srft, sft or grpo, for example"
+            )
 
 
 def _check_references(stages: Sequence[Stage], reads: Sequence[Method | None], lora: bool) -> None:
@@ -281,15 +305,17 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase,
     notes: list[str],
     console: Console,
+    tools: Tools | None,
 ) -> tuple[list[TokenizedExample], dict[str, list[TokenizedExample]]]:
+    tokenize = tokenize_dataset if tools is None else tools.tokenize
     with _progress(console) as bar:
-        train, report = tokenize_dataset(
+        train, report = tokenize(
             splits.train, tokenizer, config.data, _ticker(bar, "tokenizing", len(splits.train))
         )
     notes += [*splits.notes, f"training data: {report.summary()}"]
     evaluation = {}
     for name, examples in splits.eval.items():
-        evaluation[name], report = tokenize_dataset(examples, tokenizer, config.data)
+        evaluation[name], report = tokenize(examples, tokenizer, config.data)
         notes.append(f"evaluation data {name}: {report.kept:,} of {report.total:,} rows kept")
     return train, evaluation
 
@@ -349,6 +375,7 @@ def _score_demonstrations(
     scorer: Scorer,
     notes: list[str],
     world: World,
+    toolbox: Toolbox | None,
 ) -> tuple[list[TokenizedExample], list[list[Score]]]:
     """Scores every demonstration with the verifier that scores rollouts and leaves those out that fail,
     where the recipe says so.
@@ -362,6 +389,7 @@ def _score_demonstrations(
             [tokenized.example for tokenized in examples],
             scorer,
             [tokenized.demonstration_ids for tokenized in examples],
+            None if toolbox is None else toolbox.acted,
         ),
         "the verification of demonstrations",
     )
@@ -385,7 +413,8 @@ def _score_demonstrations(
     for example, scores in zip(examples, report.scores, strict=True):
         kept = [policy == "keep" or score.correct for score in scores]
         ids = tuple(itertools.compress(example.demonstration_ids, kept))
-        kept_examples.append(replace(example, demonstration_ids=ids))
+        masks = tuple(itertools.compress(example.demonstration_masks, kept))
+        kept_examples.append(replace(example, demonstration_ids=ids, demonstration_masks=masks))
         kept_scores.append(list(itertools.compress(scores, kept)))
     return kept_examples, kept_scores
 
@@ -442,11 +471,16 @@ def _check_lengths(
 
 
 def _sampling(
-    config: SRFTConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    config: SRFTConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    tools: Tools | None,
 ) -> SamplingParams:
     """Rollouts end with the very token that demonstrations end with."""
     params = config.rollout.sampling_params()
     ends = Template(tokenizer, config.data).stop_token_ids(model.generation_config)
+    if tools is not None:
+        ends = (*ends, tools.turns.call_end_id)
     return replace(params, stop_token_ids=tuple(dict.fromkeys((*ends, *params.stop_token_ids))))
 
 

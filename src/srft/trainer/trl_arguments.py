@@ -69,7 +69,7 @@ max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_ste
 generation_batch_size adam_beta1 adam_beta2 lr_scheduler_type warmup_steps optim bf16 use_cpu
 model_init_kwargs trust_remote_code gradient_checkpointing activation_checkpointing disable_dropout
 chat_template_kwargs reward_weights loss_type scale_rewards importance_sampling_level epsilon_high
-use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port
+max_tool_calling_iterations use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port
 vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max
 vllm_importance_sampling_clip_min eval_strategy eval_steps save_strategy save_steps save_total_limit
 logging_steps log_completions metric_for_best_model greater_is_better load_best_model_at_end report_to
@@ -130,7 +130,7 @@ def recipe_of(args: Any, train_dataset: Any) -> tuple[SRFTConfig, list[str]]:
 
     for theirs, ours in SAME.items():
         put(ours, getattr(args, theirs))
-    for translate in (_objective, _steps, _optimization, _model, _engine, _run):
+    for translate in (_objective, _steps, _optimization, _model, _engine, _run, _tools):
         for key, value in translate(args, train_dataset).items():
             put(key, value)
     notes = [
@@ -275,6 +275,13 @@ def _engine(args: Any, _: Any) -> dict[str, Any]:
     elif args.use_vllm:
         found["rollout.engine"] = "vllm"
     return found
+
+
+def _tools(args: Any, _: Any) -> dict[str, Any]:
+    """TRL counts the rounds of calls, of which there is one fewer than turns, and has no time limit."""
+    rounds = getattr(args, "max_tool_calling_iterations", None)  # none in older versions
+    turns = None if rounds is None else rounds + 1
+    return {"environment": {"max_turns": turns, "timeout_s": None}}
 
 
 def _run(args: Any, _: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from srft.objective.table import loss_mask, sequence_table, take_rows, token_ind
 from srft.objective.terms import in_prefix, prefix_threshold
 from srft.parallel.sharding import total_norm
 from srft.parallel.world import ALONE, World
-from srft.trainer.collect import request_seed
+from srft.rollout.requests import request_seed
 from srft.trainer.gradients import gradient_analysis
 from srft.trainer.refusals import save_refused
 from srft.trainer.teacher import Lesson, Teacher, ask, tokens_of
