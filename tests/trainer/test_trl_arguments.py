@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -171,6 +173,60 @@ def test_scripts_for_trl_run_with_the_class_changed(name, tiny_model, rows, tmp_
     folder = tmp_path / "out" / ("final" if name == "a model and a callback" else "")
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "qwen3"
     assert trainer.args.method == "grpo" and trainer.args.train.prompts_per_step == 2
+
+
+def test_trls_own_command_runs_with_the_class_changed(tiny_model, rows, tmp_path, monkeypatch):
+    """The file of the installed TRL that `trl grpo` runs: nothing but the class's name differs."""
+    own = Path(importlib.util.find_spec("trl.scripts.grpo").origin).read_text()
+    changed = own.replace(
+        "from trl import GRPOTrainer, ", "from srft import SRFTTrainer\n    from trl import "
+    )
+    changed = changed.replace("trainer = GRPOTrainer(", "trainer = SRFTTrainer(")
+    assert changed.count("SRFTTrainer") == 2 and "trainer.end()" in changed
+    data = Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": r["prompt"]}], "solution": r["answer"]}
+            for r in rows
+        ]
+    )
+    parts = DatasetDict({"train": data, "test": data.select(range(4))})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: parts)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text(changed)
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(completions, **_): return [-float(len(c[0]['content'])) for c in completions]\n"
+    )
+    more = (
+        "--dataset_name",
+        "x",
+        "--reward_funcs",
+        "my_rewards.short",
+        "accuracy_reward",
+        "--use_peft",
+    )
+    arguments = [
+        "--model_name_or_path",
+        str(tiny_model),
+        *COMMON,
+        *more,
+        "--eval_strategy",
+        "steps",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["script.py", *arguments, "--eval_steps", "1", "--lora_r", "2"]
+    )
+    runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")
+    assert len(read_jsonl(tmp_path / "out/metrics.jsonl")) == 2
+    assert (tmp_path / "out/adapter_config.json").exists() or (
+        tmp_path / "out/config.json"
+    ).exists()
+
+
+def test_trls_rloo_is_refused_with_what_differs():
+    from trl import RLOOConfig
+
+    with pytest.raises(ConfigError, match=r"RLOOConfig; give SRFTConfig\(method='rloo'.* KL term"):
+        SRFTTrainer(args=RLOOConfig(**ON_CPU))
 
 
 def test_every_field_is_read_named_or_refused_when_it_is_set():

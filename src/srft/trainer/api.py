@@ -233,6 +233,10 @@ class SRFTTrainer(TrainingLoop):
             if was_closed:
                 self.close()
 
+    def end(self) -> None:
+        """As transformers' ``Trainer.end``, the last call of a script: what ``train`` has not closed is."""
+        self.close()
+
     # -- what it leaves --------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | Path | None = None) -> Path:

@@ -50,6 +50,13 @@ def recipe_from(args: Any, train_dataset: Any) -> tuple[SRFTConfig, list[str]]:
     if is_trl(args):
         return recipe_of(args, train_dataset)
     hint = "an SRFTConfig, a dict of its sections such as {'train': {'steps': 50}}, or a trl.GRPOConfig"
+    if any(kind.__name__ == "RLOOConfig" for kind in type(args).__mro__):
+        hint = (
+            "SRFTConfig(method='rloo', ...): TRL's RLOO clips one ratio for a whole response and takes the "
+            "KL term (beta, 0.05 unless set) out of the reward, and `rloo` here clips each token's and adds "
+            "the KL term to the loss; with one optimizer step a batch and beta=0 the gradients are the same "
+            "up to the factor rollout.max_tokens"
+        )
     raise ConfigError(f"args: is of type {type(args).__name__}; give {hint}")
 
 

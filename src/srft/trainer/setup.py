@@ -124,7 +124,7 @@ class Setup:
         if self.world.size > 1:
             raise ConfigError(
                 "the trainer of several processes is closed after train(): use the exported model, with "
-                "`srft evaluate` for example"
+                "`srft eval` for example"
             )
         self.policy = reopen_policy(self.policy, self.given.model is not None)
         self.closed = False
