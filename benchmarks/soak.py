@@ -1,6 +1,6 @@
 """Soak: thousands of steps of the main job, with the memory and the time of every step.
 
-    nice -n 15 python benchmarks/soak.py [--steps 2000] [--out benchmarks/results/reliability]
+    nice -n 15 python benchmarks/soak.py [--steps 2000] [--out benchmarks/results/reliability] [key=value ...]
 
 Runs ``srft train`` on the lab as a process of its own, with the math verifier in its worker processes,
 and evaluation, samples and checkpoints on the way. Watched from outside: resident memory of the
@@ -203,12 +203,14 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/reliability")
     parser.add_argument("--run-dir", type=Path, help="kept; none: a temporary folder")
+    parser.add_argument("--name", default="soak", help="of the two files that are written")
+    parser.add_argument("overrides", nargs="*", help="settings, such as another model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = arguments.run_dir or Path(scratch) / "soak"
         command = [
             *(sys.executable, "-m", "srft.cli", "train", str(RECIPE), *OVERRIDES),
-            *(f"train.steps={arguments.steps}", f"run.dir={run_dir}"),
+            *(f"train.steps={arguments.steps}", f"run.dir={run_dir}", *arguments.overrides),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         start = time.monotonic()
@@ -222,8 +224,8 @@ def main() -> int:
     keys = ("rss", "children", "cpu_per_step", "wall_per_step")
     found = {key: second_half(rows, arguments.steps, key) for key in keys}
     result = {
-        "command": f"python benchmarks/soak.py --steps {arguments.steps}",
-        "overrides": list(OVERRIDES),
+        "command": " ".join(["python benchmarks/soak.py", *sys.argv[1:]]),
+        "overrides": [*OVERRIDES, *arguments.overrides],
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load average "
         f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {version('torch')}",
@@ -236,8 +238,8 @@ def main() -> int:
         "blocks": rows,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "soak.md").write_text(report(result))
+    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / f"{arguments.name}.md").write_text(report(result))
     print(report(result))
     return (
         0 if code == 0 and all(verdict(found[key]) != "grows" for key in ("rss", "children")) else 1

@@ -213,6 +213,10 @@ def test_data_check_shows_tokens_and_finds_a_leak(srft, tmp_path):
     assert "fail their verifier, of 2: 1" in out and "t.jsonl:2" in out
     assert "evaluation data e that occur in" in out and ": 1 of 1, in 1 rows" in out
     assert "t.jsonl:1 has " in out and "|<eos>" in out.replace(" ", "")
+    bare = write(tmp_path / "b.jsonl", json.dumps({"prompt": "1 + 1 = ?"}))
+    code, out, err = srft(f"data.train={bare}", command=("data", "check"))
+    assert code == 3 and "answers that do not verify, of 1: 1" in out
+    assert "error: a run would refuse this data" in err
 
 
 def test_reward_check_lists_disagreements(tmp_path, capsys):

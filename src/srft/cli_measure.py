@@ -194,10 +194,13 @@ def data_check(
     ] = None,
 ) -> None:
     """Score every demonstration with the recipe's verifier and show what the model would see."""
+    from srft.errors import DataError
     from srft.trainer.inspect import check_data
 
     if not check_data(load_recipe(recipe, overrides), show, console, against or []):
-        raise typer.Exit(3)
+        raise DataError(
+            "a run would refuse this data, or leave rows out: answers or demonstrations do not verify (above)"
+        )
 
 
 def data_demonstrate(

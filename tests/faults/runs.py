@@ -85,12 +85,14 @@ class Workshop:
         path.write_text(yaml.safe_dump(dict(values), sort_keys=False))
         return path
 
-    def start(self, *arguments: str, fault: Mapping[str, Any] | None = None) -> int:
+    def start(
+        self, *arguments: str, fault: Mapping[str, Any] | None = None, pictures: bool = False
+    ) -> int:
         """Starts ``srft`` and returns its process id; ``wait`` gives its exit code."""
         assert self._zygote.stdin is not None
         self.log.write_text("")
         doing = dict(fault or {})
-        if doing.get("strike", {}).get("phase") != "exporting":
+        if not pictures and doing.get("strike", {}).get("phase") != "exporting":
             doing["no_pictures"] = {}
         request = {"argv": arguments, "log": str(self.log), "cwd": str(self.folder)}
         self._zygote.stdin.write(json.dumps({**request, "fault": doing}) + "\n")

@@ -352,7 +352,7 @@ class Plot:
         workshop = self.teller.workshop
         story.told.append(json.dumps(["srft", *arguments], ensure_ascii=True))
         known = {path: path.stat().st_mtime_ns for path in self._written()}
-        pid = workshop.start(*arguments)
+        pid = workshop.start(*arguments, pictures=story.number % 8 == 0)
         code = workshop.wait(LIMIT_S)
         output = workshop.log.read_text(encoding="utf-8", errors="replace")
         story.codes.append(code)

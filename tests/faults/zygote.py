@@ -13,6 +13,7 @@ product knows nothing of it.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import random
@@ -26,16 +27,29 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+_LOADED = (
+    *(
+        "srft.cli",
+        "srft.cli_measure",
+        "srft.cli_train",
+        "srft.trainer.trainer",
+        "srft.evaluation.run",
+    ),
+    *(
+        "srft.report.plots",
+        "srft.report.report_page",
+        "srft.planning.plan",
+        "srft.analysis.analyze",
+    ),
+    *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "scipy.stats", "pyarrow.parquet"),
+    *("transformers.models.qwen3.modeling_qwen3", "transformers.models.llama.modeling_llama"),
+)
+"""What commands import when they need it, and would otherwise import in every process."""
+
 
 def main() -> None:
-    import srft.cli
-    import srft.cli_measure
-    import srft.cli_train
-    import srft.evaluation.run
-    import srft.report.plots
-    import srft.report.report_page
-    import srft.trainer.trainer  # noqa: F401
-
+    for name in _LOADED:
+        importlib.import_module(name)
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
@@ -110,10 +124,11 @@ def _on_phase(act: Callable[[str, int], None]) -> None:
 
 
 def _no_pictures() -> None:
-    """Without the picture at the end: it takes longer than the run itself and belongs to none of it."""
+    """Without pictures: one takes longer than the run itself and belongs to none of it."""
     import srft.cli_train
+    import srft.report.plots
 
-    srft.cli_train.plot_run = lambda run_dir: None
+    srft.cli_train.plot_run = srft.report.plots.plot_run = lambda run_dir: None
 
 
 def _trace(path: str) -> None:

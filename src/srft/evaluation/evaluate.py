@@ -7,6 +7,7 @@ part of the problems or with more samples each all agree on the samples they sha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import queue
@@ -218,7 +219,8 @@ def _draw(
     judge: _Judge,
 ) -> None:
     """Generate, handing each completion to the judge as it ends. Whatever happens, what has been
-    drawn is judged and written before this returns or raises."""
+    drawn is judged and written before this returns or raises; where nothing is written, a failure does not
+    wait for the judge."""
 
     def on_completion(r: int, i: int, completion: Completion) -> None:
         item, begin = where[r]
@@ -226,8 +228,10 @@ def _draw(
 
     try:
         engine.generate(requests, params, on_completion)
-    finally:
-        judge.finish()
+    except BaseException:
+        judge.finish(wait=judge.writes)
+        raise
+    judge.finish()
     judge.check()
 
 
@@ -254,10 +258,20 @@ class _Judge:
         self.check()
         self._queue.put(drawn)
 
-    def finish(self) -> None:
-        """Wait until everything handed over is judged and written."""
+    @property
+    def writes(self) -> bool:
+        """Whether what is judged outlives this evaluation."""
+        return self._journal.path is not None
+
+    def finish(self, wait: bool = True) -> None:
+        """Wait until everything handed over is judged and written, or end after what is being judged."""
+        if not wait:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
         self._queue.put(None)
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def check(self) -> None:
         """Raise what judging has failed with, if it has."""

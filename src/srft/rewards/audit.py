@@ -49,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class AnswerReport:
-    """checked: ground truths tried; failed: those that do not verify against themselves.
+    """checked: ground truths tried, missing ones too; failed: those that do not verify against themselves.
     text_only: those of which only the same spelling will be right: math-verify finds no meaning in
     them, or they do not verify in a second spelling (`other_spelling`)."""
 
@@ -193,7 +193,8 @@ def check_answers(examples: Sequence[Example], scorer: Scorer) -> AnswerReport:
         return AnswerReport(0, ())
     known = {finding.source for finding in failed}
     text_only = [finding for finding in text_only if finding.source not in known]
-    return AnswerReport(len(rows), tuple(failed), tuple(text_only))
+    without = sum(example.answer is None for example in examples)
+    return AnswerReport(len(rows) + without, tuple(failed), tuple(text_only))
 
 
 def _own_spelling(example: Example, labels: Sequence[str]) -> str:

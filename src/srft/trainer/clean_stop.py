@@ -1,11 +1,18 @@
-"""A clean stop: the current step is finished and a checkpoint written."""
+"""A clean stop: the current step is finished, what can be done again is left, and a checkpoint written."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Interrupted(BaseException):
+    """A stop was asked for during what a resumed run does again."""
 
 
 class StopRequest:
@@ -18,6 +25,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._previous: dict[int, Any] = {}
+        self._leaves = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -28,9 +36,22 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def unless_asked(self, work: Callable[[], T]) -> T | None:
+        """What ``work`` returns, which a resumed run does again; None where a request came before or
+        meanwhile, which ends it there and then."""
+        try:
+            self._leaves = True
+            return work() if self.requested is None else None
+        except Interrupted:
+            return None
+        finally:
+            self._leaves = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         self._restore()
+        if self._leaves:
+            raise Interrupted
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

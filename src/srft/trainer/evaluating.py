@@ -14,6 +14,7 @@ from srft.evaluation.results import EvaluationResult
 from srft.runs.files import read_jsonl
 from srft.runs.logs import JsonlLog
 from srft.runs.run_dir import RunDir
+from srft.trainer.clean_stop import Interrupted, StopRequest
 from srft.trainer.setup import EvaluationData, Setup
 from srft.trainer.state import trl_state
 from srft.types import Example, SamplingParams, TokenizedExample
@@ -69,10 +70,14 @@ class Evaluator:
         """All evaluations of the run so far."""
         return read_jsonl(self._run.evaluation)
 
-    def evaluate(self, step: int, progress: Progress | None = None) -> dict[str, float]:
+    def evaluate(self, step: int, progress: Progress, stop: StopRequest) -> dict[str, float] | None:
         """Figures of the recipe's sets (``figures``); a line for each set goes to evaluation.jsonl, with
-        the answers to ``run.samples_prompts`` of its problems."""
-        results = self.results(self._setup.evaluation, step, progress)
+        the answers to ``run.samples_prompts`` of its problems. None, and no line, where a stop was asked for
+        meanwhile."""
+        try:
+            results = self.results(self._setup.evaluation, step, progress, stop)
+        except Interrupted:
+            return None
         for result in results:
             line = record(result, step, self._settings.confidence)
             problems = self._setup.evaluation[result.name].problems
@@ -80,15 +85,20 @@ class Evaluator:
         return figures(results)
 
     def results(
-        self, sets: Mapping[str, EvaluationData], step: int, progress: Progress | None = None
+        self,
+        sets: Mapping[str, EvaluationData],
+        step: int,
+        progress: Progress | None = None,
+        stop: StopRequest | None = None,
     ) -> list[EvaluationResult]:
         """The policy's samples on ``sets``. ``progress(set, done, total)`` counts them. Problems are shared
-        out over processes."""
-        world = self._setup.world
+        out over processes; where one of these is asked to stop, all raise Interrupted."""
+        world, stop = self._setup.world, stop or StopRequest()
         results: list[EvaluationResult] = []
         for name, data in sets.items():
             data.scorer.trainer_state = trl_state(self._setup, step)
-            result = evaluate(
+            sample = partial(
+                evaluate,
                 self._setup.engine,
                 self._setup.policy.tokenizer,
                 data.problems,
@@ -100,7 +110,10 @@ class Evaluator:
                 name=name,
                 share=world.share(len(data.problems)),
             )
-            problems = tuple(world.merge(list(result.problems), f"evaluation on {name}"))
+            result, occasion = stop.unless_asked(sample), f"evaluation on {name}"
+            if world.first(stop.requested, occasion) or result is None:
+                raise Interrupted
+            problems = tuple(world.merge(list(result.problems), occasion))
             results.append(replace(result, problems=problems, size=len(problems)))
         return results
 

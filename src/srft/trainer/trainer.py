@@ -121,7 +121,7 @@ class TrainingLoop:
         self.checkpoints = Checkpointer(
             self.run.checkpoints, run.keep_checkpoints, self.world, run.background_checkpoints
         )
-        self.train_state = TrainState()
+        self.train_state = TrainState(evaluation_due=self.args.evaluation.at_start)
         self.saved: Mapping[str, Any] = {}
         self.changes: list[str] = []
         self.lock: Lock | None = None
@@ -136,8 +136,9 @@ class TrainingLoop:
         directory, with a path from that one, and what came after it is dropped. A finished run whose
         recipe has more steps by then trains on.
 
-        Ctrl-C and SIGTERM end the step in hand, write a checkpoint and return, with ``stopped_by``
-        set; a second one acts at once. Of several processes, the main one writes to the run directory.
+        Ctrl-C and SIGTERM end the step in hand, or leave the evaluation or export in hand to the resumed
+        run, write a checkpoint and return, with ``stopped_by`` set; a second one acts at once. Of several
+        processes, the main one writes to the run directory.
 
         Raises:
             ConfigError: the run directory holds another run.
@@ -155,26 +156,19 @@ class TrainingLoop:
             if self.world.main:
                 self.lock = stack.enter_context(hold(self.run.path, "training", self._say))
             stack.callback(self.checkpoints.wait)  # a background save is part of the writing
-            resume = resume_from_checkpoint
-            self._open_logs(self._resume(resume) if resume else self._begin(), stack)
+            which = resume_from_checkpoint
+            self._open_logs(self._resume(which) if which else self._begin(), stack)
             first = self.train_state.step
-            stop = stack.enter_context(StopRequest())
-            self.view = stack.enter_context(
-                LiveView(
-                    self.run.path,
-                    self.total_steps,
-                    self.train_state.step,
-                    self.args.run,
-                    self.console,
-                )
-            )
+            self.stop = stack.enter_context(StopRequest())
+            view = LiveView(self.run.path, self.total_steps, first, self.args.run, self.console)
+            self.view = stack.enter_context(view)
             for change in self.changes:
                 self._event("note", f"resumed after step {first} with {change}")
             self.callbacks.train_begin()
-            if self.train_state.step == 0 and self.args.evaluation.at_start:
+            if self.train_state.evaluation_due:
                 self._evaluate()
             while not self.finished:
-                wanted = stop.requested or self.callbacks.stop
+                wanted = self.stop.requested or self.callbacks.stop
                 if stopped_by := self.world.first(wanted, "the next step"):
                     break
                 metrics = self._step()
@@ -185,7 +179,8 @@ class TrainingLoop:
             self.checkpoints.wait()
             model_dir = self.run.model if finished and self.args.run.export else None
             if model_dir and (self.train_state.step > first or not self._exported()):
-                self._export(model_dir)
+                model_dir = self._export_at_end(model_dir)
+            stopped_by = self.world.first(self.stop.requested, "the end") or stopped_by
             self.callbacks.train_end()
         step, records = self.train_state.step, self.evaluator.records()
         return TrainResult(self.run.path, model_dir, step, metrics, records, stopped_by)
@@ -213,13 +208,13 @@ class TrainingLoop:
         )
         self._log(metrics)
         self._watch(metrics)
+        if control.should_epoch_stop:
+            self.collector.drop()
+            self.sampler.end_epoch()
         if control.should_evaluate:
             self._evaluate()
         if control.should_save:
             self._checkpoint()
-        if control.should_epoch_stop:
-            self.collector.drop()
-            self.sampler.end_epoch()
         return metrics
 
     def _train_step(self) -> dict[str, Any]:
@@ -296,10 +291,8 @@ class TrainingLoop:
         batch = self.args.train.interleave_prompts or self.args.train.prompts_per_step
         if method.interleave is None or len(self.train_state.unsolved) < batch or result.refused:
             return result
-        rows, self.train_state.unsolved = (
-            self.train_state.unsolved[:batch],
-            self.train_state.unsolved[batch:],
-        )
+        unsolved = self.train_state.unsolved
+        rows, self.train_state.unsolved = unsolved[:batch], unsolved[batch:]
         other = self.setup.interleaved[method.interleave]
         demonstrations = self.collector.rows(rows, other, progress, self.train_state.step)
         second = self._update_by(other, demonstrations, progress)
@@ -389,10 +382,13 @@ class TrainingLoop:
         if not self.setup.evaluation:
             return
         self.view.phase("evaluating")
-        self.train_state.evaluated = self.train_state.step
+        step, self.train_state.evaluation_due = self.train_state.step, True
         with self.setup.policy.compute():
-            metrics = self.evaluator.evaluate(self.train_state.step, self.view.evaluating)
-        self.trackers.log(metrics, self.train_state.step)
+            metrics = self.evaluator.evaluate(step, self.view.evaluating, self.stop)
+        if metrics is None:
+            return  # a stop was asked for: a resumed run begins with it
+        self.train_state.evaluated, self.train_state.evaluation_due = step, False
+        self.trackers.log(metrics, step)
         self._watch(metrics)
         self.view.evaluated(metrics)
         self.callbacks.evaluated(transformers_names(metrics))
@@ -400,7 +396,7 @@ class TrainingLoop:
         if better is not None:
             self.train_state.best = better
             self.callbacks.best(better, self.run.best)
-            if self.train_state.step:
+            if step:
                 self._export(self.run.best)
 
     # -- starting, saving, resuming ------------------------------------------------------------
@@ -431,9 +427,8 @@ class TrainingLoop:
         self._restore(checkpoint)
         if self.changes and self.world.main:
             change_recipe(self.run, recipe, self.train_state.step)
-        more = ": the run is finished, and continues if the recipe now has more steps"
-        place = f"resumed after step {self.train_state.step} from {checkpoint.path}"
-        self._say(place + (more if self.finished else ""))
+        more = ": finished, and continues if the recipe now has more steps" if self.finished else ""
+        self._say(f"resumed after step {self.train_state.step} from {checkpoint.path}{more}")
         return checkpoint.state["logs"]
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -479,11 +474,17 @@ class TrainingLoop:
         self.saved = state
         self.callbacks.saved()
 
-    def _export(self, folder: Path) -> None:
+    def _export(self, folder: Path) -> Path:
         self.view.phase("exporting")
-        export_model(
-            self.setup.policy, folder, self.args, self.run, self.train_state.step, self.world
-        )
+        step = self.train_state.step
+        return export_model(self.setup.policy, folder, self.args, self.run, step, self.world)
+
+    def _export_at_end(self, folder: Path) -> Path | None:
+        """The final model, unless a stop is asked for; several processes write it together or not at all."""
+        export = partial(self._export, folder)
+        if self.world.size == 1:
+            return self.stop.unless_asked(export)
+        return None if self.world.first(self.stop.requested, "the export") else export()
 
     def _exported(self) -> bool:
         """Whether the final model was written, after this very step and by this very recipe."""
