@@ -25,6 +25,7 @@ from srft.cli_options import (
 )
 from srft.errors import LESS_MEMORY, PeerError, SRFTError, out_of_memory
 from srft.failure import fail, leave_quietly
+from srft.section import LARGEST
 from srft.terminal import guard, visible
 from srft.version import __version__
 
@@ -225,7 +226,9 @@ def analyze(
     limit: Annotated[
         int, typer.Option(min=1, help="At most this many responses of each kind.")
     ] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of choices and intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST - 1, help="Seed of choices and intervals.")
+    ] = 0,
     setting: Setting = None,
 ) -> None:
     """Where and how far training moved the policy: the paper's entropy analysis (Fig. 2 and 3, Eq. 4)."""
@@ -258,7 +261,7 @@ def lab_data(
     ],
     n: Annotated[int, typer.Option(min=1, help="Training problems with a demonstration.")] = 1000,
     per_family: Annotated[int, typer.Option(min=1, help="Evaluation problems a family.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST - 1, help="Seed of the problems.")] = 0,
 ) -> None:
     """Write the lab's problems as JSONL."""
     from srft.lab import lab_eval, lab_train

@@ -24,13 +24,25 @@ from srft.cli_options import (
     with_options,
     yaml_of,
 )
+from srft.section import LARGEST
+
+_EVALUATION = (
+    "dataset",
+    "columns",
+    "split",
+    "n",
+    "temperature",
+    "max_tokens",
+    "limit",
+    "data_dir",
+    "seed",
+)
 
 
 @with_options(
     model_path="MODEL",
-    evaluation_columns="--columns",
-    evaluation_data_dir="--data-dir",
-    evaluation_split="--split",
+    evaluation_suites="--suite",
+    **{f"evaluation_{name}": f"--{name.replace('_', '-')}" for name in _EVALUATION},
 )
 def evaluate(
     model: Annotated[
@@ -61,7 +73,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="At most this many problems of each set.")
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Folder with local benchmark files.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST - 1, help="Seed of the samples.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(file_okay=False, help="Folder for results; continued if it holds some."),
@@ -148,7 +160,7 @@ def sample(
     n: Annotated[int, typer.Option(min=1, help="Completions of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 0.6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST - 1, help="Seed of the samples.")] = 0,
     engine: Engine = None,
     rollout: Rollout = None,
     setting: Setting = None,

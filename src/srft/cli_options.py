@@ -124,9 +124,10 @@ def as_options(text: str, options: dict[str, str]) -> str:
         fields: Any = SRFTConfig.model_fields[section].annotation
         if first not in fields.model_fields:
             return match[0]  # a file's name, say
-        own = options.get(name.replace(".", "_"))
+        own = options.get(f"{section}_{first}")
         if own is not None:
-            return f"{own} {shlex.quote(value)}" if value else own
+            inside = name.removeprefix(f"{section}.{first}").replace(".", " ")
+            return f"{own}{inside} {shlex.quote(value)}" if value else f"{own}{inside}"
         if section == "evaluation":
             return match[0]
         given = name.removeprefix("rollout.") + (f"={value}" if value else "")

@@ -193,7 +193,8 @@ def section(name: str, values: Any) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item, kind) for item in error.errors())) from error
+        told = (_explain(item, kind) for item in error.errors())
+        raise ConfigError("; ".join(f"{name}.{text}" for text in told)) from error
 
 
 def section_from(name: str, overrides: Sequence[str]) -> Any:
@@ -280,6 +281,10 @@ def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
         known = f"; known here: {', '.join(sorted(model.model_fields))}"
         hint = did_you_mean(str(where[-1]), model.model_fields, known, cutoff=0.5)
         return f"{key}: unknown key{hint}"
+    if where[-1:] == ("[key]",):
+        allowed = re.findall(r"'([^']+)'", str(item["msg"]))
+        known = f"; known here: {', '.join(allowed)}"
+        return f"{key.removesuffix('.[key]')}: unknown key{did_you_mean(str(where[-2]), allowed, known)}"
     message = str(item["msg"]).removeprefix("Value error, ")
     given = item["input"]
     if item["type"] == "model_type":

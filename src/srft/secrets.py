@@ -17,10 +17,16 @@ from typing import Any
 # Inside a name, its words run together: PGPASSWORD, CLIENTSECRET, aws_access_key_id.
 _INSIDE = re.compile(
     r"passw(?:or)?d|passphrase|passcode|secret|credential|(?:api|access|private|signing|encryption)keys?"
-    r"|(?:auth|access|refresh|bearer|session|api|csrf)tokens?|webhook|sshpass|connectionstring"
+    r"|(?:auth|access|refresh|bearer|session|api|csrf)tokens?|webhook|connectionstring|mnemonic"
+    r"|(?:licen[cs]e|deploy|ssh|gpg|pgp|hmac|aes|crypt|service|account|storage|master|shared|host)keys?"
 )
-_WORD = re.compile(r"\w*tokens?|auth|authorization|bearer|jwt|creds?|cookies?")
-_LAST_WORDS = frozenset(("key", "keys", "pass", "pwd", "pat"))  # behind another: DB_PASS, GH_PAT
+_WORD = re.compile(
+    r"\w*tokens?|auth|authorization|bearer|jwt|creds?|cookies?|psk|t?otp|\w{2,}pwd(?<!oldpwd)"
+    r"|\w{2,}pass(?<!bypass)(?<!compass)(?<!surpass)(?<!trespass)(?<!overpass)(?<!underpass)"
+)
+_LAST_WORDS = frozenset(
+    ("key", "keys", "pass", "pwd", "pw", "pat")
+)  # behind another: DB_PASS, GH_PAT
 # Tokens of a language model: max_tokens, eos_token, stop_token_ids, tokens_per_micro_batch.
 _OF_TEXT = re.compile(
     "max|min|mean|median|n|num|total|new|per|count|budget|limit|batched|cache|prefill|prompt|completion|response|"
@@ -28,8 +34,11 @@ _OF_TEXT = re.compile(
     "special|image"
 )
 _SHAPES = re.compile(
-    r"\b(?:(?:hf|api_org|npm|gsk|r8|lin_api|do[opr]_v1|gh[pousr]|[srp]k_(?:live|test))_[A-Za-z0-9]{16,}"
-    r"|(?:github_pat_|dckr_pat_|glpat-|nvapi-|pypi-Ag|sk-|GOCSPX-)[\w-]{16,}|xox[a-z]-[A-Za-z0-9-]{10,}"
+    r"\b(?:(?:hf|api_org|npm|gsk|r8|lin_api|do[opr]_v1|gh[pousr]|[srp]k_(?:live|test)|shp(?:at|ss|ca)|rdme|sbp"
+    r"|gls[ac]|tgp_v1|figd|ntn|secret|fw|sgp|ops|cio|whsec)_[A-Za-z0-9_-]{16,}(?<=[A-Za-z0-9]{16})"
+    r"|(?:github_pat_|dckr_pat_|gl(?:pat|rt|dt|cbt|ptt|soat|agent)-|nvapi-|pypi-Ag|sk-|GOCSPX-|xai-|pplx-|csk-|tskey-"
+    r"|hv[sbr]\.|PMAK-|NRAK-|ATATT3|ATCTT3|pul-|sq0[a-z]{3}-|EAAA|dp\.[a-z]{2,5}\.)[\w-]{16,}"
+    r"|xox[a-z]-[A-Za-z0-9-]{10,}|[MNO][\w-]{22,27}\.[\w-]{6}\.[\w-]{27,}|\w{14}\.atlasv1\.[\w-]{40,}"
     r"|xapp-\d-[A-Z0-9]+-[\w-]{10,}|dapi[0-9a-f]{32}|\d{8,10}:AA[\w-]{30,}|AGE-SECRET-KEY-1[0-9A-Z]{40,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"

@@ -7,10 +7,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+LARGEST = 2**62
+"""Whole numbers end before it: what is added to one still fits a machine's word."""
+_LONGEST_S = 1e9
+"""30 years, which every clock and every lock takes for a time to wait."""
+
 
 class Section(BaseModel):
-    """Unknown keys are refused, numbers that are not finite, and ``true`` where a number belongs (Python
-    takes it for 1)."""
+    """Unknown keys are refused, numbers that are not finite or that no machine holds, and ``true`` where a
+    number belongs (Python takes it for 1)."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -25,6 +30,17 @@ class Section(BaseModel):
             and _has_bool(value)
         ):
             raise ValueError(f"is {str(value).lower()}, which is not a number; write one")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_fit(cls, value: Any, info: ValidationInfo) -> Any:
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, int) and not -LARGEST < number < LARGEST:
+                raise ValueError(f"is {number}; whole numbers end before 2^62")
+            seconds = (info.field_name or "").endswith("_s") and isinstance(number, int | float)
+            if seconds and number > _LONGEST_S:
+                raise ValueError(f"is {number:g} seconds; at most {_LONGEST_S:g} (30 years)")
         return value
 
 

@@ -417,9 +417,11 @@ def _trained(arguments: tuple[str, ...], run: Path, output: str) -> Iterator[str
         return
     config = SRFTConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text("utf-8")))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    if len(rows) != config.total_steps or [r["step"] for r in rows] != list(
-        range(1, len(rows) + 1)
-    ):
+    beyond = (
+        "--resume" in arguments
+    )  # with fewer steps than the run has: what is done is not undone
+    enough = len(rows) == config.total_steps or (beyond and len(rows) > config.total_steps)
+    if not enough or [r["step"] for r in rows] != list(range(1, len(rows) + 1)):
         yield f"{len(rows)} steps in metrics.jsonl of {config.total_steps}"
     if config.run.export and not list((run / "model").glob("*.safetensors")):
         yield "no exported model"
@@ -438,7 +440,8 @@ def _evaluated(arguments: tuple[str, ...], run: Path, output: str) -> Iterator[s
         if not 0 <= low <= one["accuracy"] <= high <= 1:
             yield f"{name}: {one['accuracy']} is not within {low} and {high}"
     if "--json" in arguments:
-        json.loads(output[output.index("{") :])  # the log holds both streams
+        first = re.search(r"^\{", output, re.MULTILINE)  # the log holds both streams
+        json.loads(output[first.start() :] if first else "")
 
 
 def _planned(arguments: tuple[str, ...], run: Path, output: str) -> Iterator[str]:

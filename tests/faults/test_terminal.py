@@ -24,6 +24,7 @@ from rich.text import Text
 from tests.faults.fuzz import nasty_text
 
 from srft.cli import main
+from srft.runs.files import to_json
 from srft.terminal import Terminal, guard, visible
 from srft.trainer.live import LiveView
 from srft.trainer.train_config import RunConfig
@@ -134,6 +135,8 @@ def test_plain_texts_are_shown_as_they_are():
 def test_escapes_are_right_inside_of_json():
     values = {"text": ALL.replace("\ud800", ""), "\x9b": ["\u202e"]}
     assert json.loads(visible(json.dumps(values, ensure_ascii=False))) == values
+    written = to_json(values)
+    assert json.loads(written) == values and visible(written) == written
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -63,7 +63,9 @@ class EvaluationConfig(Section):
         "such a part are marked.",
     )
     seed: int = Field(
-        0, description="Seed of sampling, of the order of options and of the choice under `limit`."
+        0,
+        ge=0,
+        description="Seed of sampling, of the order of options and of the choice under `limit`.",
     )
     system_prompt: str | None = Field(
         None,

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from srft.errors import ConfigError, DataError
 from srft.evaluation.results import Sample
-from srft.runs.files import jsonl_lines
+from srft.runs.files import jsonl_lines, to_json
 
 FORMAT = 1
 
@@ -78,7 +78,7 @@ class Journal:
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
         if self._file is not None:
-            self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            self._file.write("".join(to_json(line) + "\n" for line in lines))
             self._file.flush()
 
     def _read(self, path: Path, settings: Mapping[str, Any]) -> bool:

@@ -24,14 +24,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# What JSON leaves as it is: DEL, C1, directions of writing, separators of lines.
+_COMMANDS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def to_json(value: Any, **style: Any) -> str:
-    """JSON, which has no NaN and no infinity: null says that a figure does not exist. ``style`` goes
-    to ``json.dumps``."""
+    """JSON, which has no NaN and no infinity: null says that a figure does not exist. What would command the
+    terminal of whoever reads the file there is escaped. ``style`` goes to ``json.dumps``."""
     options: dict[str, Any] = {"ensure_ascii": False, **style}
     try:
-        return json.dumps(value, allow_nan=False, **options)
+        text = json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(value), **options)
+        text = json.dumps(_finite(value), **options)
+    return _COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:
