@@ -28,8 +28,16 @@ def config(tmp_path):
     )
 
 
-def test_what_is_kept_is_right_and_is_trained_on(config, tmp_path):
+def test_what_is_kept_is_right_and_is_trained_on(config, tmp_path, monkeypatch):
+    write, held = module.write_whole, []
+
+    def written(path, content):
+        held.append((path.parent / ".lock").exists())
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_whole", written)
     found = demonstrate(config, tmp_path / "out", n=3, keep=2, temperature=1.0)
+    assert held == [True], "the folder is held until all is written"
     examples = load_examples(str(found.file))
     asked = {e.prompt: e for e in load_examples("lab", limit=12, seed=config.data.seed)}
     assert 0 < found.solved == len(examples) < found.prompts == 12, "the test sees both kinds"

@@ -65,55 +65,54 @@ def demonstrate(
     examples = load_splits(config.data, seed=config.data.seed).train
     asked = [replace(example, demonstrations=()) for example in examples]
     source = find_model(reference, config.model)
-    writing = hold(folder, "sampling demonstrations")
-    with (
-        writing,
-        load(source, config.data, config.rollout) as loaded,
-        Scorer(config.reward) as scorer,
-    ):
-        params = SamplingParams(
-            temperature=temperature,
-            max_tokens=config.rollout.max_tokens,
-            stop=config.rollout.stop,
-            stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
+    with hold(folder, "sampling demonstrations"):
+        with (
+            load(source, config.data, config.rollout) as loaded,
+            Scorer(config.reward) as scorer,
+        ):
+            params = SamplingParams(
+                temperature=temperature,
+                max_tokens=config.rollout.max_tokens,
+                stop=config.rollout.stop,
+                stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
+            )
+            identity = {
+                "weights": weights_digest(source),
+                "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
+            }
+            result = evaluate(
+                loaded.engine,
+                loaded.tokenizer,
+                tokenize_problems(asked, loaded.tokenizer, config.data),
+                scorer,
+                params,
+                n,
+                config.train.seed,
+                folder / "samples.jsonl",
+                progress,
+                name="demonstrations",
+                identity=identity,
+            )
+        right = [_right(problem, keep) for problem in result.problems]
+        rows = [
+            _row(example, texts)
+            for example, texts in zip(examples, right, strict=True)
+            if texts or all_rows
+        ]
+        found = Demonstrated(
+            file=folder / "demonstrations.parquet",
+            prompts=len(examples),
+            solved=sum(map(bool, right)),
+            samples=n * len(examples),
+            kept=sum(map(len, right)),
         )
-        identity = {
-            "weights": weights_digest(source),
-            "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
-        }
-        result = evaluate(
-            loaded.engine,
-            loaded.tokenizer,
-            tokenize_problems(asked, loaded.tokenizer, config.data),
-            scorer,
-            params,
-            n,
-            config.train.seed,
-            folder / "samples.jsonl",
-            progress,
-            name="demonstrations",
-            identity=identity,
-        )
-    right = [_right(problem, keep) for problem in result.problems]
-    rows = [
-        _row(example, texts)
-        for example, texts in zip(examples, right, strict=True)
-        if texts or all_rows
-    ]
-    found = Demonstrated(
-        file=folder / "demonstrations.parquet",
-        prompts=len(examples),
-        solved=sum(map(bool, right)),
-        samples=n * len(examples),
-        kept=sum(map(len, right)),
-    )
-    if not found.kept:
-        raise DataError(
-            f"none of {found.samples:,} samples is right: `srft sample` shows what the model answers, and "
-            f"{folder / 'samples.jsonl'} how each was judged"
-        )
-    write_whole(found.file, _parquet(rows))
-    return found
+        if not found.kept:
+            raise DataError(
+                f"none of {found.samples:,} samples is right: `srft sample` shows what a model answers, and "
+                f"{folder / 'samples.jsonl'} how each was judged"
+            )
+        write_whole(found.file, _parquet(rows))
+        return found
 
 
 def _right(problem: ProblemResult, keep: int) -> list[str]:
