@@ -72,7 +72,7 @@ def test_ground_truths_that_do_not_verify_are_listed_by_row(scorer: Scorer) -> N
         )
     ]
     report = check_answers(examples, scorer)
-    assert report.checked == 5
+    assert report.checked == 6
     assert [finding.source for finding in report.text_only] == ["d.jsonl:6"]
     found = {finding.source: finding.reason for finding in report.failed}
     assert found == {

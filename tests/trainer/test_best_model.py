@@ -29,8 +29,8 @@ def test_the_best_model_is_the_one_of_the_best_evaluation(
     told = iter(figures)
     evaluate = Evaluator.evaluate
 
-    def scripted(self, step, progress=None):
-        metrics = evaluate(self, step, progress)
+    def scripted(self, step, progress, stop):
+        metrics = evaluate(self, step, progress, stop)
         names = measured("lab", [i.example for i in self._setup.evaluation["lab"].problems], 1)
         assert set(metrics) == {f"eval/{name}" for name in ("accuracy", *names)}
         return {**metrics, "eval/lab/mean_tokens": next(told)}
