@@ -174,7 +174,8 @@ def test_a_grpo_config(model_path, tokenizer, calls_at_random, tmp_path):
     trainer = SRFTTrainer(
         model=str(model_path), args=args, train_dataset=rows(4), environment_factory=Counter
     )
-    assert trainer.args.environment.max_turns == 2
+    assert trainer.args.environment.max_turns == 2 and trainer.args.environment.timeout_s is None
+    assert trainer.args.data.max_prompt_tokens is None
     metrics = logged(trainer.train().run_dir)
     assert metrics[0]["tools/calls"] <= 1
 

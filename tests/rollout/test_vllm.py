@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from tests.rollout.serving import ServerProcess
 from typer.testing import CliRunner
 
 from srft.cli import app
+from srft.environments.episodes import ToolEngine
+from srft.environments.toolbox import Toolbox
 from srft.errors import RolloutError
 from srft.evaluation.sample import sample_texts
 from srft.lab import base_model_path, lab_eval
@@ -28,7 +31,7 @@ from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.rollout.sampling import sampling_logprobs
 from srft.trainer.api import SRFTTrainer
-from srft.types import RolloutRequest, SamplingParams
+from srft.types import Example, RolloutRequest, SamplingParams
 
 pytestmark = [
     pytest.mark.vllm,
@@ -126,6 +129,49 @@ def test_after_an_update_greedy_outputs_are_those_of_the_new_weights(
     engine.update_weights()
     assert same_as_ours(engine, model, tokenizer, requests)
     assert tokens_of(engine.generate(requests, GREEDY)) != before
+
+
+class Frames:
+    """Stands for a chat template's frames around the results of tools."""
+
+    def __init__(self, tokenizer):
+        self.ids = tuple(tokenizer("=7")["input_ids"])
+
+    def frame(self, results, tools):
+        return results
+
+    def frame_ids(self, results, ended):
+        return self.ids
+
+
+def always_calls(ids, before, tools):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 3}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def add(a: int) -> int:
+    """
+    Adds four.
+
+    Args:
+        a: To what.
+    """
+    return a + 4
+
+
+def test_responses_of_several_turns(engine, model, tokenizer, requests):
+    engine.update_weights()
+    asked = [replace(r, example=Example("x")) for r in requests]
+    found = []
+    for one in (engine, EmbeddedEngine(model, tokenizer)):
+        tools = ToolEngine(one, Toolbox([add], {}), Frames(tokenizer), always_calls, (), 3)
+        found.append(tools.generate(asked, replace(GREEDY, max_tokens=90)))
+    theirs, ours = ([c for group in groups for c in group] for groups in found)
+    assert [c.token_ids for c in theirs] == [c.token_ids for c in ours]
+    assert [c.loss_mask for c in theirs] == [c.loss_mask for c in ours]
+    assert any(c.episode.calls for c in ours) and any(c.loss_mask for c in ours)
+    for one, other in zip(theirs, ours, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
 @pytest.mark.parametrize(

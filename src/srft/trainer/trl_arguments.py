@@ -133,6 +133,7 @@ def recipe_of(args: Any, train_dataset: Any) -> tuple[SRFTConfig, list[str]]:
     for translate in (_objective, _steps, _optimization, _model, _engine, _run, _tools):
         for key, value in translate(args, train_dataset).items():
             put(key, value)
+    values["data"]["max_prompt_tokens"] = None  # TRL drops no prompt for its length
     notes = [
         f"{type(args).__name__}.{name}={getattr(args, name)!r} has no effect here"
         for name in sorted(changed & WITHOUT_EFFECT)
