@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from srft import SRFTConfig, SRFTTrainer
 from srft.errors import ModelError
 from srft.evaluation.open_model import find_model, open_weights, weights_digest
+from srft.model.gguf import complete
 from srft.model.loading import load_model, load_tokenizer, source_dtype
 from srft.model.model_config import ModelConfig
 from srft.rollout.serve import server_command
@@ -61,7 +63,7 @@ def written(tmp_path_factory) -> tuple[Path, torch.nn.Module]:
     return file, model
 
 
-def _write(model, file: Path, **more: str) -> None:
+def _write(model, file: Path, more: Mapping[str, str | int] | None = None) -> None:
     config = model.config
     writer = gguf.GGUFWriter(file, "qwen2")
     writer.add_block_count(config.num_hidden_layers)
@@ -73,8 +75,9 @@ def _write(model, file: Path, **more: str) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(VOCABULARY)
-    for name, value in more.items():
-        writer.add_string(f"qwen2.{name.replace('__', '.')}", value)
+    for name, value in (more or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"qwen2.{name}", value)
     tokens = _byte_tokens()
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
@@ -166,10 +169,57 @@ def test_it_is_trained_and_exported_as_safetensors(written, tmp_path, lora):
         )
 
 
-def test_rotary_scaling_that_transformers_leaves_out_is_refused(tmp_path):
-    file = tmp_path / "scaled.gguf"
-    _write(tiny_model("qwen2", VOCABULARY, intermediate_size=64), file, rope__scaling__type="yarn")
-    with pytest.raises(ModelError, match="scales rotary"):
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"rope.scaling.type": "yarn"}, "scales rotary frequencies .yarn"),
+        ({"rope.dimension_count": 4}, "rope.dimension_count 4 .it takes 8"),
+        ({"attention.key_length": 16}, "attention.key_length 16"),
+    ],
+)
+def test_what_transformers_does_not_read_and_has_no_place_is_refused(said, named, tmp_path):
+    file = tmp_path / "other.gguf"
+    _write(tiny_model("qwen2", VOCABULARY, intermediate_size=64), file, said)
+    with pytest.raises(ModelError, match=named):
+        load_model(ModelConfig(path=str(file)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}},
+        {"rms_norm_eps": 0.01},
+    ],
+)
+def test_what_transformers_does_not_read_is_written_into_the_config(changes, tmp_path, monkeypatch):
+    """Here it would; of Starcoder2 it reads no rotary base, of Falcon another epsilon."""
+    from transformers.integrations import ggml
+
+    for key in ("rope.freq_base", "attention.layer_norm_rms_epsilon"):
+        monkeypatch.delitem(ggml.GGUF_CONFIG_MAPPING["qwen2"], key)
+    model = tiny_model("qwen2", VOCABULARY, intermediate_size=64, **changes)
+    file = tmp_path / "other.gguf"
+    _write(model, file)
+    loaded = load_model(ModelConfig(path=str(file)))
+    torch.testing.assert_close(own_logits(loaded, range(2, 50)), own_logits(model, range(2, 50)))
+
+
+def test_a_window_that_transformers_does_not_read_is_written_into_the_config(tmp_path):
+    """As in files of Phi-3."""
+    model = tiny_model("qwen2", VOCABULARY, intermediate_size=64)
+    file = tmp_path / "other.gguf"
+    _write(model, file, {"attention.sliding_window": 8})
+    config = tiny_model("phi3", VOCABULARY, sliding_window=None).config
+    complete(str(file), config)
+    assert config.sliding_window == 8
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    file = tmp_path / "other.gguf"
+    model = tiny_model("qwen2", VOCABULARY, intermediate_size=64)
+    model.config.intermediate_size = 32
+    _write(model, file)
+    with pytest.raises(ModelError, match=r"of the wrong shape .first: .*mlp"):
         load_model(ModelConfig(path=str(file)))
 
 

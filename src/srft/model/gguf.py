@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from srft.errors import ModelError
+from srft.model.positions import rotary_settings
 from srft.model.weight_files import quiet_transformers
 
 
@@ -37,7 +39,6 @@ def read(path: str, model_config: Any, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises ModelError where weights are missing."""
     file = Path(path).expanduser()
-    _check_rotary(file, model_config)
     more: dict[str, Any] = {}
     kind = getattr(transformers, "GgufConfig", None)  # older versions know no other way
     if kind is not None:
@@ -48,6 +49,7 @@ def read(path: str, model_config: Any, dtype: torch.dtype) -> PreTrainedModel:
             config=model_config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which is refused below, by name
             **settings(path),
             **more,
         )
@@ -67,18 +69,77 @@ def read(path: str, model_config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _check_rotary(file: Path, model_config: Any) -> None:
-    """Raise ModelError where the file scales rotary frequencies and transformers has not read how."""
+_EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps")
+# What transformers reads of some architectures and not of others: names in the file and in configs.
+_ATTRIBUTES = {
+    "attention.layer_norm_epsilon": _EPSILONS,
+    "attention.layer_norm_rms_epsilon": _EPSILONS,
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+}
+# The largest Gemmas, by their layers: they scale attention otherwise, which no key of a file says.
+_SCALED = (("gemma2", 46), ("gemma3", 62))
+
+
+def complete(path: str, model_config: Any) -> None:
+    """Writes into ``model_config``, as transformers has read it, what else the file says.
+
+    Raises ModelError where that has no place there: the scores would be another model's."""
     from gguf import GGUFReader
 
+    file = Path(path).expanduser()
     reader = GGUFReader(file)
-    named = [f for key, f in reader.fields.items() if key.endswith(".rope.scaling.type")]
-    kinds = {str(field.contents()) for field in named} - {"none"}
+    kind = str(reader.fields["general.architecture"].contents())
+    own = f"{kind}."
+    said = {
+        key.removeprefix(own): field.contents()
+        for key, field in reader.fields.items()
+        if key.startswith(own)
+    }
+    text = model_config.get_text_config(decoder=True)
+    ropes = list(rotary_settings(text))
+    if len(ropes) == 1 and "rope.freq_base" in said:
+        ropes[0]["rope_theta"] = said["rope.freq_base"]
+    window = said.get("attention.sliding_window")
+    if window and window < said.get("context_length", 0) and hasattr(text, "sliding_window"):
+        text.sliding_window = window
+    for key, names in _ATTRIBUTES.items():
+        for name in names:
+            if key in said and hasattr(text, name):
+                setattr(text, name, said[key])
+    unread = _unread(said, text, ropes)
+    if (kind, said.get("block_count")) in _SCALED:
+        unread.append("its scale of attention")
+    scaling = said.get("rope.scaling.type", "none")
     if any(tensor.name.startswith("rope_f") for tensor in reader.tensors):
-        kinds.add("by factors")
-    rope = getattr(model_config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    if kinds and rope.get("rope_type", "default") == "default":
+        scaling = "by factors"
+    if scaling != "none" and all(rope["rope_type"] == "default" for rope in ropes):
+        unread.append(f"how it scales rotary frequencies ({scaling})")
+    if unread:
         raise ModelError(
-            f"{file} scales rotary frequencies ({', '.join(sorted(kinds))}), which transformers does not "
-            "read from GGUF: its scores would be another model's. Take the model's safetensors folder"
+            f"{file}: transformers does not read {', '.join(unread)} from GGUF files of {kind!r}: its scores "
+            "would be another model's. Take the model's safetensors folder"
         )
+
+
+def _unread(said: Mapping[str, Any], text: Any, ropes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the file says otherwise than the config, and cannot be written into it."""
+    heads = getattr(text, "num_attention_heads", None)
+    sizes: set[Any] = {getattr(text, name, None) for name in ("head_dim", "global_head_dim")} - {
+        None
+    }
+    if not sizes and heads:
+        sizes = {text.hidden_size // heads}
+    turned = {
+        int(size * rope.get("partial_rotary_factor", 1.0)) for size in sizes for rope in ropes
+    }
+    known: dict[str, set[Any]] = {
+        "attention.key_length": sizes,
+        "rope.dimension_count": turned | ({getattr(text, "rotary_dim", None)} - {None}),
+        "expert_used_count": {getattr(text, "num_experts_per_tok", None)} - {None},
+    }
+    return [
+        f"{key} {said[key]} (it takes {', '.join(map(str, sorted(values)))})"
+        for key, values in known.items()
+        if key in said and values and said[key] not in values
+    ]

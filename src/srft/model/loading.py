@@ -233,12 +233,15 @@ def _model_config(config: ModelConfig) -> Any:
         "Check model.path (a folder, or a name on the hub that this machine can reach); models "
         "that bring their own code need model.trust_remote_code=true",
     ):
-        return AutoConfig.from_pretrained(
+        found = AutoConfig.from_pretrained(
             _source(config.path),
             **gguf.settings(config.path),
             revision=config.revision or "main",
             trust_remote_code=config.trust_remote_code,
         )
+        if gguf.is_gguf(config.path):
+            gguf.complete(config.path, found)
+        return found
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def override_positions(model_config: Any, config: ModelConfig) -> None:
     text = model_config.get_text_config(decoder=True)
     kind = text.model_type
     if config.max_position_embeddings is not None:
-        for rope in _ropes(text):
+        for rope in rotary_settings(text):
             if "dynamic" in rope["rope_type"]:
                 raise ModelError(
                     f"{config.path}: rotary frequencies of model type {kind!r} follow from its window "
@@ -75,7 +75,7 @@ def override_positions(model_config: Any, config: ModelConfig) -> None:
         _fix_frequencies(text, config.rope_length)
 
 
-def _ropes(text: Any) -> Iterator[dict[str, Any]]:
+def rotary_settings(text: Any) -> Iterator[dict[str, Any]]:
     """The settings of rotary positions: one, or one for each kind of layer."""
     own = getattr(text, "rope_parameters", None)
     if isinstance(own, dict):
@@ -87,7 +87,7 @@ def _ropes(text: Any) -> Iterator[dict[str, Any]]:
 def _switches(text: Any) -> list[int]:
     """Lengths beyond which frequencies are others."""
     found = []
-    for rope in _ropes(text):
+    for rope in rotary_settings(text):
         if "dynamic" in rope["rope_type"]:
             found.append(int(text.max_position_embeddings))
         elif rope["rope_type"] == "longrope" and any(
@@ -100,7 +100,7 @@ def _switches(text: Any) -> list[int]:
 def _fix_frequencies(text: Any, length: int) -> None:
     """Those of a sequence of ``length`` tokens for all, in words that every library understands."""
     window = text.max_position_embeddings
-    for rope in _ropes(text):
+    for rope in rotary_settings(text):
         if "dynamic" in rope["rope_type"]:
             share = rope.get("partial_rotary_factor", 1.0)
             head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

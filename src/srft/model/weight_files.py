@@ -45,7 +45,7 @@ def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel
     """
     with _cut_before_reading(cut) as more, quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **settings, **more
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings, **more
         )
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
