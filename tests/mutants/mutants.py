@@ -156,6 +156,27 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("return self.clock - self.birth[:a] + 1 >= self.limit[:a]", "return self.clock - self.birth[:a] >= self.limit[:a]"),
         ("for ring in (self.tokens, self.logprobs, self.uniforms):", "for ring in (self.tokens, self.logprobs):"),
     ),
+    ("rollout/requests.py", ("rollout/test_stopping.py",)): (
+        ("most = request.most_tokens(params)", "most = params.max_tokens"),
+    ),
+    ("environments/episodes.py", ("environments/test_episodes.py",)): (
+        ("if len(run.ids) + len(ids) >= run.limit:", "if len(run.ids) + len(ids) > run.limit:"),
+        ("last = turn == self.max_turns", "last = turn == (self.max_turns or 0) + 1"),
+        ("self.mask += (logprobs is not None,) * len(ids)", "self.mask += (True,) * len(ids)"),
+        ("ended = run.ids[-1] in self.stop_ids", "ended = True"),
+        ("request_seed(run.seed, turn)", "run.seed"),
+        ("run.limit - len(run.ids),", "run.limit,"),
+        ("        self.toolbox.leave(self._places)\n", ""),
+    ),
+    ("environments/toolbox.py", ("environments/test_toolbox.py",)): (
+        ("if place.environment is not None and not place.stuck:", "if place.environment is not None:"),
+        ('row.pop("environment")', "pass"),
+        ("and not n.startswith(\"_\")]", "]"),
+    ),
+    ("environments/call_formats.py", ("environments/test_turns.py",)): (
+        ("found = json.loads(groups[\"json\"])", "found = dict(name=groups[\"json\"])"),
+        ('if kind == "string":', "if False:"),
+    ),
     ("rollout/embedded.py", ("rollout/test_embedded.py", "rollout/test_modes.py")): (
         ("seen |= torch.eye(width, dtype=torch.bool)", "pass"),
         ('reason: FinishReason = "stop" if stopped else "length"', 'reason: FinishReason = "stop"'),
@@ -169,7 +190,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ),
     ("rollout/vllm_wire.py", ("rollout/test_vllm_servers.py",)): (
         ('"ignore_eos": True', '"ignore_eos": False'),
-        ('"seed": seed', '"seed": 0'),
+        ('"seed": request.seed + sample', '"seed": 0'),
         ("by_token = stopped and not isinstance(stop_reason, str)", "by_token = stopped"),
     ),
     ("rollout/fleet.py", ("rollout/test_vllm_servers.py",)): (

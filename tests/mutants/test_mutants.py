@@ -17,7 +17,15 @@ def test_there_are_enough_in_every_room_and_none_twice():
     rooms = Counter(mutant.room for mutant in ALL)
     assert len(ALL) >= 60
     assert min(rooms.values()) >= 10
-    assert rooms.keys() == {"objective", "data", "model", "rollout", "rewards", "trainer"}
+    assert rooms.keys() == {
+        "objective",
+        "data",
+        "model",
+        "rollout",
+        "rewards",
+        "trainer",
+        "environments",
+    }
     assert len({(mutant.file, mutant.old, mutant.new) for mutant in ALL}) == len(ALL)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import pytest
 import torch
 
+from srft.errors import RolloutError
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
 from srft.rollout.response_end import MAY_END_STRING, STOP_TOKEN, StopRule, StopRules
@@ -131,3 +133,32 @@ def test_a_rule_is_kept_for_the_strings_ids_and_ends_that_it_is_for(llama, token
     llama.generation_config.eos_token_id = 7
     assert get().table[7] == STOP_TOKEN != found[0].table[7]
     assert get() is get()
+
+
+@pytest.mark.parametrize("kind", [EmbeddedEngine, GenerateEngine])
+@pytest.mark.parametrize("max_rows", [64, 2])
+def test_a_request_s_own_limit_cuts_what_it_would_have_got(llama, tokenizer, kind, max_rows):
+    limits = [3, None, 1, 9, 40]
+    requests = [RolloutRequest((5 + k, 9), n=2, seed=10 * k) for k in range(len(limits))]
+    params = SamplingParams(max_tokens=12)
+    engine = kind(llama, tokenizer, RolloutConfig(max_rows=max_rows))
+    free = engine.generate(requests, params)
+    limited = [replace(r, max_tokens=limit) for r, limit in zip(requests, limits, strict=True)]
+    for limit, whole, cut in zip(limits, free, engine.generate(limited, params), strict=True):
+        for one, other in zip(whole, cut, strict=True):
+            assert other.token_ids == one.token_ids[:limit]
+            short = limit is not None and limit <= len(one.token_ids) - (
+                one.finish_reason == "stop"
+            )
+            assert other.finish_reason == ("length" if short else one.finish_reason)
+
+
+def test_a_request_s_own_limit_may_be_all_that_fits(llama, tokenizer):
+    """The window holds the prompt and what this request may get, though not ``max_tokens``."""
+    window = llama.config.max_position_embeddings
+    request = RolloutRequest((5,) * (window - 2), n=1, seed=0, max_tokens=2)
+    params = SamplingParams(max_tokens=50)
+    ((completion,),) = EmbeddedEngine(llama, tokenizer).generate([request], params)
+    assert 1 <= len(completion.token_ids) <= 2
+    with pytest.raises(RolloutError, match="max_tokens=3"):
+        EmbeddedEngine(llama, tokenizer).generate([replace(request, max_tokens=3)], params)
