@@ -18,7 +18,7 @@ from srft.memory import free as free_module
 from srft.memory import shape as shape_module
 from srft.memory.assumptions import assume
 from srft.memory.devices import GIB, read_cluster
-from srft.memory.fit import AUTOMATIC, FULL, fit, get
+from srft.memory.fit import AUTOCAST, AUTOMATIC, FULL, fit, get
 from srft.memory.free import Free, free_memory
 from srft.runs.files import read_jsonl
 from srft.trainer import fitting
@@ -28,7 +28,7 @@ from srft.trainer.api import SRFTTrainer
 CPU = torch.device("cpu")
 
 
-def fitted(gpus, before=None, **sections):
+def fitted(gpus, before=None, gain=1.0, **sections):
     values = {
         "model": {"path": "Qwen/Qwen2.5-0.5B"},
         "data": {"max_prompt_tokens": 256, "max_demonstration_tokens": 256},
@@ -38,7 +38,7 @@ def fitted(gpus, before=None, **sections):
     for name, section in sections.items():
         values[name] = {**values[name], **section}
     cluster = read_cluster(gpus)
-    return fit(parse_config(values), cluster, assume(cluster), before=before)
+    return fit(parse_config(values), cluster, assume(cluster), before=before, gain=gain)
 
 
 def chosen(found):
@@ -120,6 +120,27 @@ def test_the_limit_of_a_control_group_above_is_seen(line, folder, files, tmp_pat
     monkeypatch.setattr(free_module, "held_memory", lambda device: 2e8)
     assert free_memory(CPU) == Free(7e8, "the control group's limit")
     assert free_memory(CPU, processes=2).bytes == pytest.approx(4.5e8)
+
+
+@pytest.mark.parametrize(
+    "gpus, gain, before, sections, expected",
+    [
+        ("cpu-400G", 2.0, {}, {}, "bfloat16"),
+        ("cpu-400G", 1.9, {}, {}, "float32"),
+        ("cpu-400G", 9.0, {AUTOCAST: "float32"}, {}, "float32"),  # as the run began
+        ("cpu-400G", 1.0, {AUTOCAST: "bfloat16"}, {}, "bfloat16"),
+        ("cpu-400G", 9.0, {}, {"model": {"autocast": "float32"}}, "float32"),
+        ("cpu-400G", 9.0, {}, {"model": {"dtype": "bfloat16"}}, "auto"),
+        ("cpu-400G", 9.0, {}, {"model": {"lora": {"quantization": "nf4"}}}, "auto"),
+        ("A100-80G", 9.0, {}, {}, "auto"),
+    ],
+)
+def test_products_are_rounded_on_a_processor_that_is_faster_so(
+    gpus, gain, before, sections, expected
+):
+    found = fitted(gpus, before, gain, **sections)
+    assert found.config.model.autocast == expected
+    assert ("products in bfloat16" in found.settings()) == (found.case.layout.autocast is not None)
 
 
 WATCHED = """

@@ -13,7 +13,16 @@ from tests.toys import tiny_model
 from torch import nn
 
 from srft.model.cpu import products
-from srft.model.cpu.products import FastLinear, FrozenLinear, outer, product, use_fast_products
+from srft.model.cpu.products import (
+    FastLinear,
+    FrozenLinear,
+    bfloat16_gain,
+    outer,
+    product,
+    rounded_factors,
+    rounded_weights,
+    use_fast_products,
+)
 from srft.model.fast import prepare_compute
 from srft.model.model_config import ModelConfig
 
@@ -140,3 +149,43 @@ for rows in [*range(1, 101)] * 2:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("cache_miss") >= 200
     assert done.stdout.count("cache_hit") <= 1  # the second call of `_limit_cache` above
+
+
+@pytest.mark.skipif(bfloat16_gain() == 1.0, reason="this processor does not multiply bfloat16")
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_rounded_once_compute_what_autocast_does(rows, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 80, bias=bias), nn.ReLU(), nn.Linear(80, 8, bias=bias))
+    x = torch.randn(rows, 3, 96)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with pytest.raises(ValueError, match="out"), rounded_weights(model, 8):
+            assert {type(m) for m in model} == {products._RoundedLinear, nn.ReLU}
+            found = model(x)
+            raise ValueError("out")
+        assert torch.equal(expected, model(x))
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-6)
+    assert {type(m) for m in model} == {nn.Linear, nn.ReLU}
+    assert not any("packed" in vars(m) for m in model)
+    assert all(torch.equal(a, before[name]) for name, a in model.state_dict().items())
+
+
+def test_weights_are_rounded_under_autocast_to_bfloat16_alone():
+    model = nn.Sequential(nn.Linear(4, 4))
+    for context in (torch.autocast("cpu", torch.float16), torch.no_grad()):
+        with context, rounded_weights(model, 8):
+            assert type(model[0]) is nn.Linear
+    with torch.autocast("cpu", torch.bfloat16), rounded_weights(model.double(), 8):
+        assert type(model[0]) is nn.Linear
+
+
+def test_rounded_factors_are_for_the_block_alone():
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    with pytest.raises(ValueError, match="out"), rounded_factors():
+        assert matmul.fp32_precision == ("bf16" if bfloat16_gain() > 1.0 else before)
+        raise ValueError("out")
+    assert matmul.fp32_precision == before

@@ -1,5 +1,6 @@
 """What ``auto`` means in ``train.tokens_per_micro_batch``, ``rollout.max_rows`` and
-``model.gradient_checkpointing``: the fastest that fits, by the arithmetic of ``phases.py``."""
+``model.gradient_checkpointing``: the fastest that fits, by the arithmetic of ``phases.py``; and in
+``model.autocast`` on a CPU: what the processor is faster with."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from srft.config import SRFTConfig
 from srft.memory.assumptions import Assumptions
 from srft.memory.case import build_case, with_settings
 from srft.memory.devices import Cluster
 from srft.memory.phases import Case, Memory, plan_memory
 from srft.memory.work import Lengths
+from srft.model.loading import parameter_dtype
 from srft.rollout.rollout_config import MOST_ROWS
 from srft.trainer.train_config import MOST_TOKENS
 
@@ -22,6 +26,11 @@ TOKENS, ROWS, CHECKPOINTING = AUTOMATIC = (
     "rollout.max_rows",
     "model.gradient_checkpointing",
 )
+AUTOCAST = "model.autocast"
+_WIDE = 512
+"""Width of a model from which on products, not what lies between them, take most of the time."""
+_PAYS = 2.0
+"""How many times as fast products have to be, so that a measurement on a busy machine decides the same."""
 FULL = 0.95
 """Of the memory may be planned with: the arithmetic is not that exact, and others use the machine."""
 _EASY = 0.5
@@ -50,9 +59,11 @@ class Fit:
         """What was chosen or given, as a phrase."""
         values = get(self.config, TOKENS), get(self.config, ROWS), get(self.config, CHECKPOINTING)
         kept = "with" if values[2] else "no"
+        half = self.case.layout.autocast
+        products = f", products in {str(half).removeprefix('torch.')}" if half else ""
         return (
             f"micro-batches of {values[0]:,} tokens, {values[1]:,} rollouts side by side, {kept} gradient "
-            "checkpointing"
+            f"checkpointing{products}"
         )
 
 
@@ -77,14 +88,20 @@ def fit(
     lengths: Lengths | None = None,
     model_config: Any = None,
     before: Mapping[str, Any] | None = None,
+    gain: float = 1.0,
 ) -> Fit:
     """The first of the choices that fits ``cluster``, or the smallest. ``before``: what a run chose that
-    goes on now.
+    goes on now. ``gain``: how many times as fast a CPU is with products in bfloat16 as in float32.
 
     Raises:
         ConfigError, ModelError: see ``build_case``.
     """
     case = build_case(config, cluster, assumed, lengths, model_config)
+    if cluster.is_cpu and _asks_for_autocast(config):
+        pays = case.shape.hidden >= _WIDE and gain >= _PAYS
+        dtype = (before or {}).get(AUTOCAST) or ("bfloat16" if pays else "float32")
+        config = replaced(config, {AUTOCAST: dtype})
+        case = build_case(config, cluster, assumed, lengths, model_config)
     fitted: Fit | None = None
     for choice, share in _choices(config, cluster, before or {}):
         resolved = replaced(config, choice)
@@ -95,6 +112,12 @@ def fit(
             break
     assert fitted is not None
     return fitted
+
+
+def _asks_for_autocast(config: SRFTConfig) -> bool:
+    model = config.model
+    four_bits = model.lora is not None and model.lora.quantization is not None
+    return model.autocast == "auto" and parameter_dtype(model) == torch.float32 and not four_bits
 
 
 def _cache_of(memory: Memory) -> float:

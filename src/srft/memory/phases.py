@@ -224,9 +224,12 @@ def _generation(case: Case) -> tuple[int, Item, list[Item]]:
         # Logits, log-probabilities and their exponents in float32, the running sum in float64.
         Item("vocabulary", vocabulary * (half + 4 + 4 + 8), f"{rows} rows x {shape.vocabulary:,}"),
     ]
-    lean = case.layout.weights == torch.float32 and shape.parameters <= MOST_PARAMETERS
-    if rollout.engine == "embedded" and lean and case.cluster.is_cpu and not case.config.model.lora:
-        more.append(Item("fused matrices", 4 * shape.fused_copies, "the sampler's copies"))
+    if rollout.engine == "embedded" and case.cluster.is_cpu:
+        lean = case.layout.weights == torch.float32 and shape.parameters <= MOST_PARAMETERS
+        if case.layout.autocast is not None:
+            more.append(Item("rounded matrices", 2 * shape.matrices, "the sampler's copies"))
+        elif lean and not case.config.model.lora:
+            more.append(Item("fused matrices", 4 * shape.fused_copies, "the sampler's copies"))
     return rows, cache, more
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srft.model.cpu.products import outer, product
+from srft.model.cpu.products import outer, product, rounded_factors
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,14 @@ class Head:
         """``a @ b`` summed and returned in the compute dtype."""
         if self.native_half(a):
             return torch.mm(a, b, out_dtype=self.compute)
+        if a.is_cpu and self.operand == torch.bfloat16:
+            with rounded_factors():
+                return torch.mm(a, b)
         return torch.mm(a, b) if self.plain else product(a, b.t())
 
     def outer(self, a: Tensor, b: Tensor) -> Tensor:
         """``a.T @ b`` summed and returned in the compute dtype."""
-        if self.native_half(a) or self.plain:
+        if self.native_half(a) or self.plain or self.operand == torch.bfloat16:
             return self.product(a.t(), b)
         return outer(a, b)
 

@@ -37,6 +37,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from srft.errors import ModelError
+from srft.model.cpu.attention import half_attention, takes
 
 PACKED_ATTENTION = "srft_packed"
 
@@ -326,6 +327,8 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, options: _Optio
     if not options.plain:
         out_BLHd = _softmax_attention(query, key, value, mask, options)
         return out_BLHd.transpose(1, 2)
+    if takes(query) and options.dropout == 0.0:
+        return half_attention(query, key, value, mask, options.scale)
     return functional.scaled_dot_product_attention(
         query,
         key,

@@ -121,10 +121,12 @@ def _few_queries(
     """The plain formula: on a CPU, and over a dense block, two batched products take half the time
     of the fused kernel's many small ones (over slices they would be as many themselves)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scale, key.transpose(2, 3))
-    if mask is not None:
-        scores += mask
-    out = torch.matmul(torch.softmax(scores, dim=-1), value)
+    # Autocast would round the whole cache anew for every token.
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.matmul(query * scale, key.transpose(2, 3))
+        if mask is not None:
+            scores += mask
+        out = torch.matmul(torch.softmax(scores, dim=-1), value)
     return out.view(query.shape[0], 1, heads, value.shape[-1])
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError
 from srft.model.cpu.lean import lean_decoder
+from srft.model.cpu.products import rounded_weights
 from srft.rollout.cache import CapturedPrompts, RowCache
 from srft.rollout.cached_attention import (
     CURRENT_SLOT,
@@ -73,7 +74,8 @@ class EmbeddedEngine:
         cache, self._cache = self._cache, None
         with sampling_mode(self.model):
             call = _Call(self, list(requests), params, on_completion, cache)
-            results = call.run()
+            with rounded_weights(self.model, call.row_count):
+                results = call.run()
             if not self.config.free_cache:
                 self._cache = call.cache
         return results

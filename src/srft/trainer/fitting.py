@@ -18,10 +18,11 @@ from srft.memory.advice import hints
 from srft.memory.assumptions import assume
 from srft.memory.case import build_case, with_settings
 from srft.memory.devices import GIB, Cluster
-from srft.memory.fit import AUTOMATIC, FULL, TOKENS, Fit, fit, get, replaced
+from srft.memory.fit import AUTOCAST, AUTOMATIC, FULL, TOKENS, Fit, fit, get, replaced
 from srft.memory.free import Free, free_memory, held_memory, local_processes, release, watch_peak
 from srft.memory.phases import plan_memory
 from srft.memory.work import Lengths
+from srft.model.cpu.products import bfloat16_gain
 from srft.model.fast import training_mode
 from srft.model.policy import Policy
 from srft.objective.method import Method
@@ -134,10 +135,10 @@ def fit_memory(
     assumed = assume(cluster)
     room = Room(asked, asked, None, cluster, lengths, free, held, device, world)
     before = world.from_main(lambda: chosen_before(run), "the run's settings")
+    gain = world.from_main(bfloat16_gain, "the processor's speed") if cluster.is_cpu else 1.0
+    given = None if model is None else model.config
     try:
-        fitted = fit(
-            asked, cluster, assumed, lengths, None if model is None else model.config, before
-        )
+        fitted = fit(asked, cluster, assumed, lengths, given, before, gain)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001  an architecture of which the arithmetic knows too little
@@ -163,7 +164,8 @@ def chosen_before(run: RunDir) -> Mapping[str, Any]:
     """What the run in this folder chose when it began; nothing where none did."""
     try:
         recipe = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-        found = {key: recipe[key.split(".")[0]][key.split(".")[1]] for key in AUTOMATIC}
+        keys = (*AUTOMATIC, AUTOCAST)
+        found = {key: recipe[key.split(".")[0]][key.split(".")[1]] for key in keys}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return {}
     return {key: value for key, value in found.items() if value != "auto"}
