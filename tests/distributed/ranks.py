@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 import traceback
@@ -86,10 +87,16 @@ def finish(started: Sequence[tuple[Any, Any]], timeout_s: float = 400.0) -> list
     return outcomes
 
 
+class Crashed(AssertionError):
+    """A process ended by a segmentation fault."""
+
+
 def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
     """``function(*arguments)`` in ``size`` processes; its results by rank. All must succeed."""
     outcomes = finish(start(function, size, *arguments))
     failed = [f"rank {r}: {o.error}" for r, o in enumerate(outcomes) if o.error]
+    if any(outcome.exit_code == -signal.SIGSEGV for outcome in outcomes):
+        raise Crashed("\n".join(failed))
     assert not failed, "\n".join(failed)
     return [outcome.value for outcome in outcomes]
 

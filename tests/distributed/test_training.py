@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.distributed import work
-from tests.distributed.ranks import finish, on_ranks, start
+from tests.distributed.ranks import Crashed, finish, on_ranks, start
 from tests.toys import save_lab_model
 
 from srft.runs.files import read_jsonl
@@ -104,9 +105,18 @@ def alone(recipes, some_demonstrations) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def together(recipes, some_demonstrations) -> dict[str, Path]:
     """Run directories of two processes, one sharded model."""
-    plain = recipes("together")
-    on_ranks(work.train_all, 2, list(plain.values()), some_demonstrations, "a_third")
-    return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
+
+    def train() -> dict[str, Path]:
+        plain = recipes("together")
+        on_ranks(work.train_all, 2, list(plain.values()), some_demonstrations, "a_third")
+        return {name: Path(values["run"]["dir"]) for name, values in plain.items()}
+
+    try:
+        return train()
+    except Crashed as error:
+        # Seen once in dozens of suites: a thread of gloo's, in the C library's malloc. Twice is our fault.
+        warnings.warn(f"a process crashed, so all are trained once more: {error}", stacklevel=1)
+        return train()
 
 
 def assert_same_figures(one: list[dict], other: list[dict], steps: int = 3) -> None:
