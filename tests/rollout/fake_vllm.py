@@ -10,11 +10,13 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from srft.model.adapters import merge_adapter
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams
@@ -26,10 +28,12 @@ class FakeServer:
     fail(n): the next ``n`` completions break their connection. hang: seconds before each answer.
     refuse: answer 400. asked counts (prompt, seed) of the completions that were answered. As vLLM it
     keeps what it computed for a prompt until it is told to forget; stale counts answers from what the
-    weights of before an update left.
+    weights of before an update left. rank: of the adapters that it applies itself, 0 for none; received
+    counts the bytes of the files it was told to read.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, port: int = 0) -> None:
+    def __init__(self, model: Any, tokenizer: Any, port: int = 0, rank: int = 0) -> None:
+        self.rank, self.received = rank, Counter[str]()
         self.base = copy.deepcopy(model)
         self.tokenizer = tokenizer
         self.port = port or _free_port()
@@ -48,6 +52,7 @@ class FakeServer:
         self.model = copy.deepcopy(self.base)
         self.engine = EmbeddedEngine(self.model, self.tokenizer, RolloutConfig(check=False))
         self.version, self.updating = "default", False
+        self.whole, self.adapters = self.base, dict[str, str]()
         self.prefixes: dict[tuple[int, ...], int] = {}
         self.http = _Server(("127.0.0.1", self.port), _handler(self))
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
@@ -69,7 +74,17 @@ class FakeServer:
         if not self.deaf:
             state = load_file(path)
             self.model.load_state_dict(state)
+        self.whole = copy.deepcopy(self.model)
         self.updates += 1
+        self.received["whole"] += Path(path).stat().st_size
+
+    def adapt(self, name: str, path: str) -> None:
+        self.adapters = {name: path}  # it keeps one, as vLLM does with max_loras=1
+        model = copy.deepcopy(self.whole)
+        merge_adapter(model, Path(path))
+        self.model.load_state_dict(model.state_dict())
+        self.updates += 1
+        self.received["adapter"] += sum(file.stat().st_size for file in Path(path).iterdir())
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         fields = body["sampling_params"]
@@ -135,8 +150,10 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             if self.server.dead:
                 self.drop()
                 return
-            data = json.dumps(body if body is not None else {}).encode()
+            plain = isinstance(body, str)  # vLLM answers some calls in words
+            data = body.encode() if plain else json.dumps(body if body is not None else {}).encode()
             self.send_response(status)
+            self.send_header("Content-Type", "text/plain" if plain else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -146,7 +163,12 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             self.connection.shutdown(socket.SHUT_RDWR)
 
         def do_GET(self) -> None:
-            self.answer(200, {"/weight_info": {"weight_version": fake.version}}.get(self.path))
+            lora = {"max_lora_rank": fake.rank} if fake.rank else None
+            answers = {
+                "/weight_info": {"weight_version": fake.version},
+                "/server_info?config_format=json": {"vllm_config": {"lora_config": lora}},
+            }
+            self.answer(200, answers.get(self.path))
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
@@ -166,6 +188,14 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/finish_weight_update":
                 fake.version, fake.updating = body["weight_version"], False
                 self.answer(200)
+            elif self.path == "/v1/load_lora_adapter" and fake.rank:
+                fake.adapt(body["lora_name"], body["lora_path"])
+                self.answer(200, "Success: the adapters were added.")
+            elif self.path == "/v1/unload_lora_adapter" and body["lora_name"] not in fake.adapters:
+                self.answer(404, {"error": "no such adapter"})
+            elif self.path == "/update_weight_version":
+                fake.version = body["new_version"]
+                self.answer(200)
             else:
                 if self.path == "/reset_prefix_cache":
                     fake.prefixes.clear()
@@ -174,6 +204,9 @@ def _handler(fake: FakeServer) -> type[BaseHTTPRequestHandler]:
         def generate(self, body: Any) -> None:
             if fake.refuse:
                 self.answer(400, {"error": "the prompt is too long"})
+                return
+            if body.get("model", "") not in {"", *fake.adapters}:
+                self.answer(404, {"error": f"The model `{body['model']}` does not exist."})
                 return
             time.sleep(fake.hang)
             with fake.lock:

@@ -23,8 +23,9 @@ from srft.environments.toolbox import Toolbox
 from srft.errors import RolloutError
 from srft.evaluation.sample import sample_texts
 from srft.lab import base_model_path, lab_eval
+from srft.model.adapters import add_lora
 from srft.model.loading import load_model, load_tokenizer
-from srft.model.model_config import ModelConfig
+from srft.model.model_config import LoraConfig, ModelConfig
 from srft.rollout.check import check_weights
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
@@ -76,7 +77,7 @@ def requests(tokenizer):
 def servers(tmp_path_factory):
     """Started first of all, and looked for when a test needs them."""
     folder = tmp_path_factory.mktemp("servers")
-    started = [ServerProcess(folder, VLLM) for _ in range(2)]
+    started = [ServerProcess(folder, VLLM), ServerProcess(folder, VLLM, lora={"rank": 4})]
     yield started
     for server in started:
         server.kill()
@@ -185,6 +186,11 @@ def test_responses_of_several_turns(engine, model, tokenizer, requests):
 )
 def test_logprobs_are_those_of_the_distribution_sampled_from(engine, model, requests, params):
     engine.update_weights()
+    assert largest_gap(engine, model, requests, params) < 1e-4
+
+
+def largest_gap(engine, model, requests, params):
+    """Between the engine's log-probabilities and the trainer's, in nats."""
     worst = 0.0
     for request, group in zip(requests, engine.generate(requests, params), strict=True):
         for completion in group:
@@ -193,7 +199,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(engine, model, requ
                 logits = model.eval()(input_ids=ids).logits[0, len(request.prompt_ids) - 1 : -1]
             ours = sampling_logprobs(logits, params).gather(-1, ids[0, -len(logits) :, None])[:, 0]
             worst = max(worst, (ours - torch.tensor(completion.logprobs)).abs().max().item())
-    assert worst < 1e-4
+    return worst
 
 
 def test_a_completion_depends_on_its_seed_alone(engine, requests):
@@ -266,6 +272,30 @@ def test_an_adapter_is_sampled_with_its_model(engine, model, tokenizer, requests
         assert tokens_of(engine.generate(requests, GREEDY)) != before
     finally:
         adapted.unload()
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_adapters_travel_alone_where_vllm_applies_them(kind, servers, tokenizer, requests):
+    """The same log-probabilities as with whole weights, for a few of their bytes."""
+    model = load_model(ModelConfig(path="lab"))
+    add_lora(model, LoraConfig(rank=4))
+    local = RolloutConfig(engine="vllm", vllm=VLLM)
+    config = local if kind == "local" else remote_config(servers[1:])
+    engine = build_engine(model, tokenizer, config)
+    try:
+        file = engine.file if kind == "local" else engine.transfer.file
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter.data.normal_(0, 0.1, generator=generator)
+            engine.update_weights()
+            assert same_as_ours(engine, model, tokenizer, requests)
+            cold = SamplingParams(max_tokens=48, temperature=0.6)
+            assert largest_gap(engine, model, requests, cold) < 1e-4
+        sent = sum(f.stat().st_size for f in (file.folder / "adapter").iterdir())
+        assert sent < 0.1 * sum(p.numel() * p.element_size() for p in model.parameters())
+    finally:
+        engine.close()
 
 
 def test_other_weights_than_the_trainers_are_refused(engine, model, tokenizer):

@@ -16,6 +16,8 @@ from tests.toys import lab_model
 
 from srft.config import parse_config
 from srft.errors import ConfigError, RolloutError
+from srft.model.adapters import add_lora
+from srft.model.model_config import LoraConfig
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.response_end import StopRule
@@ -177,6 +179,58 @@ def test_with_no_server_left_the_run_ends_and_says_why(servers, connect, request
         generate(engine, requests)
     with pytest.raises(RolloutError, match="no vLLM server"):
         engine.update_weights()
+
+
+@pytest.fixture
+def adapted(model):
+    pytest.importorskip("peft")
+    add_lora(model, LoraConfig(rank=2))
+    move_adapters(model, 1)
+    return model
+
+
+def move_adapters(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def test_adapters_travel_alone_to_servers_that_apply_them(adapted, tokenizer, connect, requests):
+    servers = [FakeServer(lab_model(), tokenizer, rank=8) for _ in range(2)]
+    engine = connect(servers)
+    before = generate(engine, requests)
+    assert before == expected(adapted, tokenizer, requests)
+    base = [server.received["whole"] for server in servers]
+    move_adapters(adapted, 2)
+    engine.update_weights()
+    assert generate(engine, requests) == expected(adapted, tokenizer, requests) != before
+    assert [server.received["whole"] for server in servers] == base, "the base travels once"
+    assert all(
+        0 < 5 * server.received["adapter"] / 2 < b for server, b in zip(servers, base, strict=True)
+    )
+    # Restarted unnoticed: it has neither the base of the run nor its adapters.
+    move_adapters(adapted, 3)
+    engine.update_weights()
+    servers[0].restart()
+    assert generate(engine, requests) == expected(adapted, tokenizer, requests)
+    assert servers[0].received["whole"] == 2 * base[0]
+    # A second run, whose servers hold what the first has left.
+    assert generate(connect(servers), requests) == expected(adapted, tokenizer, requests)
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize("ranks", [(0, 0), (8, 0), (1, 1)])
+def test_adapters_are_added_to_the_weights_where_a_server_cannot_apply_them(
+    ranks, adapted, tokenizer, connect, requests
+):
+    servers = [FakeServer(lab_model(), tokenizer, rank=rank) for rank in ranks]
+    assert generate(connect(servers), requests) == expected(adapted, tokenizer, requests)
+    assert all(server.received["whole"] and not server.received["adapter"] for server in servers)
+    for server in servers:
+        server.stop()
 
 
 def test_a_request_that_the_server_refuses_is_not_sent_to_others(servers, connect, requests):

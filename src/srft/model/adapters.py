@@ -183,6 +183,19 @@ def trained_names(model: nn.Module) -> set[str] | None:
     return {name for name, p in model.named_parameters() if p.requires_grad}
 
 
+def adapter_rank(model: nn.Module) -> int | None:
+    """The rank of the adapters of ``model`` where whoever reads peft's file can apply them beside weights
+    of its own. None: there are none, or only their sum with the weights will do (stacks of experts,
+    transposed layers, ranks or scales by layer, a start that changes the base)."""
+    layers: list[Any] = [module for module in model.modules() if _is_adapted(module)]
+    if not layers or any(_is_stack(layer) or layer.fan_in_fan_out for layer in layers):
+        return None
+    base: Any = unwrap(model)
+    config = base.peft_config[_active(base)]
+    special = config.rank_pattern or config.alpha_pattern or config.bias != "none"
+    return None if special or isinstance(config.init_lora_weights, str) else int(config.r)
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` as its base, in evaluation mode; afterwards as it was."""
@@ -210,8 +223,9 @@ def frozen_reference(model: nn.Module) -> Reference:
 
 
 @torch.no_grad()
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the whole model as an engine without adapters holds it.
+def merged_weights(model: nn.Module, adapted: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the whole model as an engine without adapters holds it; of the base under them where
+    not ``adapted``.
 
     The names are those of the base model's ``state_dict`` (tied weights under each of theirs) and
     come in its order, so that query, key and value of a layer follow one another. An adapted
@@ -229,7 +243,7 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in base.state_dict().items():
         plain = _plain_name(name, modules)
         if plain is not None:
-            yield plain, _merged(name, tensor, modules, base.dtype)
+            yield plain, _merged(name, tensor, modules, base.dtype, adapted)
 
 
 def reshard(model: nn.Module) -> None:
@@ -282,9 +296,9 @@ def _plain_name(name: str, modules: Mapping[str, nn.Module]) -> str | None:
 
 
 def _merged(
-    name: str, tensor: Tensor, modules: Mapping[str, nn.Module], dtype: torch.dtype
+    name: str, tensor: Tensor, modules: Mapping[str, nn.Module], dtype: torch.dtype, adapted: bool
 ) -> Tensor:
-    """The tensor ``name`` with what adapts it."""
+    """The tensor ``name`` with what adapts it, where that is asked for."""
     path, _, own = name.rpartition(".")
     holder = modules[path]
     if own == "weight" and _is_quantized(holder):
@@ -296,7 +310,7 @@ def _merged(
     else:
         weight = whole(tensor)
     total = weight
-    while path.endswith(".base_layer"):
+    while adapted and path.endswith(".base_layer"):
         path = path.removesuffix(".base_layer")
         layer: Any = modules[path]
         if own == getattr(layer, "parameter_name", "weight"):

@@ -53,7 +53,7 @@ class Server:
         self.reason = "not reached yet"
 
     def call(self, method: str, path: str, body: Any = None, timeout: float | None = None) -> Any:
-        """One control call; the JSON of its answer, or None.
+        """One control call; the JSON of its answer, or None where it is none.
 
         Raises:
             ServerFailure: no answer in time, or one that is not a success.
@@ -65,7 +65,8 @@ class Server:
             raise ServerFailure(f"{path}: {type(error).__name__} {error}") from error
         if (status := response.status_code) != 200:
             raise ServerFailure(f"{path}: status {status}: {response.text[:300]}", status)
-        return response.json() if response.content else None
+        kind = response.headers.get("content-type", "")
+        return response.json() if response.content and "json" in kind else None
 
     def close(self) -> None:
         """Closes the connections; the server keeps running."""
@@ -92,6 +93,17 @@ class Server:
         """How many workers take part in a transfer of weights."""
         return int(self.call("GET", "/get_world_size")["world_size"])
 
+    def adapter_rank(self) -> int:
+        """The largest rank of adapters that it applies itself; 0: none, or it does not say."""
+        try:
+            # vLLM describes the whole machine with it, which takes seconds the first time.
+            path = "/server_info?config_format=json"
+            info = self.call("GET", path, timeout=self.config.update_timeout_s) or {}
+        except ServerFailure:
+            return 0
+        lora = info.get("vllm_config", {}).get("lora_config") or {}
+        return int(lora.get("max_lora_rank", 0))
+
     async def ask(self, http: httpx2.AsyncClient, body: Any, version: str) -> Answer:
         """One completion by the weights called ``version``.
 
@@ -106,6 +118,8 @@ class Server:
             raise ServerFailure(f"no completion within {self.config.timeout_s:g} s") from error
         except httpx2.TransportError as error:
             raise ServerFailure(f"{type(error).__name__} {error}") from error
+        if response.status_code == 404 and "model" in body and "does not exist" in response.text:
+            raise ServerFailure("it does not have the present adapters")
         if response.status_code in (403, 404):
             raise RolloutError(
                 f"{self.url}: this server does not take tokens ({response.text[:200]}); {_HOW}"

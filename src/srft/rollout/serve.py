@@ -51,6 +51,9 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     text = model_config.get_text_config()
     transfer = config.rollout.server.transfer
     backend = "nccl" if transfer == "nccl" or (transfer, device) == ("auto", "cuda") else None
+    # Adapters travel by a path: not to other machines. Experts' are added to the weights instead.
+    lora = None if backend == "nccl" else own.lora
+    rank = lora.rank if lora is not None and not lora.target_parameters else None
     arguments: dict[str, Any] = {
         "model": path,
         "served_model_name": "srft",
@@ -60,7 +63,9 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
         "worker_extension_cls": WORKER_EXTENSION,
         "enable_scale_out": True,
         "disable_uvicorn_access_log": True,
-        **engine_arguments(config.rollout.vllm, device, context_length(text), config.rollout.rows),
+        **engine_arguments(
+            config.rollout.vllm, device, context_length(text), config.rollout.rows, rank
+        ),
     }
     if own.tokenizer:
         arguments["tokenizer"] = own.tokenizer
@@ -76,6 +81,8 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     # Not `vllm serve`: it looks for a distribution named vllm, and the CPU build has another name.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(arguments)]
     environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    if arguments.get("enable_lora"):
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if device == "cpu":
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return command, environment

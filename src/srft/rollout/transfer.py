@@ -6,8 +6,9 @@
     finish_weight_update          and what the weights are called from now on
 
 ``MemoryTransfer`` names a file in shared memory, which our backend inside the server reads
-(``vllm_worker.py``). ``NCCLTransfer`` is vLLM's NCCL backend: one group of the trainer's first rank
-and every worker of every server, one broadcast for all.
+(``vllm_worker.py``). ``AdapterTransfer`` sends the base of adapters so, once, and then folders of adapters
+by ``load_lora_adapter``. ``NCCLTransfer`` is vLLM's NCCL backend: one group of the trainer's first rank and
+every worker of every server, one broadcast for all.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srft.errors import ConfigError, RolloutError
+from srft.model.adapters import adapter_rank, adapter_weights
 from srft.rollout.client import Server, ServerFailure
 from srft.rollout.rollout_config import ServerConfig
-from srft.rollout.vllm_weights import MemoryFile
+from srft.rollout.vllm_weights import MemoryFile, named_weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +54,25 @@ class Transfer(Protocol):
 
 
 def build_transfer(
-    config: ServerConfig, weights: Weights, device: torch.device, sender: bool
+    config: ServerConfig,
+    model: nn.Module,
+    dtype: torch.dtype,
+    sender: bool,
+    takes_adapters: Callable[[int], bool],
 ) -> Transfer:
-    """The transfer that the config names; ``device`` is where the trainer's weights are."""
-    chosen = config.transfer
+    """The transfer that the config names, of ``model`` in ``dtype``. ``takes_adapters``: whether the servers
+    apply adapters of that rank themselves."""
+    chosen, device = config.transfer, next(model.parameters()).device
     if chosen == "auto":
         chosen = "nccl" if device.type == "cuda" else "memory"
     if chosen == "nccl" and device.type != "cuda":
         raise ConfigError(
             "rollout.server.transfer is nccl, but the trainer's weights are not on a GPU; use memory"
         )
+    rank = adapter_rank(model)
+    if chosen == "memory" and rank is not None and takes_adapters(rank):
+        return AdapterTransfer(config, model, dtype, sender)
+    weights = partial(named_weights, model, dtype)
     return (NCCLTransfer if chosen == "nccl" else MemoryTransfer)(config, weights, sender)
 
 
@@ -77,6 +90,9 @@ class MemoryTransfer:
                 pass
             return
         self.path = self.file.write(dict(self.weights()))
+        self._tell(servers, version)
+
+    def _tell(self, servers: Sequence[Server], version: str) -> None:
         with ThreadPoolExecutor(max(1, len(servers))) as pool:
             list(pool.map(lambda server: self._try(server, version), servers))
 
@@ -116,6 +132,44 @@ class MemoryTransfer:
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
+
+
+class AdapterTransfer(MemoryTransfer):
+    """Adapters alone, to servers on the sender's machine: each has been given their base. Adapters are
+    called by the version, so that a server never answers by others than it is asked for."""
+
+    def __init__(
+        self, config: ServerConfig, model: nn.Module, dtype: torch.dtype, sender: bool
+    ) -> None:
+        super().__init__(config, partial(named_weights, model, dtype, adapted=False), sender)
+        self.model = model
+        self.adapter: Path | None = None
+        self.first = True
+
+    def send(self, servers: Sequence[Server], version: str) -> None:
+        if self.first:
+            base = dict(self.weights())
+            self.path = self.file.write(base) if self.file else None
+            self.first = False
+        tensors = dict(adapter_weights(self.model))
+        if self.file is not None:
+            self.adapter = self.file.write_adapter(self.model, tensors)
+            self._tell(servers, version)
+
+    def send_again(self, server: Server, version: str) -> None:
+        run = version.rpartition("-")[0]
+        held = server.weight_version()
+        if held.rpartition("-")[0] != run:
+            held = f"{run}-base"
+            super().send_again(server, held)
+        timeout = self.config.update_timeout_s
+        loaded = {"lora_name": version, "lora_path": str(self.adapter)}
+        server.call("POST", "/v1/load_lora_adapter", loaded, timeout)
+        server.call("POST", "/update_weight_version", {"new_version": version})
+        server.call("POST", "/reset_prefix_cache")
+        if held != f"{run}-base":
+            with suppress(ServerFailure):  # the server has forgotten it by itself
+                server.call("POST", "/v1/unload_lora_adapter", {"lora_name": held})
 
 
 class NCCLTransfer:

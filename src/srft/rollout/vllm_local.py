@@ -15,14 +15,17 @@ import random
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import ConfigError, RolloutError
+from srft.model.adapters import adapter_rank, adapter_weights
 from srft.model.output_head import unwrap
 from srft.model.positions import context_length
 from srft.rollout.requests import check_requests
@@ -65,9 +68,12 @@ class VLLMEngine:
         self.sleeps = self.device == "cuda" and config.vllm.sleep
         self.asleep, self.fresh = False, False
         self.folder = tempfile.TemporaryDirectory(prefix="srft-vllm-")
+        self.dtype = engine_dtype(config.vllm, self.device)
         # Without workers of their own, vLLM's weights are in this process and tensors are handed
-        # over as they are; workers read a file in memory.
+        # over as they are; workers read a file in memory, and so does whoever reads adapters.
         self.file: MemoryFile | None = None
+        self.adapter: Any = None  # vLLM's LoRARequest for the newest adapters
+        self.applies_adapters = False
         if config.vllm.tensor_parallel_size > 1:
             if _several_processes():
                 raise ConfigError(
@@ -77,6 +83,9 @@ class VLLMEngine:
                 )
             self.file = MemoryFile(config.server.shared_memory)
         self.llm = self._start(longest)
+        self.applies_adapters = self.llm.llm_engine.vllm_config.lora_config is not None
+        if self.applies_adapters and self.file is None:
+            self.file = MemoryFile(config.server.shared_memory)
         self.update_weights()
 
     def generate(
@@ -120,7 +129,7 @@ class VLLMEngine:
                         **fields, output_kind=RequestOutputKind.FINAL_ONLY
                     )
                     prompt = {"prompt_token_ids": list(request.prompt_ids)}
-                    engine.add_request(f"{r}/{i}", prompt, sampling)
+                    engine.add_request(f"{r}/{i}", prompt, sampling, lora_request=self.adapter)
                     open_ids.add(f"{r}/{i}")
             while open_ids:
                 for output in engine.step():
@@ -141,18 +150,37 @@ class VLLMEngine:
         return [("vLLM in this process", self.generate)]
 
     def update_weights(self) -> None:
-        """Hands the trainer's present weights over, without going through a disk."""
+        """Hands the trainer's present weights over, without going through a disk: adapters alone where
+        vLLM applies them, once it has their base."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        weights = named_weights(self.model, engine_dtype(self.config.vllm, self.device))
-        if self.file is None:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        else:
-            path = self.file.write(dict(weights))
-            self.llm.collective_rpc("srft_load", args=(str(path),))
+        if not self.applies_adapters:
+            self._load(named_weights(self.model, self.dtype))
+        elif self.adapter is None:
+            self._load(named_weights(self.model, self.dtype, adapted=False))
+        if self.applies_adapters:
+            self._load_adapters()
         # Keys and values of prompts were computed with the old weights.
         self.llm.reset_prefix_cache()
         self.fresh = True
+
+    def _load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        if self.config.vllm.tensor_parallel_size == 1:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        else:
+            assert self.file is not None
+            self.llm.collective_rpc("srft_load", args=(str(self.file.write(dict(weights))),))
+
+    def _load_adapters(self) -> None:
+        """Under a number of their own each time: vLLM would read them anew at every step if it were told
+        that the same ones have changed."""
+        from vllm.lora.request import LoRARequest
+
+        assert self.file is not None
+        path = self.file.write_adapter(self.model, dict(adapter_weights(self.model)))
+        number = 1 if self.adapter is None else self.adapter.lora_int_id + 1
+        self.adapter = LoRARequest(f"srft-{number}", number, str(path))
+        self.llm.llm_engine.add_lora(self.adapter)
 
     def _wake(self) -> None:
         if not self.asleep:
@@ -163,9 +191,10 @@ class VLLMEngine:
         self.asleep = False
 
     def _sleep(self) -> None:
-        """Level 2 gives the weights up as well: the trainer has them."""
+        """Level 2 gives the weights up as well: the trainer has them. Level 1 keeps the base of adapters in
+        the host's memory."""
         if self.sleeps:
-            self.llm.sleep(level=2)
+            self.llm.sleep(level=1 if self.applies_adapters else 2)
             self.asleep, self.fresh = True, False
 
     def close(self) -> None:
@@ -201,28 +230,44 @@ class VLLMEngine:
         window = context_length(base.config)
         if longest is not None and window is not None:
             longest = min(longest, window)
+        rank = adapter_rank(self.model)
         arguments = engine_arguments(
-            self.config.vllm, self.device, longest or window, self.config.rows
+            self.config.vllm, self.device, longest or window, self.config.rows, rank
         )
         if self.file is not None:
             arguments["worker_extension_cls"] = WORKER_EXTENSION
         if _several_processes():
             arguments["distributed_executor_backend"] = "external_launcher"
         arguments.setdefault("load_format", "dummy")
+        start = partial(
+            LLM, model=self.folder.name, enable_sleep_mode=self.sleeps, disable_log_stats=True
+        )
         try:
             with _process_kept():
-                return LLM(
-                    model=self.folder.name,
-                    enable_sleep_mode=self.sleeps,
-                    disable_log_stats=True,
-                    **arguments,
-                )
+                return _with_adapters_if_it_can(start, arguments)
         # vLLM raises errors of many kinds from deep inside; each means that it does not start.
         except Exception as error:
             raise RolloutError(
                 f"vLLM does not start for {plain.__name__}: {type(error).__name__}: {error}. "
                 "Its settings are rollout.vllm; rollout.engine=embedded does not need it"
             ) from error
+
+
+def _with_adapters_if_it_can(start: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """vLLM that applies adapters itself where that is asked for and it can for this model."""
+    if arguments.get("enable_lora"):
+        try:
+            return start(**arguments)
+        except Exception as error:  # noqa: BLE001 - of many kinds; without adapters it may start
+            logger.warning(
+                "vLLM cannot apply the adapters itself and gets whole weights with them added at every "
+                "update (rollout.vllm.options={enable_lora: false} asks for that): %s",
+                error,
+            )
+    plain = {
+        k: v for k, v in arguments.items() if k not in ("enable_lora", "max_loras", "max_lora_rank")
+    }
+    return start(**plain)
 
 
 def _completion(choice: Any, stop: StopRule, where: tuple[int, int]) -> Completion:

@@ -24,8 +24,7 @@ from srft.rollout.fleet import Job, fetch, none_left
 from srft.rollout.requests import check_requests
 from srft.rollout.response_end import StopRules
 from srft.rollout.rollout_config import RolloutConfig
-from srft.rollout.transfer import build_transfer
-from srft.rollout.vllm_weights import named_weights
+from srft.rollout.transfer import AdapterTransfer, Transfer, build_transfer
 from srft.rollout.vllm_wire import completion_of, engine_dtype, is_exact, sampling_fields
 from srft.types import Completion, RolloutRequest, SamplingParams
 
@@ -44,16 +43,18 @@ class VLLMServerEngine:
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.stop_rules = StopRules(tokenizer)
-        device = next(model.parameters()).device
-        dtype = engine_dtype(config.vllm, device.type)
         self.rank = distributed.get_rank() if _ranks() > 1 else 0
-        self.transfer = build_transfer(
-            config.server, lambda: named_weights(model, dtype), device, sender=self.rank == 0
-        )
+        self.transfer: Transfer | None = None
         self.servers = [Server(url, config.server) for url in config.servers]
         self.run, self.updates, self.version = uuid.uuid4().hex[:8], 0, ""
         try:
-            self.update_weights(wait_for_all=True)
+            if self.rank == 0:
+                self._look(wait_for_all=True)
+            dtype = engine_dtype(config.vllm, next(model.parameters()).device.type)
+            self.transfer = build_transfer(
+                config.server, model, dtype, self.rank == 0, self._take_adapters
+            )
+            self.update_weights()
         except BaseException:
             self.close()
             raise
@@ -104,7 +105,9 @@ class VLLMServerEngine:
 
     def _body(self, request: RolloutRequest, sample: int, params: SamplingParams) -> dict[str, Any]:
         fields = sampling_fields(request, sample, params, self.model, self.tokenizer)
-        return {"token_ids": list(request.prompt_ids), "sampling_params": fields}
+        body = {"token_ids": list(request.prompt_ids), "sampling_params": fields}
+        adapters = isinstance(self.transfer, AdapterTransfer)
+        return {**body, "model": self.version} if adapters else body
 
     @property
     def exact(self) -> bool:
@@ -122,7 +125,7 @@ class VLLMServerEngine:
 
     # -- weights -------------------------------------------------------------------------------
 
-    def update_weights(self, wait_for_all: bool = False) -> None:
+    def update_weights(self) -> None:
         """Sends the trainer's present weights to every server that answers; called on all ranks.
 
         Raises:
@@ -130,14 +133,21 @@ class VLLMServerEngine:
         """
         self.updates += 1
         version = f"{self.run}-{self.updates}"
+        assert self.transfer is not None
         if self.rank == 0:
-            self._look(wait_for_all)
+            self._look()
         self.transfer.send([server for server in self.servers if server.up], version)
         if self.rank == 0 and not any(server.up for server in self.servers):
             self._wait_for_one(version)  # all of them fell while the weights were sent
         self._agree(version)
 
-    def _look(self, wait_for_all: bool) -> None:
+    def _take_adapters(self, rank: int) -> bool:
+        """Whether all servers that answer apply adapters of this rank; asked on every rank."""
+        ranks = [server.adapter_rank() for server in self.servers if server.up]
+        (found,) = _from_first([all(r >= rank for r in ranks)])
+        return bool(found)
+
+    def _look(self, wait_for_all: bool = False) -> None:
         """Which servers answer. At the start all are waited for, later one is enough."""
         deadline = time.monotonic() + self.config.server.wait_s
         while True:
@@ -166,6 +176,7 @@ class VLLMServerEngine:
             for server in self.servers:
                 try:
                     server.weight_version()
+                    assert self.transfer is not None
                     self.transfer.send_again(server, version)
                 except ServerFailure as failure:
                     server.reason = str(failure)
@@ -176,10 +187,7 @@ class VLLMServerEngine:
 
     def _agree(self, version: str) -> None:
         """All ranks go on with what the first one found; until then the others wait."""
-        found: list[Any] = [(version, [server.up for server in self.servers])]
-        if _ranks() > 1:
-            distributed.broadcast_object_list(found, src=0)
-        self.version, ups = found[0]
+        self.version, ups = _from_first([version, [server.up for server in self.servers]])
         for server, up in zip(self.servers, ups, strict=True):
             server.up = up
 
@@ -189,13 +197,22 @@ class VLLMServerEngine:
             return
         if self.rank > 0:
             raise ServerFailure("it holds other weights, which the first rank updates")
+        assert self.transfer is not None
         self.transfer.send_again(server, self.version)
 
     def close(self) -> None:
         """Closes the connections to the servers, which keep running."""
-        self.transfer.close()
+        if self.transfer is not None:
+            self.transfer.close()
         for server in self.servers:
             server.close()
+
+
+def _from_first(values: list[Any]) -> list[Any]:
+    """The first rank's values, on all ranks."""
+    if _ranks() > 1:
+        distributed.broadcast_object_list(values, src=0)
+    return values
 
 
 def _ranks() -> int:

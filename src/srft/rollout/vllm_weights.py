@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srft.errors import RolloutError
-from srft.model.adapters import merged_weights
+from srft.model.adapters import merged_weights, save_adapter
 from srft.model.output_head import unwrap
 from srft.model.weight_files import precisions
 
 
 def named_weights(
-    model: nn.Module, dtype: torch.dtype | None = None
+    model: nn.Module, dtype: torch.dtype | None = None, adapted: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of every weight as a model in ``dtype`` holds it (None: as they are), under the names
     that ``save_pretrained`` would write.
 
-    Adapters are added to their base weights and tied weights come under each of their names, since
-    an engine may keep a packed copy for each. Shards are gathered, which every rank of the mesh
-    has to take part in: all ranks iterate to the end.
+    Adapters are added to their base weights (left out where not ``adapted``) and tied weights come
+    under each of their names, since an engine may keep a packed copy for each. Shards are gathered,
+    which every rank of the mesh has to take part in: all ranks iterate to the end.
     """
     base = unwrap(model)
-    yield from _as_in_files(base, _cast(merged_weights(model), base, dtype))
+    yield from _as_in_files(base, _cast(merged_weights(model, adapted), base, dtype))
 
 
 def _cast(
@@ -88,11 +88,29 @@ class MemoryFile:
             save_file({name: tensor.cpu().clone() for name, tensor in weights.items()}, path)
         except (OSError, SafetensorError) as error:
             path.unlink(missing_ok=True)
-            raise RolloutError(
-                f"{path}: the weights could not be written ({error}); make the file system in memory "
-                "larger, or name another folder with rollout.server.shared_memory"
-            ) from error
+            raise self._full(path, error) from error
         return path
+
+    def write_adapter(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> Path:
+        """The adapters of ``model`` (``tensors``) as a folder of peft's, in place of what was there.
+
+        Raises:
+            RolloutError: there is no room for them.
+        """
+        path = self.folder / "adapter"
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            path.mkdir()
+            save_adapter(model, path, tensors)
+        except (OSError, SafetensorError) as error:
+            raise self._full(path, error) from error
+        return path
+
+    def _full(self, path: Path, error: Exception) -> RolloutError:
+        return RolloutError(
+            f"{path}: the weights could not be written ({error}); make the file system in memory "
+            "larger, or name another folder with rollout.server.shared_memory"
+        )
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -14,6 +14,9 @@ from srft.rollout.response_end import StopRule
 from srft.rollout.rollout_config import VLLMConfig
 from srft.types import Completion, RolloutRequest, SamplingParams
 
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
+
 
 def sampling_fields(
     request: RolloutRequest, sample: int, params: SamplingParams, model: Any, tokenizer: Any
@@ -93,10 +96,10 @@ def is_exact(model: Any, config: VLLMConfig, device: str) -> bool:
 
 
 def engine_arguments(
-    config: VLLMConfig, device: str, window: int | None, rows: int
+    config: VLLMConfig, device: str, window: int | None, rows: int, rank: int | None = None
 ) -> dict[str, Any]:
     """vLLM's engine arguments for this config; ``window``: longest sequence in tokens, None where
-    unknown; ``rows``: most sequences side by side."""
+    unknown; ``rows``: most sequences side by side; ``rank`` of adapters that it is to apply itself."""
     length = config.max_model_len or window
     arguments: dict[str, Any] = {
         "dtype": str(engine_dtype(config, device)).removeprefix("torch."),
@@ -120,4 +123,6 @@ def engine_arguments(
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     else:
         arguments["kv_cache_memory_bytes"] = int(cache * 2**30)
+    if rank is not None and (room := next((r for r in _RANKS if r >= rank), None)):
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
     return {**arguments, **config.options}
