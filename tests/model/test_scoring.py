@@ -182,6 +182,18 @@ def test_a_learned_scale_of_logits_is_trained(make_model, make_sequences) -> Non
     torch.testing.assert_close(ours, model.lm_head.logit_scale.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_self_check_finds_short_sequences_that_are_seen_whole(make_model) -> None:
+    """As Doge's within its window."""
+    model = make_model("llama")
+
+    def seen_whole(module, args, out):
+        return out + 0.3 * out.mean(dim=1, keepdim=True) if out.shape[1] <= 8 else out
+
+    model.model.layers[0].mlp.register_forward_hook(seen_whole)
+    with pytest.raises(ModelError, match="not a causal language model"):
+        check_scoring(Policy(model, TokenizerOf61()))
+
+
 def test_self_check_finds_random_numbers_in_evaluation_mode(make_model) -> None:
     model = make_model("llama")
     noisy = lambda module, args, out: out + 0.1 * torch.randn_like(out)  # noqa: E731

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _CHECK_LENGTHS = ((1, 6), (9, 1), (5, 12), (7, 10), (3, 40))
 
 _CHECK_WINDOW = 4
+_FEW = 6
 _WINDOWS = (
     *("sliding_window", "attention_chunk_size", "sliding_window_size", "local_attention"),
     *("attention_window_size", "window_size"),
@@ -163,9 +164,15 @@ def _own_logits(policy: Policy, input_ids: Tensor) -> Tensor:
 
 
 def _check_causal(policy: Policy, sequences: Sequence[TrainingSequence], device: Any) -> None:
-    """Raise ModelError where the model's own logits at a token depend on later ones."""
+    """Raise ModelError where the model's own logits at a token depend on later ones: of the longest
+    sequence, and of few enough tokens to lie within a window that is not known here."""
     longest = max(sequences, key=lambda s: len(s.prompt_ids) + len(s.response_ids))
-    input_ids = torch.tensor([[*longest.prompt_ids, *longest.response_ids]], device=device)
+    tokens = (*longest.prompt_ids, *longest.response_ids)
+    for length in (len(tokens), _FEW):
+        _check_causal_at(policy, torch.tensor([tokens[:length]], device=device))
+
+
+def _check_causal_at(policy: Policy, input_ids: Tensor) -> None:
     half = input_ids.shape[1] // 2
     whole, again, part = (
         _own_logits(policy, ids)[0, :half].float().log_softmax(dim=-1)
