@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import load_file
 from tests.toys import save_lab_model
@@ -151,7 +152,8 @@ def _tensors(folder: Path) -> str:
     for path in folder.glob("*.safetensors"):
         tensors |= load_file(path)
     kinds = [(name, str(t.dtype), tuple(t.shape)) for name, t in sorted(tensors.items())]
-    data = b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(tensors.items()))
+    flat = [t.reshape(-1).view(torch.uint8) for _, t in sorted(tensors.items())]
+    data = b"".join(t.numpy().tobytes() for t in flat)
     return _digest(repr(kinds).encode() + data)
 
 

@@ -440,7 +440,7 @@ def _evaluated(arguments: tuple[str, ...], run: Path, output: str) -> Iterator[s
         if not 0 <= low <= one["accuracy"] <= high <= 1:
             yield f"{name}: {one['accuracy']} is not within {low} and {high}"
     if "--json" in arguments:
-        first = re.search(r"^\{", output, re.MULTILINE)  # the log holds both streams
+        first = re.search(r"^\{$", output, re.MULTILINE)  # the log holds both streams
         json.loads(output[first.start() :] if first else "")
 
 
