@@ -131,7 +131,12 @@ def publish(folder: Path, run: dict[str, Any], found: list[Trial], outcomes: lis
     newest = {kind: number for number, one in enumerate(runs) for kind in one["kinds"]}
     runs = [one for number, one in enumerate(runs) if number in {newest[k] for k in kept}]
     values = {"trials": [asdict(t) for t in every], "inputs": [asdict(o) for o in inputs]}
-    path.write_text(json.dumps({**values, "runs": runs}, indent=1) + "\n")
+    lists = {
+        name: "[\n" + ",\n".join(map(json.dumps, items)) + "\n]"
+        for name, items in {**values, "runs": runs}.items()
+    }
+    text = ",\n".join(f"{json.dumps(name)}: {items}" for name, items in lists.items())
+    path.write_text("{" + text + "}\n")
     lines = ["# Faults", ""]
     lines += [
         f"- `{r['command']}`, {r['date']}, {r['minutes']:.0f} minutes; {r['machine']}" for r in runs
