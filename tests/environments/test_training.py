@@ -6,10 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.environments.conftest import add, sums
+from tests.rollout.fake_vllm import FakeServer
 
 from srft import SRFTTrainer
 from srft.data.turns import tool_call
 from srft.errors import ConfigError
+from srft.model.loading import load_model, load_tokenizer
+from srft.model.model_config import ModelConfig
 from srft.runs.files import read_jsonl
 from srft.trainer import collector as collector_module
 
@@ -186,3 +189,17 @@ def test_what_cannot_be_is_refused(tool_recipe, tiny_model):
         SRFTTrainer(args=tool_recipe(method="uft"), **given)
     with pytest.raises(ConfigError, match="name a template that knows tools"):
         SRFTTrainer(args=tool_recipe(model={"path": str(tiny_model)}), **given)
+
+
+def test_rollouts_made_ahead_on_servers(tool_recipe, calls_at_random, model_path, tmp_path):
+    config = ModelConfig(path=str(model_path))
+    server = FakeServer(load_model(config), load_tokenizer(config))
+    try:
+        rollout = {"engine": "vllm-server", "servers": [server.url], "ahead": 1}
+        rollout["server"] = {"check_every_s": 0.05, "wait_s": 60, "shared_memory": str(tmp_path)}
+        args = tool_recipe(rollout=rollout, run={"checkpoint_every": 0})
+        trainer = SRFTTrainer(args=args, train_dataset=rows(6), environment_factory=Counter)
+        metrics = logged(trainer.train().run_dir)
+    finally:
+        server.stop()
+    assert len(metrics) == 3 and any(row["tools/calls"] > 0 for row in metrics)
