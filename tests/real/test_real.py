@@ -84,9 +84,11 @@ def test_three_steps_with_a_resume_between_move_the_weights_and_are_logged(run):
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(row["train/gradient_norm"] > 0 and 0 < row["entropy/rollouts"] < 11 for row in rows)
-    assert all(row["mismatch/abs"] < 1e-3 for row in rows if "mismatch/abs" in row)
+    chosen = yaml.safe_load((run / "config.yaml").read_text())
+    most = {"bfloat16": 0.1, "float32": 1e-3}[chosen["model"]["autocast"]]
+    assert all(row["mismatch/abs"] < most for row in rows if "mismatch/abs" in row)
     assert read_jsonl(run / "evaluation.jsonl")[-1]["n_problems"] == 4
-    assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["max_rows"] != "auto"
+    assert chosen["rollout"]["max_rows"] != "auto"
 
 
 def test_transformers_reads_the_export_and_answers_alike(run):
