@@ -244,3 +244,25 @@ def test_other_orders_are_refused(roles):
     ]
     with pytest.raises(RowError, match="a demonstration is one message"):
         turns_text(messages, "`demonstration`")
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_nothink", "glm4moe_training"])
+def test_arguments_without_quotes_get_the_types_of_the_tool(name):
+    def find(text: str, most: int) -> str:
+        """
+        Finds.
+
+        Args:
+            text: What.
+            most: How many.
+        """
+        return text * most
+
+    tokenizer = with_template(name)
+    form = format_of(turns_of(tokenizer))
+    schemas = Toolbox([find], {}).offer([Example("x")])[0].tools
+    call = tool_call("find", {"text": "7", "most": 7})
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    whole = official(tokenizer, [USER, message], list(schemas), whole=True)
+    text = tokenizer.decode(whole).rpartition("times 2?")[2]
+    assert form.read(text, schemas)[1] == [call]
