@@ -292,6 +292,13 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("self.train_state.refused_in_a_row += 1", "pass"),
         ("if model_dir and (self.train_state.step > first or not self._exported()):", "if model_dir:"),
     ),
+    ("trainer/clean_stop.py", ("trainer/test_clean_stop.py",)): (
+        ("return work() if self.requested is None else None", "return work()"),
+        ("if self._leaves:", "if False:"),
+    ),
+    ("trainer/trainer.py", ("trainer/test_clean_stop.py",)): (
+        ("if self.train_state.evaluation_due:", "if self.train_state.evaluation_due and not self.train_state.step:"),
+    ),
     ("trainer/trainer.py", ("trainer/test_servers.py",)): (
         ("self.setup.engine.update_weights()\n        end", "end"),
     ),
