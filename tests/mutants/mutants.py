@@ -185,7 +185,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ),
     ("rollout/transfer.py", ("rollout/test_vllm_servers.py",)): (
         ('post("/reset_prefix_cache")', "pass"),
-        ('server.call("POST", "/reset_prefix_cache")', "pass"),
+        ('version})\n                server.call("POST", "/reset_prefix_cache")', 'version})'),
         ('{"weight_version": version})\n        except', '{"weight_version": "none"})\n        except'),
     ),
     ("rollout/vllm_wire.py", ("rollout/test_vllm_servers.py",)): (
