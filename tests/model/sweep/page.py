@@ -40,7 +40,11 @@ def _below(found: Mapping[str, Mapping[str, Report]]) -> str:
     versions = sorted(found, key=lambda version: [int(part) for part in version.split(".")])
     kinds = list(dict.fromkeys(kind for v in reversed(versions) for kind in found[v]))
     kinds.sort(key=lambda kind: (kind in VARIANTS, kind if kind not in VARIANTS else ""))
-    lines = [f"Float32 on a CPU ({_processor()}), model types and variants:", ""]
+    lines = [
+        f"Float32 on a CPU ({_processor()}); model types and variants that were tried of each version (an empty "
+        "cell: the version does not have it, or it was not tried with it):",
+        "",
+    ]
     for version in versions:
         counts = Counter(map(_outcome, found[version].values()))
         told = ", ".join(f"{counts[what]} {told}" for what, told in _TOLD.items() if counts[what])
