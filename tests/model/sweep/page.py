@@ -41,8 +41,8 @@ def _below(found: Mapping[str, Mapping[str, Report]]) -> str:
     kinds = list(dict.fromkeys(kind for v in reversed(versions) for kind in found[v]))
     kinds.sort(key=lambda kind: (kind in VARIANTS, kind if kind not in VARIANTS else ""))
     lines = [
-        f"Float32 on a CPU ({_processor()}); model types and variants that were tried of each version (an empty "
-        "cell: the version does not have it, or it was not tried with it):",
+        f"Float32 on a CPU ({_processor()}); model types and variants that were tried of each version (an "
+        "empty cell: the version does not have it, or it was not tried with it):",
         "",
     ]
     for version in versions:
