@@ -123,7 +123,7 @@ def main(model: str, steps: int = 16, held_out: int = 100, **sections: Any) -> T
     before, after = (
         record["accuracy"] for record in (result.evaluations[0], result.evaluations[-1])
     )
-    print(f"held-out accuracy: {before:.0%} before, {after:.0%} after {steps} steps")
+    print(f"held-out accuracy: {before:.0%} before, {after:.0%} after {result.step} steps")
     return result
 
 
