@@ -56,6 +56,8 @@ KNOWN: dict[str, Callable[[], bool]] = {
     "_foreach_add": lambda: torch._foreach_add([torch.ones(1)], [torch.ones(1)])[0].item() == 2,
     "_forward_hooks": lambda: "_forward_hooks" in vars(nn.Linear(1, 1)),
     "_forward_pre_hooks": lambda: "_forward_pre_hooks" in vars(nn.Linear(1, 1)),
+    "_is_amx_tile_supported": lambda: isinstance(torch.cpu._is_amx_tile_supported(), bool),
+    "_is_avx512_bf16_supported": lambda: isinstance(torch.cpu._is_avx512_bf16_supported(), bool),
     "_linear_pointwise": lambda: _mkldnn("_linear_pointwise"),
     "_orig_mod": lambda: hasattr(torch.compile(nn.Linear(1, 1)), "_orig_mod"),
     "_parameters": lambda: "_parameters" in vars(nn.Linear(1, 1)),
@@ -89,8 +91,8 @@ KNOWN: dict[str, Callable[[], bool]] = {
     # vLLM
     "_registry": _vllm_registry,
 }
-NO_SYMBOLS = {"_exit", "_replace", "_T", "_config"}
-"""Of the standard library; endings of names, of tensors and of parts of a model's config."""
+NO_SYMBOLS = {"_exit", "_replace", "_T", "_config", "_s"}
+"""Of the standard library; endings of names (tensors, parts of a config, settings in seconds)."""
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

@@ -36,7 +36,7 @@ Setting = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Setting of a recipe's sections data and model, such as model.trust_remote_code=true; "
+        help="Setting of a recipe's sections data and model, such as model.dtype=bfloat16; "
         "repeatable.",
     ),
 ]
