@@ -194,7 +194,7 @@ class RolloutConfig(Section):
         gt=0,
         description="Largest mean difference between the engine's and the trainer's log-probabilities of a "
         "step's rollouts (`mismatch/abs`, nats), beyond which the run stops before its weights move. null: "
-        "what rounding explains, 0.001 where both compute in float32, 0.1 where one computes in half precision "
+        "what rounding explains, 0.001 where both compute in float32, 0.1 where one does in half precision "
         "(docs/rollouts.md). Not with ahead=1, whose rollouts are by older weights.",
     )
 
