@@ -274,30 +274,6 @@ def test_an_adapter_is_sampled_with_its_model(engine, model, tokenizer, requests
         adapted.unload()
 
 
-@pytest.mark.parametrize("kind", ["local", "remote"])
-def test_adapters_travel_alone_where_vllm_applies_them(kind, servers, tokenizer, requests):
-    """The same log-probabilities as with whole weights, for a few of their bytes."""
-    model = load_model(ModelConfig(path="lab"))
-    add_lora(model, LoraConfig(rank=4))
-    local = RolloutConfig(engine="vllm", vllm=VLLM)
-    config = local if kind == "local" else remote_config(servers[1:])
-    engine = build_engine(model, tokenizer, config)
-    try:
-        file = engine.file if kind == "local" else engine.transfer.file
-        for seed in range(2):
-            generator = torch.Generator().manual_seed(seed)
-            for parameter in (p for p in model.parameters() if p.requires_grad):
-                parameter.data.normal_(0, 0.1, generator=generator)
-            engine.update_weights()
-            assert same_as_ours(engine, model, tokenizer, requests)
-            cold = SamplingParams(max_tokens=48, temperature=0.6)
-            assert largest_gap(engine, model, requests, cold) < 1e-4
-        sent = sum(f.stat().st_size for f in (file.folder / "adapter").iterdir())
-        assert sent < 0.1 * sum(p.numel() * p.element_size() for p in model.parameters())
-    finally:
-        engine.close()
-
-
 def test_other_weights_than_the_trainers_are_refused(engine, model, tokenizer):
     engine.update_weights()
     (_, generate), *_ = engine.parts()
@@ -428,3 +404,28 @@ def test_the_command_evaluates_by_servers(servers, tmp_path):
     urls = ",".join(server.url for server in servers)
     theirs = result("theirs", "--engine", "vllm-server", "--rollout", f"servers=[{urls}]")
     assert theirs == result("ours", "--engine", "embedded")
+
+
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_adapters_travel_alone_where_vllm_applies_them(kind, servers, tokenizer, requests):
+    """The same log-probabilities as with whole weights, for a few of their bytes. Stands last: a second
+    engine in this process, once closed, leaves the first without its groups."""
+    model = load_model(ModelConfig(path="lab"))
+    add_lora(model, LoraConfig(rank=4))
+    local = RolloutConfig(engine="vllm", vllm=VLLM)
+    config = local if kind == "local" else remote_config(servers[1:])
+    engine = build_engine(model, tokenizer, config)
+    try:
+        file = engine.file if kind == "local" else engine.transfer.file
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter.data.normal_(0, 0.1, generator=generator)
+            engine.update_weights()
+            assert same_as_ours(engine, model, tokenizer, requests)
+            cold = SamplingParams(max_tokens=48, temperature=0.6)
+            assert largest_gap(engine, model, requests, cold) < 1e-4
+        sent = sum(f.stat().st_size for f in (file.folder / "adapter").iterdir())
+        assert sent < 0.1 * sum(p.numel() * p.element_size() for p in model.parameters())
+    finally:
+        engine.close()
