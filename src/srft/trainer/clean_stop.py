@@ -40,12 +40,13 @@ class StopRequest:
         """What ``work`` returns, which a resumed run does again; None where a request came before or
         meanwhile, which ends it there and then."""
         try:
-            self._leaves = True
-            return work() if self.requested is None else None
-        except Interrupted:
+            try:
+                self._leaves = True
+                return work() if self.requested is None else None
+            finally:
+                self._leaves = False
+        except Interrupted:  # the signal may come in the line above, too
             return None
-        finally:
-            self._leaves = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
