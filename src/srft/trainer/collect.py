@@ -333,9 +333,10 @@ def group_metrics(collected: Collected) -> dict[str, float]:
     lengths = [sum(_counted(r.sequence)) for r in rollouts]
     logprobs = [
         value
-        for sequence in (r.sequence for r in rollouts)
-        for k, value in enumerate(sequence.sampler_logprobs or ())
-        if k >= sequence.prefix_length and _counted(sequence)[k]
+        for s in (r.sequence for r in rollouts)
+        for value in itertools.compress(
+            (s.sampler_logprobs or ())[s.prefix_length :], _counted(s)[s.prefix_length :]
+        )
     ]
     demos = [demo for group in collected.demos for demo in group]
     metrics = {

@@ -37,12 +37,11 @@ def sample_records(
         rollouts, demos = collected.rollouts[g], collected.demos[g]
         sequences = [*(r.sequence for r in rollouts), *demos]
         # Of several turns all is shown, of one what the verifier has read.
-        texts = [r.text if r.sequence.loss_mask is None else None for r in rollouts]
-        texts += [None for _ in demos]
-        shown = [
-            decode(s.response_ids) if t is None else t
-            for s, t in zip(sequences, texts, strict=True)
+        texts = [
+            r.text if r.sequence.loss_mask is None else decode(r.sequence.response_ids)
+            for r in rollouts
         ]
+        texts += [decode(demo.response_ids) for demo in demos]
         if not sequences:
             continue
         extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
@@ -67,7 +66,7 @@ def sample_records(
                         **figure,
                     }
                     for sequence, text, extra, figure in zip(
-                        sequences, shown, extras, figures, strict=True
+                        sequences, texts, extras, figures, strict=True
                     )
                 ],
             }
