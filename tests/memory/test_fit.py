@@ -18,7 +18,7 @@ from srft.memory import free as free_module
 from srft.memory import shape as shape_module
 from srft.memory.assumptions import assume
 from srft.memory.devices import GIB, read_cluster
-from srft.memory.fit import AUTOCAST, AUTOMATIC, FULL, fit, get
+from srft.memory.fit import AUTOCAST, AUTOMATIC, FULL, TOKENS, fit, get
 from srft.memory.free import Free, free_memory
 from srft.runs.files import read_jsonl
 from srft.trainer import fitting
@@ -129,6 +129,7 @@ def test_the_limit_of_a_control_group_above_is_seen(line, folder, files, tmp_pat
         ("cpu-400G", 1.9, {}, {}, "float32"),
         ("cpu-400G", 9.0, {AUTOCAST: "float32"}, {}, "float32"),  # as the run began
         ("cpu-400G", 1.0, {AUTOCAST: "bfloat16"}, {}, "bfloat16"),
+        ("cpu-400G", 9.0, {TOKENS: 777}, {}, "float32"),  # by a version that knew no other
         ("cpu-400G", 9.0, {}, {"model": {"autocast": "float32"}}, "float32"),
         ("cpu-400G", 9.0, {}, {"model": {"dtype": "bfloat16"}}, "auto"),
         ("cpu-400G", 9.0, {}, {"model": {"lora": {"quantization": "nf4"}}}, "auto"),

@@ -190,3 +190,21 @@ def test_rounded_factors_are_for_the_block_alone():
         assert matmul.fp32_precision == ("bf16" if products._multiplies_bfloat16() else before)
         raise ValueError("out")
     assert matmul.fp32_precision == before
+
+
+@pytest.mark.skipif(
+    not products._multiplies_bfloat16(), reason="this processor does not multiply bfloat16"
+)
+def test_where_memory_runs_out_while_weights_are_rounded_the_model_is_as_before(monkeypatch):
+    def short(tensor):
+        raise MemoryError("no room")
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    monkeypatch.setattr(torch.Tensor, "bfloat16", short)
+    with (
+        pytest.raises(MemoryError, match="no room"),
+        torch.autocast("cpu", torch.bfloat16),
+        rounded_weights(model, 8),
+    ):
+        pass
+    assert [type(m) for m in model] == [nn.Linear, nn.Linear]

@@ -99,7 +99,9 @@ def fit(
     case = build_case(config, cluster, assumed, lengths, model_config)
     if cluster.is_cpu and _asks_for_autocast(config):
         pays = case.shape.hidden >= _WIDE and gain >= _PAYS
-        dtype = (before or {}).get(AUTOCAST) or ("bfloat16" if pays else "float32")
+        dtype = "bfloat16" if pays else "float32"
+        if before:  # a run that began before there was a choice began in float32
+            dtype = before.get(AUTOCAST, "float32")
         config = replaced(config, {AUTOCAST: dtype})
         case = build_case(config, cluster, assumed, lengths, model_config)
     fitted: Fit | None = None

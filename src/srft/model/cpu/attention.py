@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from srft.model.cpu.products import rounded_factors
+from srft.model.cpu.products import autocasts_to_bfloat16, rounded_factors
 
 # Numbers in one chunk's scores, so that they stay in cache.
 _CHUNK = 1 << 18
@@ -83,7 +83,7 @@ def takes(query: Tensor) -> bool:
     if not query.is_cpu or not torch.is_grad_enabled():
         return False
     if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and query.dtype != torch.float64
+        return autocasts_to_bfloat16() and query.dtype != torch.float64
     return query.dtype == torch.bfloat16
 
 

@@ -94,6 +94,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias)
 
 
+def autocasts_to_bfloat16() -> bool:
+    """Whether products on the CPU are under autocast to bfloat16 here."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
 @functools.cache
 def _multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for it (AMX, AVX512-BF16)."""
@@ -277,8 +282,7 @@ def rounded_weights(model: nn.Module, rows: int) -> Iterator[None]:
     """Under autocast to bfloat16 on a CPU: the weights of linear layers are rounded once, and laid out as
     oneDNN computes with about ``rows`` rows, in place of anew in every pass. Without gradient, and for
     weights that stay as they are meanwhile."""
-    halves = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if not halves or not _multiplies_bfloat16():
+    if not autocasts_to_bfloat16() or not _multiplies_bfloat16():
         yield
         return
     changed: list[tuple[nn.Linear, type[nn.Linear]]] = []
@@ -296,4 +300,5 @@ def rounded_weights(model: nn.Module, rows: int) -> Iterator[None]:
     finally:
         for module, kind in changed:
             module.__class__ = kind
-            del vars(module)["packed"], vars(module)["rounded_bias"]
+            for name in ("packed", "rounded_bias"):  # absent where memory ran out in between
+                vars(module).pop(name, None)
