@@ -298,3 +298,15 @@ def test_what_a_tool_returns_as_text():
     place = toolbox.enter(ROW)
     found = outcomes(toolbox, place, *(tool_call("give", {"key": key}) for key in values))
     assert [text for text, _ in found] == ["a", "None", "[1, 2]", "{'a': 1}", "ab", "?"]
+
+
+@pytest.mark.parametrize("arguments", ['{"number": ', "[1]", 7])
+def test_a_call_of_a_demonstration_that_cannot_be_read_names_its_row(arguments):
+    call = {"type": "function", "function": {"name": "guess", "arguments": arguments}}
+    demo = Spoken("right", [{"role": "assistant", "content": "", "tool_calls": [call]}])
+    toolbox = Toolbox([], {None: Guess})
+    with (
+        pytest.raises(DataError, match=r"rows\.jsonl:3: a call of a tool"),
+        toolbox.acted([ROW], [demo]),
+    ):
+        pass

@@ -203,3 +203,49 @@ def test_rollouts_made_ahead_on_servers(tool_recipe, calls_at_random, model_path
     finally:
         server.stop()
     assert len(metrics) == 3 and any(row["tools/calls"] > 0 for row in metrics)
+
+
+def test_data_check_offers_the_tools_and_makes_the_calls_of_demonstrations(
+    model_path, tmp_path, capsys
+):
+    from srft.cli import main
+
+    (tmp_path / "game.py").write_text(
+        "class Game:\n"
+        "    def reset(self, **row):\n"
+        "        self.found = False\n"
+        "    def open_door(self, number: int) -> str:\n"
+        '        """\n        Opens a door.\n\n        Args:\n            number: Which.\n        """\n'
+        "        self.found = number == 4\n"
+        "        return 'done'\n"
+        "    def get_reward(self) -> float:\n"
+        "        return float(self.found)\n"
+    )
+    demonstrations = [
+        [
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [tool_call("open_door", {"number": n})],
+            },
+            {"role": "tool", "name": "open_door", "content": "done"},
+            {"role": "assistant", "content": "There."},
+        ]
+        for n in (4, 5)
+    ]
+    lines = [
+        json.dumps({"prompt": [{"role": "user", "content": "Which?"}], "demonstration": demo})
+        for demo in demonstrations
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    overrides = [
+        f"model.path={model_path}",
+        f"data.train={tmp_path / 't.jsonl'}",
+        f"environment.factory={tmp_path / 'game.py'}:Game",
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "check", *overrides])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0, out
+    assert "demonstrations that fail their verifier, of 2: 1" in out and "t.jsonl:2" in out
+    assert "open_door" in out  # as the prompt offers it

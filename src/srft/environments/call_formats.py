@@ -58,7 +58,7 @@ class CallFormat:
         if groups.get("json") is None:
             return [_checked(groups["name"], json.loads(groups["arguments"] or "{}"))]
         found = json.loads(groups["json"])
-        return [_of_object(one) for one in (found if isinstance(found, list) else [found])]
+        return [read_call(one) for one in (found if isinstance(found, list) else [found])]
 
 
 def _of_python(text: str) -> Calls:
@@ -72,8 +72,11 @@ def _of_python(text: str) -> Calls:
     return calls
 
 
-def _of_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+def read_call(value: Any) -> dict[str, Any]:
+    """A call as messages have it (within ``function``, or flat; its arguments as JSON, too), as templates
+    read it. Raises ValueError."""
+    value = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
         raise ValueError("a call is an object")
     return _checked(value.get("name"), value.get("arguments", value.get("parameters")) or {})
 
@@ -187,10 +190,7 @@ def _own(tokenizer: Any, ids: Sequence[int], before: Sequence[int], tools: Schem
     """As the tokenizer's ``response_template`` says; text where it cannot be read so."""
     try:
         message = dict(tokenizer.parse_response(list(ids), prefix=list(before), tools=list(tools)))
-        calls = [
-            _checked(call["function"].get("name"), call["function"].get("arguments") or {})
-            for call in message.pop("tool_calls", None) or ()
-        ]
+        calls = [read_call(call) for call in message.pop("tool_calls", None) or ()]
     except (ValueError, TypeError, KeyError, AttributeError):
         text = tokenizer.decode(list(ids), skip_special_tokens=True)
         return {"role": "assistant", "content": text}

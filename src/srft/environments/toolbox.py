@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from typing import Any
 
 from transformers.utils import get_json_schema
 
-from srft.data.turns import tool_call
-from srft.environments.call_formats import Calls
+from srft.environments.call_formats import Calls, read_call
 from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import ConfigError, DataError, RolloutError
 from srft.rewards.deadline import call_within
@@ -82,7 +80,7 @@ class Toolbox:
         for name, factory in self.factories.items():
             try:
                 first = factory()
-            except Exception as error:
+            except Exception as error:  # of many kinds: the user's code
                 raise ConfigError(
                     f"environment{_called(name)} cannot be made: {type(error).__name__}: {error}"
                 ) from error
@@ -158,7 +156,7 @@ class Toolbox:
             seen = self._async.run([lambda: seen])[0] if inspect.isawaitable(seen) else seen
             if isinstance(seen, BaseException):
                 raise seen
-        except Exception as error:
+        except Exception as error:  # of many kinds: the user's code
             raise RolloutError(
                 f"{type(environment).__name__}.reset failed for {example.source}: "
                 f"{type(error).__name__}: {error}"
@@ -177,14 +175,20 @@ class Toolbox:
         self, examples: Sequence[Example], demonstrations: Sequence[str]
     ) -> Iterator[list[Any] | None]:
         """The environments in which the calls of demonstrations have been made, as rewards see those of
-        rollouts; None without environments."""
+        rollouts; None without environments. Raises DataError for a call that cannot be read."""
         if not self.factories:
             yield None
             return
         places = [self.enter(example) for example in examples]
-        for place, demonstration in zip(places, demonstrations, strict=True):
+        for example, place, demonstration in zip(examples, places, demonstrations, strict=True):
             for turn in _turns(demonstration):
-                self.call([(place, [_read(call) for call in turn.get("tool_calls") or ()])])
+                try:
+                    calls = [read_call(call) for call in turn.get("tool_calls") or ()]
+                except ValueError as error:
+                    raise DataError(
+                        f"{example.source}: a call of a tool in its demonstration cannot be read ({error})"
+                    ) from error
+                self.call([(place, calls)])
         yield [place.environment for place in places]
         self.leave(places)
 
@@ -270,7 +274,7 @@ def _methods(environment: Any) -> list[Callable[..., Any]]:
 def _schema(tool: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return dict(get_json_schema(tool))
-    except Exception as error:
+    except Exception as error:  # transformers raises several kinds of its own
         raise ConfigError(
             f"tool {getattr(tool, '__qualname__', tool)}: {error}. A tool has a docstring, types for its "
             "arguments and a line for each under `Args:`"
@@ -298,15 +302,6 @@ def _messages(prompt: str | tuple[Message, ...]) -> tuple[Message, ...]:
 def _turns(demonstration: str) -> tuple[Message, ...]:
     plain = ({"role": "assistant", "content": str(demonstration)},)
     return getattr(demonstration, "messages", plain)
-
-
-def _read(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call of a data set: flat, or with its arguments as JSON, too."""
-    function = call.get("function", call)
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    return tool_call(function["name"], arguments)
 
 
 def _extended(prompt: tuple[Message, ...], seen: Any) -> tuple[Message, ...]:

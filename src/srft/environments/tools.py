@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from srft.config import SRFTConfig
 from srft.data.data_config import DataConfig
 from srft.data.template import Template
 from srft.data.tokenization import TokenizationReport, tokenize_dataset
@@ -56,3 +57,10 @@ class Tools:
         """``engine``, in whose completions tools are called."""
         ends = sampling.stop_token_ids
         return ToolEngine(engine, self.toolbox, self.turns, self._read, ends, self.max_turns)
+
+
+def build_tools(toolbox: Toolbox | None, tokenizer: Any, config: SRFTConfig) -> Tools | None:
+    """Those of a recipe. Raises ConfigError, see ``Tools``."""
+    if toolbox is None:
+        return None
+    return Tools(toolbox, Template(tokenizer, config.data), config.environment.max_turns)

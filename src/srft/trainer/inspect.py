@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.leakage import WORDS, leakage, repeats
-from srft.data.reading import load_splits
 from srft.data.tokenization import tokenize_dataset
+from srft.environments.toolbox import Toolbox
+from srft.environments.tools import build_tools
 from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluation_sets
 from srft.model.loading import load_tokenizer
 from srft.rewards.audit import Finding, check_answers, check_demonstrations
 from srft.rewards.scorer import Scorer
+from srft.trainer.given import Given
 from srft.types import Example, TokenizedExample
 
 _SHOWN = 5
@@ -35,10 +37,13 @@ def check_data(
     Raises:
         ConfigError, DataError, ModelError: the data cannot be read or made into tokens.
     """
-    say = _Lines(console)
-    splits = load_splits(config.data, seed=config.data.seed)
+    say, given = _Lines(console), Given()
+    toolbox = given.toolbox(config)
+    splits = given.read(config, toolbox)
     tokenizer = load_tokenizer(config.model)
-    tokenized, report = tokenize_dataset(splits.train, tokenizer, config.data)
+    tools = build_tools(toolbox, tokenizer, config)
+    tokenize = tokenize_dataset if tools is None else tools.tokenize
+    tokenized, report = tokenize(splits.train, tokenizer, config.data)
     say.head("Rows and tokens")
     for note in splits.notes:
         say(note)
@@ -46,7 +51,8 @@ def check_data(
     _truncation(config, tokenized, say)
     examples = [item.example for item in tokenized]
     say.head(f"Verifier: {', '.join(spec.label for spec in config.reward.rewards)}")
-    fine = _verify(config, tokenized, say)
+    with given.scorer(config, toolbox) as scorer:
+        fine = _verify(scorer, toolbox, tokenized, say)
     say.head("Repeats and leakage")
     groups = repeats(examples)
     say(f"prompts that occur more than once: {len(groups):,}, in {sum(map(len, groups)):,} rows")
@@ -79,15 +85,22 @@ class _Lines:
             self(f"  {finding}")
 
 
-def _verify(config: SRFTConfig, tokenized: Sequence[TokenizedExample], say: _Lines) -> bool:
+def _verify(
+    scorer: Scorer,
+    toolbox: Toolbox | None,
+    tokenized: Sequence[TokenizedExample],
+    say: _Lines,
+) -> bool:
     """Answers against themselves, demonstrations against their answers."""
     examples = [item.example for item in tokenized]
-    with Scorer(config.reward) as scorer:
-        answers = check_answers(examples, scorer)
-        found = check_demonstrations(
-            examples, scorer, [item.demonstration_ids for item in tokenized]
-        )
-        outcomes = {k: n for k, n in scorer.stats()["pool"].items() if n}
+    answers = check_answers(examples, scorer)
+    found = check_demonstrations(
+        examples,
+        scorer,
+        [item.demonstration_ids for item in tokenized],
+        None if toolbox is None else toolbox.acted,
+    )
+    outcomes = {k: n for k, n in scorer.stats()["pool"].items() if n}
     say.findings(f"answers that do not verify, of {answers.checked:,}", answers.failed)
     if answers.text_only:
         say.findings("answers that only the same spelling will match", answers.text_only)

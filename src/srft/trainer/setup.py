@@ -20,7 +20,7 @@ from srft.data.reading import Splits
 from srft.data.template import Template, read_template
 from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import Toolbox
-from srft.environments.tools import Tools
+from srft.environments.tools import Tools, build_tools
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
@@ -155,9 +155,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
     tokenizer = _tokenizer(config, given, model)
-    tools = None
-    if toolbox is not None:
-        tools = Tools(toolbox, Template(tokenizer, config.data), config.environment.max_turns)
+    tools = build_tools(toolbox, tokenizer, config)
     splits = given.read(config, toolbox)
     notes: list[str] = []
     examples, held_out = _tokenize(config, splits, tokenizer, notes, console, tools)
@@ -194,8 +192,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             engine = build_engine(sampled, tokenizer, config.rollout, lengths.asked)
         if sampled is not policy.model:
             engine = ReplicaEngine(engine, sampled, policy.model)
-        if tools is not None:
-            engine = tools.over(engine, sampling)
+        engine = engine if tools is None else tools.over(engine, sampling)
         reshard(policy.model)  # the optimizer is to be given the shards
         with console.status("trying the largest micro-batch"):
             config, line = room.tried(policy)
