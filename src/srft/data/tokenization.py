@@ -115,12 +115,13 @@ def tokenize_dataset(
     is left.
     """
     template = Template(tokenizer, config)
+    turns = ToolTurns(template)
     report = TokenizationReport(len(examples), template.description, template.end_word)
     bad, overlong = Problems("tokenization"), Problems("tokenization")
     kept: list[TokenizedExample] = []
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
-        for offset, ids in enumerate(_encode_chunk(chunk, template, report)):
+        for offset, ids in enumerate(_encode_chunk(chunk, turns, report)):
             example = chunk[offset]
             if isinstance(ids, RowError):
                 bad.add(example.source, str(ids))
@@ -150,14 +151,15 @@ _Ids = tuple[tuple[int, ...], list[tuple[str, tuple[int, ...], tuple[bool, ...] 
 
 
 def _encode_chunk(
-    examples: Sequence[Example], template: Template, report: TokenizationReport
+    examples: Sequence[Example], turns: ToolTurns, report: TokenizationReport
 ) -> list[_Ids | RowError]:
     """Prompt ids and demonstration ids (end token included) of each example, or what is wrong."""
+    template = turns.template
     written: list[tuple[Rendered, list[Response]] | RowError] = []
     texts: list[Rendered] = []
     for example in examples:
         try:
-            prompt, responses = _write(example, template, report)
+            prompt, responses = _write(example, turns, report)
         except RowError as error:
             written.append(error)
             continue
@@ -171,22 +173,25 @@ def _encode_chunk(
         try:
             if isinstance(one, RowError):
                 raise one
-            results.append(_ids(example, *one, encoded, template, report))
+            results.append(_ids(example, *one, encoded, turns, report))
         except RowError as error:
             results.append(error)
     return results
 
 
 def _write(
-    example: Example, template: Template, report: TokenizationReport
+    example: Example, turns: ToolTurns, report: TokenizationReport
 ) -> tuple[Rendered, list[Response]]:
+    template = turns.template
     conversation = template.converse(example)
     prompt = template.render(example, conversation)
     responses = []
     for demo in example.demonstrations:
-        several = isinstance(demo, Spoken) and len(demo.messages) > 1
-        write = ToolTurns(template).response if several else template.response
-        responses.append(write(demo, conversation, prompt, example.source))  # type: ignore[arg-type]
+        of_demo = (conversation, prompt, example.source)
+        if isinstance(demo, Spoken) and len(demo.messages) > 1:
+            responses.append(turns.response(demo, *of_demo))
+        else:
+            responses.append(template.response(demo, *of_demo))
     report.spelled_controls += sum(
         bool(r.words) for r in (prompt, *(r.rendered for r in responses))
     )
@@ -203,9 +208,10 @@ def _ids(
     prompt: Rendered,
     responses: Sequence[Response],
     encoded: Iterator[tuple[int, ...] | RowError],
-    template: Template,
+    turns: ToolTurns,
     report: TokenizationReport,
 ) -> _Ids:
+    template = turns.template
     ids = next(encoded)
     wholes = [next(encoded) for _ in responses]
     if isinstance(ids, RowError):
@@ -222,7 +228,7 @@ def _ids(
         own = whole[len(ids) :] if together and not isinstance(whole, RowError) else alone
         own, mask = template.ended(own), None
         if response.later:
-            later, behind = ToolTurns(template).later_ids(response)
+            later, behind = turns.later_ids(response)
             own, mask = own + later, (True,) * len(own) + behind
         demonstrations.append((response.text, own, mask))
     return template.with_bos(ids), demonstrations
