@@ -25,7 +25,7 @@ class FakeScorer:
     def __init__(self) -> None:
         self.judged = 0
 
-    def score(self, examples: Sequence[Example], texts: Sequence[str], ids=None):
+    def score(self, examples: Sequence[Example], texts: Sequence[str], ids=None, environments=None):
         self.judged += len(texts)
         verdicts = [t.endswith(f"#### {e.answer}") for e, t in zip(examples, texts, strict=True)]
         return [FakeScore(float(v), {"exact": float(v)}, v, {"exact": "ok"}) for v in verdicts]

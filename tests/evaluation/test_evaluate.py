@@ -160,7 +160,7 @@ def test_a_foreign_file_is_refused_with_its_line(problems, tmp_path):
 
 def test_a_failing_scorer_ends_the_run_with_its_error_and_keeps_what_was_judged(problems, tmp_path):
     class Failing(FakeScorer):
-        def score(self, examples, texts, ids=None):
+        def score(self, examples, texts, ids=None, environments=None):
             if self.judged >= 10:
                 raise RewardError("verifier broke")
             return super().score(examples, texts)
@@ -178,7 +178,7 @@ def test_a_failing_scorer_ends_the_run_with_its_error_and_keeps_what_was_judged(
 
 def test_samples_that_cannot_be_scored_are_wrong_and_counted(problems, tmp_path):
     class Unsure(FakeScorer):
-        def score(self, examples, texts, ids=None):
+        def score(self, examples, texts, ids=None, environments=None):
             return [FakeScore(float("nan"), {"math": None}, False, {"math": "bad_gold"})] * len(
                 texts
             )

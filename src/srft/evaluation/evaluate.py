@@ -311,7 +311,7 @@ class _Judge:
             ],
             [d.completion.text for d in batch],
             [d.completion.token_ids for d in batch],
-            *([acted] if any(one is not None for one in acted) else []),
+            acted if any(one is not None for one in acted) else None,
         )
         assert len(scores) == len(batch), "a scorer returns one score for each text"
         entries = []

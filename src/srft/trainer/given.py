@@ -52,30 +52,26 @@ class Given:
         Raises:
             ConfigError: there are functions and the recipe names rewards of its own.
         """
-        acted: list[Any] = [] if toolbox is None else toolbox.rewards()
-        if self.rewards is None and not acted:
-            return Scorer(config.reward)
-        weights, rewards = self.weights, list[Any]()
+        acted = [] if toolbox is None else toolbox.rewards()
+        named = config.reward.rewards
+        rewards: list[Any]
         if self.rewards is None:
-            rewards = (
-                [*config.reward.rewards] if "rewards" in config.reward.model_fields_set else []
-            )
-        else:
-            own = self.rewards
-            rewards = [*own] if isinstance(own, list | tuple) else [own]
-        if weights is not None:
-            weights = [*weights, *(1.0 for _ in acted)]
-        if self.rewards is not None and config.reward.rewards != RewardConfig().rewards:
-            named = ", ".join(spec.label for spec in config.reward.rewards)
+            if not acted:
+                return Scorer(config.reward)
+            rewards = [*named] if "rewards" in config.reward.model_fields_set else []
+        elif named != RewardConfig().rewards:
+            labels = ", ".join(spec.label for spec in named)
             raise ConfigError(
-                f"reward_funcs are given and the recipe names rewards too ({named}): only one of them could "
+                f"reward_funcs are given and the recipe names rewards too ({labels}): only one of them could "
                 "act. Leave the names out of args.reward (its limits and thresholds may stay), or add a "
                 'verifier to the functions by its name: reward_funcs=[my_function, "math"]'
             )
+        else:
+            rewards = [*self.rewards] if isinstance(self.rewards, list | tuple) else [self.rewards]
         return Scorer(
             [*rewards, *acted],
             config.reward.correct_threshold,
-            weights=weights,
+            weights=None if self.weights is None else [*self.weights, *(1.0 for _ in acted)],
             timeout_s=config.reward.timeout_s,
             memory_mb=config.reward.memory_mb,
             workers=config.reward.workers,

@@ -422,7 +422,7 @@ class TrainingLoop:
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world, name)
         recipe = self.args.to_yaml(redacted=True)
         self.changes = recipe_changes(self.run, recipe)
-        for sentence in [*damaged, *self.changes]:
+        for sentence in damaged:
             self._say(f"resume: {sentence}")
         self._restore(checkpoint)
         if self.changes and self.world.main:
