@@ -1,6 +1,7 @@
 """Soak: thousands of steps of the main job, with the memory and the time of every step.
 
     nice -n 15 python benchmarks/soak.py [--steps 2000] [--out benchmarks/results/reliability] [key=value ...]
+    python benchmarks/soak.py --kill-server-every 60 --name soak_server   # with vLLM installed
 
 Runs ``srft train`` on the lab as a process of its own, with the math verifier in its worker processes,
 and evaluation, samples and checkpoints on the way. Watched from outside: resident memory of the
@@ -11,6 +12,11 @@ on the blocks with a 95 % interval by Student's t; where neighbouring residuals 
 standard error is multiplied by sqrt((1 + r) / (1 - r)). Memory is flat where the interval holds zero
 or the slope is below 1 MiB in a thousand steps; the run fails where it grows. The learning rate is so
 small that responses stay as long as they are: what moves is not the work. Writes soak.json and soak.md.
+
+With ``--kill-server-every`` the rollouts come from one vLLM server, which signal 9 kills that many seconds
+after it began to answer, whatever it is doing, and which is started again at once with the weights of
+the base model. Beside memory, what may not be lost is counted: every step's line in the log once, no step
+refused, every step with all its rollouts.
 """
 
 from __future__ import annotations
@@ -19,18 +25,24 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import psutil
 from scipy import stats
+from tests.rollout.serving import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "src" / "srft" / "lab" / "quickstart.yaml"
@@ -107,6 +119,51 @@ def _pss(process: psutil.Process) -> float:
         return 0.0  # a worker that was replaced meanwhile
 
 
+@contextmanager
+def dying_server(folder: Path, every_s: float) -> Iterator[tuple[list[str], list[float]]]:
+    """A vLLM server that is killed again and again: the overrides to train with, and the seconds from the
+    start at which it was killed."""
+    server = ServerProcess(folder, {"kv_cache_gb": 0.25, "max_model_len": 128})
+    kills: list[float] = []
+    over = threading.Event()
+    start = time.monotonic()
+
+    def answers() -> bool:
+        try:
+            return httpx2.get(f"{server.url}/health", timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def kill_again_and_again() -> None:
+        while not over.wait(1.0):
+            if answers() and not over.wait(every_s):
+                server.signal(signal.SIGKILL)
+                kills.append(time.monotonic() - start)
+                server.kill()
+                server.start()
+
+    thread = threading.Thread(target=kill_again_and_again)
+    thread.start()
+    try:
+        yield ["rollout.engine=vllm-server", f"rollout.servers=[{server.url}]"], kills
+    finally:
+        over.set()
+        thread.join()
+        server.kill()
+
+
+def lost(run_dir: Path, steps: int) -> list[str]:
+    """What a run of ``steps`` steps should have left in its log, and has not."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = [row["step"] for row in rows]
+    wrong = [] if found == [*range(1, steps + 1)] else [f"{len(found)} lines for {steps} steps"]
+    if len({row["groups/sampled"] for row in rows}) > 1:
+        wrong.append("some steps have fewer groups of rollouts than others")
+    if (run_dir / "refused").exists():
+        wrong.append("steps were refused")
+    return wrong
+
+
 def blocks(looks: list[Look], size: int, total: int) -> list[dict[str, float]]:
     """Means over blocks of ``size`` steps: memory, children's memory, processor seconds a step."""
     found = []
@@ -159,11 +216,14 @@ def verdict(found: Slope) -> str:
 
 def report(result: dict[str, Any]) -> str:
     """The result as Markdown."""
+    count = len(result["server_killed_after_s"])
     lines = [
         "# Soak",
         "",
         f"`{result['command']}`, {result['date']}; {result['machine']}. {result['steps']:,} steps in "
         f"{result['seconds'] / 60:.0f} minutes; exit code {result['exit_code']}.",
+        f"Lost: {'; '.join(result['lost']) or 'nothing'}.",
+        *([f"The vLLM server was killed {count} times and started again."] if count else []),
         "",
         "Second half of the run, slope per 1,000 steps (95 % interval):",
         "",
@@ -204,13 +264,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/reliability")
     parser.add_argument("--run-dir", type=Path, help="kept; none: a temporary folder")
     parser.add_argument("--name", default="soak", help="of the two files that are written")
+    parser.add_argument("--kill-server-every", type=float, metavar="S", help="seconds; with vLLM")
     parser.add_argument("overrides", nargs="*", help="settings, such as another model")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         run_dir = arguments.run_dir or Path(scratch) / "soak"
+        overrides, kills = list(arguments.overrides), list[float]()
+        if arguments.kill_server_every:
+            server, kills = stack.enter_context(
+                dying_server(Path(scratch), arguments.kill_server_every)
+            )
+            overrides += server
         command = [
             *(sys.executable, "-m", "srft.cli", "train", str(RECIPE), *OVERRIDES),
-            *(f"train.steps={arguments.steps}", f"run.dir={run_dir}", *arguments.overrides),
+            *(f"train.steps={arguments.steps}", f"run.dir={run_dir}", *overrides),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         start = time.monotonic()
@@ -220,18 +287,22 @@ def main() -> int:
         code = process.wait()
         if code:
             sys.stderr.write((Path(scratch) / "log").read_text()[-3000:])
+        wrong = lost(run_dir, arguments.steps)
+        stack.close()
     rows = blocks(looks, arguments.block, arguments.steps)
     keys = ("rss", "children", "cpu_per_step", "wall_per_step")
     found = {key: second_half(rows, arguments.steps, key) for key in keys}
     result = {
         "command": " ".join(["python benchmarks/soak.py", *sys.argv[1:]]),
-        "overrides": [*OVERRIDES, *arguments.overrides],
+        "overrides": [*OVERRIDES, *overrides],
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load average "
         f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {version('torch')}",
         "steps": arguments.steps,
         "seconds": time.monotonic() - start,
         "exit_code": code,
+        "lost": wrong,
+        "server_killed_after_s": kills,
         "second_half": {
             key: {**asdict(value), "verdict": verdict(value)} for key, value in found.items()
         },
@@ -241,9 +312,8 @@ def main() -> int:
     (arguments.out / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (arguments.out / f"{arguments.name}.md").write_text(report(result))
     print(report(result))
-    return (
-        0 if code == 0 and all(verdict(found[key]) != "grows" for key in ("rss", "children")) else 1
-    )
+    flat = all(verdict(found[key]) != "grows" for key in ("rss", "children"))
+    return 0 if code == 0 and flat and not wrong else 1
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ _SHAPES = re.compile(
     r"|(?i:authorization\W{1,4}basic|bearer) [\w.~+/-]{16,}=*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
+# A variable that is nothing but a long random number, whatever it is called, unless that says what it counts.
+_RANDOM = re.compile(r"(?=\w*[0-9])(?=\w*[A-Za-z])(?:[0-9a-f]{32,}|[0-9A-F]{32,}|[A-Za-z0-9]{40,})")
+_OF_CONTENT = re.compile(
+    r"sha\d*|commit|rev|revision|git|hash|digest|checksum|md5|id|ids|uuid|guid|ref|version|trace\w*"
+)
 _URL_USER = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 _QUERY = re.compile(
     r"([?&](?:[\w-]*_)?(?:token|key|secret|password|signature|sig|auth)=)[^&\s'\"]+", re.I
@@ -75,6 +80,11 @@ def is_secret_name(name: str) -> bool:
     return len(words) > 1 and words[-1] in _LAST_WORDS and "public" not in words
 
 
+def _is_random(name: str, value: str) -> bool:
+    words = name.lower().split("_")
+    return bool(_RANDOM.fullmatch(value)) and not any(map(_OF_CONTENT.fullmatch, words))
+
+
 def for_verifiers(environment: Mapping[str, str]) -> dict[str, str]:
     """Of an environment what a process needs to find its libraries, and nothing else."""
     return {
@@ -87,7 +97,7 @@ def for_verifiers(environment: Mapping[str, str]) -> dict[str, str]:
 def redact(text: str) -> str:
     """``text`` with every secret replaced."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and is_secret_name(name):
+        if len(value) >= _SHORTEST and (is_secret_name(name) or _is_random(name, value)):
             text = text.replace(value, f"<{name}>")
     text = _SHAPES.sub("<secret>", text)
     text = _URL_USER.sub("<secret>", text)

@@ -222,6 +222,24 @@ def test_a_known_shape_is_a_secret_under_any_name(kind, recipe):
     assert secret[12:24] not in config.to_yaml(redacted=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("WANDB", "0123456789abcdef0123456789abcdef01234567", True),
+        ("SMTP_LOGIN", "9F86D081884C7D659A2FEAA0C55AD015", True),
+        ("SENTRY", "q8Zr1LkX0pWv7NtYb3McJd5HgFs2Ae6RuTiOxPzB", True),
+        ("GIT_COMMIT", "0123456789abcdef0123456789abcdef01234567", False),
+        ("BUILD_ID", "9f86d081884c7d659a2feaa0c55ad015", False),
+        ("SOURCE_DATE", "12345678901234567890123456789012", False),
+        ("FOLDER", "somewhatlongfolderwithoutanydigitsinitatall", False),
+        ("WORKDIR", "/scratch/9f86d081884c7d659a2feaa0c55ad015", False),
+    ],
+)
+def test_a_variable_that_is_one_long_random_number_is_a_secret(name, value, secret, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert (value not in redact(f"failed for {value}, twice")) == secret
+
+
 def test_verifier_processes_get_listed_variables_alone():
     environment = {"PATH": "/bin", "LC_ALL": "C", "HOME": "/root", "FOO": "bar", **CANARIES}
     assert for_verifiers(environment) == {"PATH": "/bin", "LC_ALL": "C"}
