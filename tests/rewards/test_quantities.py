@@ -126,7 +126,7 @@ def test_quantities_are_read_in_the_spellings_people_use(text: str, value: float
     "text",
     [
         "x >= 5", r"x \geq 5", "x < 5", "5 times 3", "5 times as many", "5i", "5 \\pi", "5e", "5!", "5x",
-        "1 hour 2", "1 hour 2 minutes", "1 hour and two minutes", "5 feet 3 inches", "5 or 6", "5 to 10",
+        "1 hour 2", "1 hour 2 minutes", "1 h 2 min", "1h 2", "5C2", "5 C2", "1 hour and two minutes", "5 feet 3 inches", "5 or 6", "5 to 10",
         "5-10", "5–10", "5 and a half", "5 plus three", "5 squared", "5 thirds", "5 out of 8", "5:30",
         "at least 5", "more than 5", "5 or more", "5+", "5 more than x", r"\pm 5", "5 ± 1", "|x| = 5",
         "2x = 10", "x^2 = 4", "2x + 3y + 5 = 0", "a = 3, b = 5", "x = 3 or x = 5", r"\{5\}", "(5, 6)",

@@ -200,7 +200,7 @@ _MONEY = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _PERCENT = re.compile(r"\s*(?:%|(?:per\s?cent|percentage|pct)\b)(?:\s*points?\b)?", re.IGNORECASE)
 _NOT_A_UNIT = re.compile(r"[kKMB](?![A-Za-z])|\s*[-+*!^()]")
 _REMARK = re.compile(r"\s[(\[](?!mod|not|wrong)[A-Za-z][A-Za-z .,-]*[)\]]\s*$")
-_UNIT_POWER = re.compile(r"\^(?:\{\s*-?\d\s*\}|-?\d)|(?<=[A-Za-z])[23](?![\d.])")
+_UNIT_POWER = re.compile(r"\^(?:\{\s*-?\d\s*\}|-?\d)|(?:(?<=[A-Za-z]{2})|(?<=\b[ms]))[23](?![\d.])")
 _UNIT_WORD = re.compile(r"[^\W\d_]+'?[a-z]*|[°$€£¥Ω]+[CF]?")
 _LETTER_UNITS = frozenset("mgshlLJNWVACFTHSK°$€£¥ΩÅ")
 # Words behind a number that make another number of it.

@@ -98,7 +98,7 @@ _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 _NEGATED = re.compile(r"(?<=\bnot|n't)(?:\sbe|\sequal(?:\sto)?)?\s+[$\\(]{0,3}-?\d[\d.,/]*(?<!\.)")
 _OPEN = re.compile(r"\b(?:between|or|either|neither)\b", re.IGNORECASE)
 _FIGURE = re.compile(r"[\d$\\]")
-_APART = re.compile(r"[-+$\s]*\d+(?:(?:\s|\\[,;: ]|~)+\d+)+[$\s.]*")
+_APART = re.compile(r"[-+$\s]*\d+(?:\s*(?<![A-Za-z\\])[A-Za-z]*\.?(?:\s|\\[,;: ]|~)+\d+)+(?:\s*[A-Za-z]+)?[$\s.]*")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
@@ -203,7 +203,7 @@ def check_math(
         return NO_ANSWER
     last = str(found[-1]) if said is None else said
     if number and _APART.fullmatch(last) and read_quantity(last) is None:
-        return WRONG  # to math-verify `1 2` is 12
+        return WRONG  # to math-verify `1 2` is 12, and `1 h 2 min` is 1
     based, target = _IN_BASE.fullmatch(squeezed(last)), _IN_BASE.fullmatch(squeezed(gold_text))
     if based and target:
         return RIGHT if based.groups() == target.groups() else WRONG
