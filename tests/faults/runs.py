@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -105,7 +106,8 @@ class Workshop:
         """The exit code of what was started, killed with all its processes after ``limit_s``."""
         assert self._zygote.stdout is not None
         if limit_s is not None and not select.select([self._zygote.stdout], [], [], limit_s)[0]:
-            os.killpg(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it ended between the two calls
+                os.killpg(self._pid, signal.SIGKILL)
         return self._answer()["code"]
 
     def train(

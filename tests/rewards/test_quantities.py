@@ -126,13 +126,13 @@ def test_quantities_are_read_in_the_spellings_people_use(text: str, value: float
     "text",
     [
         "x >= 5", r"x \geq 5", "x < 5", "5 times 3", "5 times as many", "5i", "5 \\pi", "5e", "5!", "5x",
-        "1 hour 2", "1 hour 2 minutes", "1 h 2 min", "1h 2", "5C2", "5 C2", "1 hour and two minutes", "5 feet 3 inches", "5 or 6", "5 to 10",
+        "1 hour 2", "1 hour 2 minutes", "1 hour and two minutes", "5 feet 3 inches", "5 or 6", "5 to 10",
         "5-10", "5–10", "5 and a half", "5 plus three", "5 squared", "5 thirds", "5 out of 8", "5:30",
         "at least 5", "more than 5", "5 or more", "5+", "5 more than x", r"\pm 5", "5 ± 1", "|x| = 5",
         "2x = 10", "x^2 = 4", "2x + 3y + 5 = 0", "a = 3, b = 5", "x = 3 or x = 5", r"\{5\}", "(5, 6)",
         "5K", "5k", "5B", "52_8", "5 x 3", "5/x", "5 (mod 7)", "1,23", "12,34", "1. Introduction",
         "half", "5 is wrong", "NaN", "inf", "1/0", "0^{-1}", "5 million 3", "5 hundredths", "1.2.3",
-        "5" + " apples" * 300, "1234567" + "0" * 1300, "1e99999999",
+        "1 h 2 min", "1h 2", "5C2", "5 C2", "5" + " apples" * 300, "1234567" + "0" * 1300, "1e99999999",
     ],
     ids=lambda text: text[:16],
 )  # fmt: skip

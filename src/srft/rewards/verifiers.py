@@ -98,7 +98,9 @@ _IN_BASE = re.compile(r"([0-9A-Z]+)_\{?(\d+)\}?")
 _NEGATED = re.compile(r"(?<=\bnot|n't)(?:\sbe|\sequal(?:\sto)?)?\s+[$\\(]{0,3}-?\d[\d.,/]*(?<!\.)")
 _OPEN = re.compile(r"\b(?:between|or|either|neither)\b", re.IGNORECASE)
 _FIGURE = re.compile(r"[\d$\\]")
-_APART = re.compile(r"[-+$\s]*\d+(?:\s*(?<![A-Za-z\\])[A-Za-z]*\.?(?:\s|\\[,;: ]|~)+\d+)+(?:\s*[A-Za-z]+)?[$\s.]*")
+_APART = re.compile(
+    r"[-+$\s]*\d+(?:\s*(?<![A-Za-z\\])[A-Za-z]*\.?(?:\s|\\[,;: ]|~)+\d+)+(?:\s*[A-Za-z]+)?[$\s.]*"
+)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
