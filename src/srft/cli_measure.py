@@ -60,8 +60,12 @@ def evaluate(
     ] = "{}",
     split: Annotated[str, typer.Option(help="Split of a --dataset of the hub.")] = "test",
     reward: Annotated[
-        str, typer.Option(help="Verifier of --dataset, or YAML: '{name: numeric, tolerance: 0.1}'.")
-    ] = "math",
+        str | None,
+        typer.Option(
+            help="Verifier of --dataset, or YAML: '{name: numeric, tolerance: 0.1}'; unset: math, or the "
+            "environment's own reward."
+        ),
+    ] = None,
     n: Annotated[
         int | None, typer.Option(min=1, help="Samples a problem; unset: the protocol.")
     ] = None,
@@ -107,7 +111,7 @@ def evaluate(
         section("evaluation", settings),
         out,
         label=label,
-        reward=reward_section(reward),
+        reward=None if reward is None else reward_section(reward),
         rollout=rollout_section(engine, rollout),
         **asked_as(model, setting),
     )
@@ -170,6 +174,7 @@ def sample(
 
     from srft.errors import ConfigError
     from srft.evaluation.sample import sample_texts
+    from srft.types import transcript
 
     if (prompt is None) == (lab == 0):
         raise ConfigError("give either a prompt or --lab N")
@@ -193,7 +198,9 @@ def sample(
         console.print(f"[bold]{escape(text)}[/]{note}", highlight=False, soft_wrap=True)
         for completion in completions:
             cut = "" if completion.finish_reason == "stop" else " [yellow](cut)[/]"
-            console.print(f"  {escape(completion.text)}{cut}", highlight=False, soft_wrap=True)
+            console.print(
+                f"  {escape(transcript(completion.text))}{cut}", highlight=False, soft_wrap=True
+            )
 
 
 def data_check(

@@ -36,7 +36,7 @@ Setting = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Setting of a recipe's sections data and model, such as model.dtype=bfloat16; "
+        help="Setting of a recipe's sections data, model and environment, such as model.dtype=bfloat16; "
         "repeatable.",
     ),
 ]
@@ -71,28 +71,46 @@ def rollout_section(engine: str | None, rollout: list[str] | None) -> Any:
 
 def data_and_model(settings: list[str] | None) -> Any:
     """The sections data and model from --setting."""
+    config = _sections("data", "model", settings=settings)
+    return config.data, config.model
+
+
+def _sections(*names: str, settings: list[str] | None) -> Any:
     from srft.config import load_config
 
     for setting in settings or []:
-        if not setting.startswith(("data.", "model.")):
-            raise ConfigError(f"--setting {setting!r}: write data.KEY=VALUE or model.KEY=VALUE")
-    config = load_config(None, settings or [])
-    return config.data, config.model
+        if setting.partition(".")[0] not in names:
+            known = " or ".join(f"{name}.KEY=VALUE" for name in names)
+            raise ConfigError(f"--setting {setting!r}: write {known}")
+    return load_config(None, settings or [])
 
 
 def asked_as(model: str, settings: list[str] | None) -> dict[str, Any]:
     """How a model is opened and asked: by the recipe beside it, with --setting on top."""
-    from srft.evaluation.open_model import find_model, template_of
+    from srft.evaluation.open_model import environment_of, find_model, template_of
 
-    data, model_config = data_and_model(settings)
-    own = template_of(find_model(model, model_config))
-    changed = {key: getattr(data, key) for key in data.model_fields_set}
-    return {"data": own.model_copy(update=changed), "model": model_config}
+    asked = _sections("data", "model", "environment", settings=settings)
+    source = find_model(model, asked.model)
+    named = asked.environment.model_fields_set & {"tools", "factory"}
+    own = {
+        "data": template_of(source),
+        "environment": asked.environment if named else environment_of(source),
+    }
+    changed = {
+        name: section.model_copy(
+            update={
+                key: getattr(getattr(asked, name), key)
+                for key in getattr(asked, name).model_fields_set
+            }
+        )
+        for name, section in own.items()
+    }
+    return {**changed, "model": asked.model}
 
 
 _VALUE = r"\{[^}]*\}|\[[^\]]*\]|true|false|null|none|auto|drop|keep|\d+\b"
 _SETTING = re.compile(
-    r"(?<![\w./-])((data|model|rollout|evaluation)\.([a-z_]+)(?:\.[a-z_]+)*)\b"
+    r"(?<![\w./-])((data|model|rollout|evaluation|environment)\.([a-z_]+)(?:\.[a-z_]+)*)\b"
     rf"(?::\ ({_VALUE})|=({_VALUE}|[^\s,;)]+))?"
 )
 

@@ -57,10 +57,10 @@ def over(tokenizer):
     """``over(engine, ...)``: a ToolEngine with ``add``, and the tokenized question."""
 
     def build(engine, factories=None, max_turns=None):
-        tools = Tools(Toolbox([add], factories or {}), Template(tokenizer, DataConfig()), max_turns)
+        toolbox = Toolbox([add], factories or {}, max_turns=max_turns)
+        tools = Tools(toolbox, Template(tokenizer, DataConfig()))
         (item,), _ = tools.tokenize([Example("3 + 4?", answer="7")], tokenizer, DataConfig())
-        end = tokenizer.convert_tokens_to_ids(END)
-        return tools.over(engine, SamplingParams(stop_token_ids=(end,))), item
+        return tools.over(engine, (tokenizer.convert_tokens_to_ids(END),)), item
 
     return build
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import pytest
 from tests.data.chat_templates import real_tokenizer, template_text, with_template
@@ -195,7 +196,7 @@ def demonstration(rounds: int) -> list[dict]:
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_demonstration_is_the_whole_conversation_with_tools_masked(name, rounds):
     tokenizer = with_template(name)
-    tools = Tools(Toolbox([weigh], {}), Template(tokenizer, DataConfig()), None)
+    tools = Tools(Toolbox([weigh], {}), Template(tokenizer, DataConfig()))
     example = Example((SYSTEM, USER), (turns_text(demonstration(rounds), "demonstration"),))
     (item,), _ = tools.tokenize([example], tokenizer, ALL)
     schemas = [*map(dict, item.example.tools)]
@@ -214,10 +215,17 @@ def test_a_demonstration_is_the_whole_conversation_with_tools_masked(name, round
     ]
     assert frames == expected
     assert item.example.demonstrations[0].endswith("It is 43.")
+    # Arguments as text, as OpenAI's API and files with columns of one type have them.
+    texts = copy.deepcopy(demonstration(rounds))
+    for function in (c["function"] for turn in texts for c in turn.get("tool_calls", ())):
+        function["arguments"] = json.dumps(function["arguments"])
+    example = Example((SYSTEM, USER), (turns_text(texts, "demonstration"),))
+    (same,), _ = tools.tokenize([example], tokenizer, ALL)
+    assert same.demonstration_ids == item.demonstration_ids
 
 
 def test_the_same_from_a_column_of_messages(tokenizer):
-    tools = Tools(Toolbox([weigh], {}), Template(tokenizer, DataConfig()), None)
+    tools = Tools(Toolbox([weigh], {}), Template(tokenizer, DataConfig()))
     column = Example((USER,), (turns_text(demonstration(2), "demonstration"),))
     chat = Example((USER, *demonstration(2)[:-1]), ("It is 43.",))  # as `messages` are read
     first, second = (tools.tokenize([e], tokenizer, DataConfig())[0][0] for e in (column, chat))

@@ -48,7 +48,7 @@ def engine(monkeypatch):
     holder = {"engine": LabEngine()}
 
     @contextmanager
-    def load(source, data, rollout=None, device=None):
+    def load(source, data, rollout=None, device=None, toolbox=None):
         yield Loaded(holder["engine"], build_tokenizer(), (1,), 256, "float32 on cpu")
 
     monkeypatch.setattr(run_module, "load", load)

@@ -8,7 +8,9 @@ placeholder in every text: what does not come out again is put in another form, 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,11 +28,12 @@ def sentinel(number: int) -> str:
 @dataclass(frozen=True)
 class Form:
     """How messages are put for a template: thinking under another name (None: as given), whose
-    message a developer's becomes, a missing content as ""."""
+    message a developer's becomes, a missing content as "", the arguments of calls as JSON text."""
 
     thinking: str | None
     instructions: Literal["as given", "system", "user"]
     empty: bool
+    text_arguments: bool
 
     def applied_to(self, messages: Sequence[Message]) -> list[Message]:
         changed: list[Message] = []
@@ -42,6 +45,8 @@ class Form:
                 new["role"] = "system"
             if self.empty and new["content"] is None:
                 new["content"] = ""
+            for key in {"tool_calls", "function_call"} & new.keys():
+                new[key] = self._called(new[key])
             changed.append(new)
         if self.instructions == "user":
             while len(changed) > 1 and changed[0]["role"] == "system":
@@ -49,13 +54,31 @@ class Form:
                 changed[:2] = [{**changed[1], "content": text}]
         return changed
 
+    def _called(self, value: Any) -> Any:
+        """Calls with their arguments as an object, which most templates write as JSON themselves, or as text.
+        Data have either."""
+        if isinstance(value, (list, tuple)):
+            return [self._called(call) for call in value]
+        if not isinstance(value, Mapping):
+            return value
+        if isinstance(value.get("function"), Mapping):
+            return {**value, "function": self._called(value["function"])}
+        arguments = value.get("arguments")
+        if self.text_arguments and isinstance(arguments, Mapping):
+            return {**value, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        if not self.text_arguments and isinstance(arguments, str):
+            with suppress(ValueError):
+                read = json.loads(arguments)
+                return {**value, "arguments": read if isinstance(read, dict) else arguments}
+        return value
+
 
 def all_forms() -> Iterator[Form]:
     """The form as given, then those that change it, the least first."""
     names = (None, *REASONING)
-    for empty, name in itertools.product((False, True), names):
+    for text, empty, name in itertools.product((False, True), (False, True), names):
         for instructions in ("as given", "system", "user"):
-            yield Form(name, instructions, empty)
+            yield Form(name, instructions, empty, text)
 
 
 class MessageForms:

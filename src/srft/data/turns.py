@@ -105,6 +105,7 @@ class ToolTurns:
         """A demonstration of several turns: each is what it would be as the last one, behind the prompt
         that a rollout would see. Raises RowError."""
         template, before = self.template, list(conversation.messages or ())
+        shown = before
         done: list[Response] = []
         frames: list[Rendered] = []
         mark = template.controls.mark
@@ -114,7 +115,7 @@ class ToolTurns:
                 frames.append(self.frame(messages, conversation.tools))
             else:
                 (message,) = messages
-                asked = replace(conversation, messages=tuple(before))
+                asked = replace(conversation, messages=tuple(shown))
                 text = Spoken(message["content"] or "", (message,))
                 done.append(template.response(text, asked, prompt, source))
             before += [map_texts(m, lambda text: mark(text, conversation.marks)) for m in messages]

@@ -23,6 +23,8 @@ from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import ConfigError, DataError, RolloutError
 from srft.rewards.deadline import call_within
 from srft.rewards.functions import AsyncRunner, is_async, load_function
+from srft.rewards.reward_config import RewardConfig
+from srft.rewards.scorer import Scorer
 from srft.types import Example, Message, Spoken
 
 Factory = Callable[[], Any]
@@ -71,8 +73,10 @@ class Toolbox:
         tools: Sequence[Callable[..., Any]],
         factories: Mapping[str | None, Factory],
         timeout_s: float | None = None,
+        max_turns: int | None = None,
     ) -> None:
-        self.tools, self.factories, self.timeout_s = list(tools), dict(factories), timeout_s
+        self.tools, self.factories = list(tools), dict(factories)
+        self.timeout_s, self.max_turns = timeout_s, max_turns
         self._async = AsyncRunner()
         self._free: dict[str | None, list[Any]] = defaultdict(list)
         self._kinds: list[type] = []
@@ -239,7 +243,9 @@ class Toolbox:
         self._async.close()
 
 
-def build_toolbox(config: EnvironmentConfig, tools: Any, factory: Any) -> Toolbox | None:
+def build_toolbox(
+    config: EnvironmentConfig, tools: Any = None, factory: Any = None
+) -> Toolbox | None:
     """What was given, or what the recipe names; None where there is nothing.
 
     Raises:
@@ -258,7 +264,32 @@ def build_toolbox(config: EnvironmentConfig, tools: Any, factory: Any) -> Toolbo
         return None
     factories = factory if isinstance(factory, Mapping) else {None: factory}
     found = {name: made for name, made in factories.items() if made is not None}
-    return Toolbox(list(tools or ()), found, config.timeout_s)
+    return Toolbox(list(tools or ()), found, config.timeout_s, config.max_turns)
+
+
+def build_scorer(
+    config: RewardConfig,
+    toolbox: Toolbox | None,
+    functions: Any = None,
+    weights: Sequence[float] | None = None,
+) -> Scorer:
+    """The recipe's verifier, or ``functions`` with the recipe's limits; with the rewards of environments, of
+    which each has the weight 1, and these alone where no reward is named."""
+    acted = [] if toolbox is None else toolbox.rewards()
+    if functions is None:
+        if not acted:
+            return Scorer(config)
+        functions = config.rewards if "rewards" in config.model_fields_set else []
+    rewards = [*functions] if isinstance(functions, list | tuple) else [functions]
+    return Scorer(
+        [*rewards, *acted],
+        config.correct_threshold,
+        weights=None if weights is None else [*weights, *(1.0 for _ in acted)],
+        timeout_s=config.timeout_s,
+        memory_mb=config.memory_mb,
+        workers=config.workers,
+        function_timeout_s=config.function_timeout_s,
+    )
 
 
 def _called(name: str | None) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from srft.config import SRFTConfig
 from srft.data.data_config import DataConfig
 from srft.data.template import Template
 from srft.data.tokenization import TokenizationReport, tokenize_dataset
@@ -14,7 +13,7 @@ from srft.data.turns import ToolTurns
 from srft.environments.call_formats import reader
 from srft.environments.episodes import ToolEngine
 from srft.environments.toolbox import Toolbox
-from srft.types import Example, RolloutEngine, SamplingParams, TokenizedExample
+from srft.types import Example, RolloutEngine, TokenizedExample
 
 
 class Tools:
@@ -25,8 +24,8 @@ class Tools:
             not known.
     """
 
-    def __init__(self, toolbox: Toolbox, template: Template, max_turns: int | None) -> None:
-        self.toolbox, self.max_turns = toolbox, max_turns
+    def __init__(self, toolbox: Toolbox, template: Template) -> None:
+        self.toolbox = toolbox
         self.turns = ToolTurns(template)
         self._read = reader(self.turns)
 
@@ -53,14 +52,16 @@ class Tools:
         self.toolbox.leave([place])
         return replace(example, prompt=place.prompt)
 
-    def over(self, engine: RolloutEngine, sampling: SamplingParams) -> ToolEngine:
-        """``engine``, in whose completions tools are called."""
-        ends = sampling.stop_token_ids
-        return ToolEngine(engine, self.toolbox, self.turns, self._read, ends, self.max_turns)
+    def ends(self, stop_token_ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens that end a turn: those that end a response without tools, and what ends a call."""
+        return tuple(dict.fromkeys((*stop_token_ids, self.turns.call_end_id)))
+
+    def over(self, engine: RolloutEngine, ends: Sequence[int]) -> ToolEngine:
+        """``engine``, in whose completions tools are called. ends: tokens that end a turn."""
+        most = self.toolbox.max_turns
+        return ToolEngine(engine, self.toolbox, self.turns, self._read, ends, most)
 
 
-def build_tools(toolbox: Toolbox | None, tokenizer: Any, config: SRFTConfig) -> Tools | None:
-    """Those of a recipe. Raises ConfigError, see ``Tools``."""
-    if toolbox is None:
-        return None
-    return Tools(toolbox, Template(tokenizer, config.data), config.environment.max_turns)
+def build_tools(toolbox: Toolbox | None, tokenizer: Any, data: DataConfig) -> Tools | None:
+    """Those of a run. Raises ConfigError, see ``Tools``."""
+    return None if toolbox is None else Tools(toolbox, Template(tokenizer, data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 from srft.config import SRFTConfig
 from srft.data.reading import load_splits
+from srft.environments.toolbox import build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import ProgressCallback, evaluate, tokenize_problems
 from srft.evaluation.open_model import find_model, load, weights_digest
-from srft.evaluation.results import ProblemResult
-from srft.rewards.scorer import Scorer
+from srft.evaluation.results import ProblemResult, Sample
 from srft.runs.files import write_whole
 from srft.runs.lock import hold
-from srft.types import Example, SamplingParams
+from srft.types import Example, Message, SamplingParams
 
 _OWN = ("prompt", "demonstration", "demonstrations", "answer", "system", "system_prompt")
 
@@ -45,10 +46,10 @@ def demonstrate(
     all_rows: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Demonstrated:
-    """Samples ``n`` responses to each prompt of the recipe's training data, has them judged by its verifier,
-    and writes ``folder``/demonstrations.parquet: prompt, answer and all other columns, and up to ``keep``
-    different right responses that ended by themselves. Judged samples stand in ``folder``/samples.jsonl:
-    started again, also with a larger ``n``, it goes on.
+    """Samples ``n`` responses to each prompt of the recipe's training data, with the tools that it names, has
+    them judged by its verifier, and writes ``folder``/demonstrations.parquet: prompt, answer and all other
+    columns, and up to ``keep`` different right responses that ended by themselves. Judged samples stand in
+    ``folder``/samples.jsonl: started again, also with a larger ``n``, it goes on.
 
     model: whom to ask; none: the recipe's. all_rows: prompts without a right response stay, without a
     demonstration.
@@ -62,13 +63,14 @@ def demonstrate(
     if not reference:
         raise ConfigError("model.path: not set; name whom to ask, as model.path=... or by --model")
     folder = Path(folder)
+    toolbox = build_toolbox(config.environment)
     examples = load_splits(config.data, seed=config.data.seed).train
     asked = [replace(example, demonstrations=()) for example in examples]
     source = find_model(reference, config.model)
     with hold(folder, "sampling demonstrations"):
         with (
-            load(source, config.data, config.rollout) as loaded,
-            Scorer(config.reward) as scorer,
+            load(source, config.data, config.rollout, toolbox=toolbox) as loaded,
+            build_scorer(config.reward, toolbox) as scorer,
         ):
             params = SamplingParams(
                 temperature=temperature,
@@ -80,10 +82,12 @@ def demonstrate(
                 "weights": weights_digest(source),
                 "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
             }
+            if toolbox is not None:
+                identity["tools"] = config.environment.model_dump(mode="json")
             result = evaluate(
                 loaded.engine,
                 loaded.tokenizer,
-                tokenize_problems(asked, loaded.tokenizer, config.data),
+                tokenize_problems(asked, loaded.tokenizer, config.data, loaded.tools),
                 scorer,
                 params,
                 n,
@@ -95,9 +99,9 @@ def demonstrate(
             )
         right = [_right(problem, keep) for problem in result.problems]
         rows = [
-            _row(example, texts)
-            for example, texts in zip(examples, right, strict=True)
-            if texts or all_rows
+            _row(example, [_turns(s) if toolbox else s.text for s in samples])
+            for example, samples in zip(examples, right, strict=True)
+            if samples or all_rows
         ]
         found = Demonstrated(
             file=folder / "demonstrations.parquet",
@@ -115,18 +119,38 @@ def demonstrate(
         return found
 
 
-def _right(problem: ProblemResult, keep: int) -> list[str]:
+def _right(problem: ProblemResult, keep: int) -> list[Sample]:
     """The first ``keep`` different responses that are right and whole."""
-    texts = (s.text for s in problem.samples if s.correct and s.finish_reason == "stop")
-    return list(dict.fromkeys(texts))[:keep]
+    found: dict[str, Sample] = {}
+    for sample in problem.samples:
+        if sample.correct and sample.finish_reason == "stop":
+            found.setdefault(sample.text, sample)
+    return list(found.values())[:keep]
 
 
-def _row(example: Example, texts: Sequence[str]) -> dict[str, Any]:
+def _turns(sample: Sample) -> list[dict[str, Any]]:
+    """A response as messages whose parts have the same types in all rows: arguments are JSON."""
+    plain: Message = {"role": "assistant", "content": sample.text}
+    return [
+        {
+            "role": message["role"],
+            "content": message["content"],
+            "name": message.get("name"),
+            "tool_calls": [
+                {"type": "function", "function": {**f, "arguments": json.dumps(f["arguments"])}}
+                for f in (call["function"] for call in message.get("tool_calls") or ())
+            ],
+        }
+        for message in sample.messages or (plain,)
+    ]
+
+
+def _row(example: Example, demonstrations: Sequence[Any]) -> dict[str, Any]:
     prompt = example.prompt
     more = {name: value for name, value in example.columns.items() if name not in _OWN}
     return {
         "prompt": prompt if isinstance(prompt, str) else [dict(message) for message in prompt],
-        "demonstrations": list(texts),
+        "demonstrations": list(demonstrations),
         "answer": example.answer,
         **more,
     }

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from srft.data.data_config import DataConfig
 from srft.errors import DataError
@@ -34,6 +34,9 @@ from srft.types import (
     TokenizedExample,
     transcript,
 )
+
+if TYPE_CHECKING:
+    from srft.environments.tools import Tools
 
 ProgressCallback = Callable[[int, int], None]
 """``(samples judged so far, samples in all)``; called from the thread that judges."""
@@ -153,9 +156,13 @@ def _tokenized(
 
 
 def tokenize_problems(
-    examples: Sequence[Example], tokenizer: Any, data: DataConfig | None = None
+    examples: Sequence[Example],
+    tokenizer: Any,
+    data: DataConfig | None = None,
+    tools: Tools | None = None,
 ) -> list[TokenizedExample]:
-    """Examples in tokens under the template that ``data`` names; none is dropped for its length.
+    """Examples in tokens under the template that ``data`` names; none is dropped for its length. tools: what
+    the prompts offer.
 
     Raises:
         DataError: an example cannot be written with this template and tokenizer.
@@ -164,7 +171,8 @@ def tokenize_problems(
 
     keep_all = {"max_prompt_tokens": None, "invalid_rows": "error"}
     data = (data or DataConfig()).model_copy(update=keep_all)
-    tokenized, _ = tokenize_dataset(examples, tokenizer, data)
+    tokenize = tokenize_dataset if tools is None else tools.tokenize
+    tokenized, _ = tokenize(examples, tokenizer, data)
     assert len(tokenized) == len(examples), "no prompt is dropped without a limit"
     return tokenized
 
@@ -327,6 +335,7 @@ class _Judge:
                 self._vote(c.text, drawn.item.example, bool(score.correct)),
                 dict(score.parts),
                 dict(score.status),
+                getattr(c.text, "messages", None) if c.episode and c.episode.calls else None,
             )
             entries.append(Entry(drawn.item.id, drawn.item.digest, sample))
         self._journal.add(entries)

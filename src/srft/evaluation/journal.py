@@ -73,7 +73,10 @@ class Journal:
         lines = []
         for e in entries:
             self._entries[e.id, e.prompt, e.sample.index] = e.sample
-            lines.append({"id": e.id, "prompt": e.prompt, **asdict(e.sample)})
+            line = {"id": e.id, "prompt": e.prompt, **asdict(e.sample)}
+            if e.sample.messages is None:  # as nearly always
+                del line["messages"]
+            lines.append(line)
         self._write(lines)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import yaml
 
 from srft import lab
 from srft.data.data_config import DataConfig
-from srft.errors import CheckpointError, ModelError
+from srft.environments.environment_config import EnvironmentConfig
+from srft.errors import CheckpointError, ConfigError, ModelError
 from srft.model.gguf import is_gguf
 from srft.model.model_config import ModelConfig, holds_model
 from srft.runs.run_dir import RunDir
@@ -21,6 +23,9 @@ from srft.types import RolloutEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from srft.environments.toolbox import Toolbox
+    from srft.environments.tools import Tools
 
 TEMPLATE_SETTINGS = (
     *("chat_template", "chat_template_kwargs", "prompt_template", "eos_token", "system_prompt"),
@@ -30,13 +35,15 @@ TEMPLATE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be asked. ``context``: most positions in tokens, None where unknown."""
+    """A model ready to be asked. ``context``: most positions in tokens, None where unknown. ``tools`` are
+    called in what ``engine`` samples."""
 
     engine: RolloutEngine
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
     context: int | None
     description: str
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -164,16 +171,64 @@ def template_of(source: Source) -> DataConfig:
     Raises:
         ModelError: the recipe there cannot be read.
     """
-    folder = Path(source.config.path).expanduser()
-    recipe = RunDir(source.run or folder.resolve().parent).config
-    if not recipe.is_file() or not (source.run or folder.is_dir()):
-        return DataConfig()
-    try:
-        data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
+    data = _section(source, "data")
+    with _reading(source):
         return DataConfig(**{k: data[k] for k in TEMPLATE_SETTINGS if k in data})
+
+
+def environment_of(source: Source) -> EnvironmentConfig:
+    """The tools that the model could call in training, from the recipe of its run or beside its folder; none
+    where there is no recipe.
+
+    Raises:
+        ConfigError: they were given in Python, so that no recipe names them.
+        ModelError: the recipe there cannot be read.
+    """
+    recipe = _section(source, "environment")
+    with _reading(source):
+        found = EnvironmentConfig(**recipe)
+    run = _run_of(source)
+    if run is None or found.tools or found.factory:
+        return found
+    try:
+        given = json.loads(run.environment.read_text(encoding="utf-8"))["given"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
+    if given:
+        names = ", ".join(name for names in given.values() for name in names)
+        raise ConfigError(
+            f"{source.name}: trained with tools or environments that were given in Python ({names}). Say "
+            "where they are, environment.tools=FILE.py:NAME or environment.factory=FILE.py:CLASS; or "
+            "environment.tools=[] to ask the model without them"
+        )
+    return found
+
+
+def _run_of(source: Source) -> RunDir | None:
+    """The run that a model is from, if its folder lies within one."""
+    folder = Path(source.config.path).expanduser()
+    run = RunDir(source.run or folder.resolve().parent)
+    return run if run.config.is_file() and (source.run or folder.is_dir()) else None
+
+
+def _section(source: Source, name: str) -> Mapping[str, Any]:
+    """A section of the recipe beside a model. Raises ModelError."""
+    run = _run_of(source)
+    if run is None:
+        return {}
+    with _reading(source):
+        return (yaml.safe_load(run.config.read_text(encoding="utf-8")) or {}).get(name) or {}
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    try:
+        yield
     except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        run = _run_of(source)
+        assert run is not None, "without a recipe there is nothing that cannot be read"
         raise ModelError(
-            f"{recipe}: the recipe beside the model cannot be read ({error}); fix it, or move the "
+            f"{run.config}: the recipe beside the model cannot be read ({error}); fix it, or move the "
             "model elsewhere to use it with the defaults"
         ) from error
 
@@ -203,19 +258,26 @@ def weights_digest(source: Source) -> str:
 
 @contextmanager
 def load(
-    source: Source, data: DataConfig, rollout: Any = None, device: str | None = None
+    source: Source,
+    data: DataConfig,
+    rollout: Any = None,
+    device: str | None = None,
+    toolbox: Toolbox | None = None,
 ) -> Iterator[Loaded]:
-    """The model, its tokenizer and an engine; memory is given back at the end.
+    """The model, its tokenizer and an engine; memory is given back at the end. toolbox: what the model
+    may call.
 
     device: "cpu", "cuda"; None takes a GPU where there is one and vLLM does not generate: it gets
     its weights from here, and the GPU is its own.
 
     Raises:
         ModelError: model or tokenizer cannot be loaded, or do not match.
+        ConfigError: its template knows no tools, and there are some.
     """
     import torch
 
     from srft.data.template import Template
+    from srft.environments.tools import build_tools
     from srft.model.loading import check_vocabulary, compute_context, load_tokenizer
     from srft.model.positions import context_length
     from srft.rollout.engine import build_engine
@@ -228,15 +290,18 @@ def load(
         # Nothing is trained here: half the memory, at the precision that the weights had anyway.
         config = config.model_copy(update={"dtype": "bfloat16"})
     tokenizer = load_tokenizer(config)
+    tools = build_tools(toolbox, tokenizer, data)
     with ExitStack() as stack:
         model = open_weights(replace(source, config=config), device)
         check_vocabulary(model, tokenizer)
         stack.enter_context(compute_context(config, device))
         engine = build_engine(model, tokenizer, rollout)
-        stack.callback(engine.close)
         stops = Template(tokenizer, data).stop_token_ids(getattr(model, "generation_config", None))
+        if tools is not None:
+            stops = tools.ends(stops)
+            engine = tools.over(engine, stops)
+        stack.callback(engine.close)
         kind = str(next(model.parameters()).dtype).removeprefix("torch.")
         by = f", {rollout.engine}" if rollout.engine.startswith("vllm") else ""
-        yield Loaded(
-            engine, tokenizer, stops, context_length(model.config), f"{kind} on {device}{by}"
-        )
+        context = context_length(model.config)
+        yield Loaded(engine, tokenizer, stops, context, f"{kind} on {device}{by}", tools)

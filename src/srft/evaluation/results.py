@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from srft.evaluation import accuracy_statistics
 from srft.evaluation.accuracy_statistics import Interval
-from srft.types import Example, FinishReason
+from srft.types import Example, FinishReason, Message
 
 
 @dataclass(frozen=True)
 class Sample:
     """One judged completion. ``tokens`` counts the stop token; ``reward`` is None where no reward
     applies; ``answer`` is what could be extracted from the text (the vote of majority@k), None
-    where nothing could; ``parts`` and ``status`` as in ``srft.rewards.scorer.Score``."""
+    where nothing could; ``parts`` and ``status`` as in ``srft.rewards.scorer.Score``; ``messages`` are the
+    turns of one that called tools."""
 
     index: int
     text: str
@@ -29,6 +30,7 @@ class Sample:
     answer: str | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     status: Mapping[str, str] = field(default_factory=dict)
+    messages: Sequence[Message] | None = None
 
 
 @dataclass(frozen=True)

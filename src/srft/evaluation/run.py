@@ -12,19 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from srft.data.data_config import DataConfig
+from srft.environments.environment_config import EnvironmentConfig
+from srft.environments.toolbox import Toolbox, build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.evaluation import result_tables
 from srft.evaluation.accuracy_statistics import interval_of_average
 from srft.evaluation.benchmarks import BENCHMARKS, SUITES, Benchmark, resolve
 from srft.evaluation.evaluate import ProgressCallback, ScorerLike, evaluate, tokenize_problems
 from srft.evaluation.evaluation_config import EvaluationConfig
-from srft.evaluation.open_model import Loaded, find_model, load, template_of, weights_digest
+from srft.evaluation.open_model import (
+    Loaded,
+    environment_of,
+    find_model,
+    load,
+    template_of,
+    weights_digest,
+)
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.evaluation.results import EvaluationResult
 from srft.model.model_config import ModelConfig
 from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
-from srft.runs.environment import environment
+from srft.rewards.scorer import Scorer
+from srft.runs.environment import environment as machine
 from srft.runs.files import to_json, write_whole
 from srft.runs.lock import hold
 from srft.terminal import Terminal
@@ -51,12 +61,17 @@ class ModelEvaluation:
 @dataclass(frozen=True)
 class EvaluationSet:
     """One set of problems to evaluate: ``benchmark.size`` is that of the whole set as it was read,
-    ``problems`` what is asked of it, ``reward`` its verifier, ``source`` where it was read."""
+    ``problems`` what is asked of it, ``reward`` its verifier, ``source`` where it was read. On data that is
+    no benchmark environments give rewards too."""
 
     benchmark: Benchmark
     problems: list[Example]
     reward: RewardConfig
     source: str
+
+    def scorer(self, toolbox: Toolbox | None) -> Scorer:
+        """Its verifier, started."""
+        return build_scorer(self.reward, None if self.benchmark.name in BENCHMARKS else toolbox)
 
 
 def evaluate_model(
@@ -69,6 +84,7 @@ def evaluate_model(
     data: DataConfig | None = None,
     reward: RewardConfig | None = None,
     rollout: Any = None,
+    environment: EnvironmentConfig | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> ModelEvaluation:
@@ -77,9 +93,10 @@ def evaluate_model(
     model_path: folder, run directory, checkpoint or hub name (``find_model``). config: what to evaluate on
     and how to sample; ``config.suites`` or ``config.dataset`` is needed. out_dir: default
     ``evaluations/<model>``; started again on the same folder, it goes on where it stopped.
-    label: name in the tables. data: template settings; None takes the recipe's beside the model.
-    reward: verifier of ``config.dataset`` (default math); benchmarks have their own. rollout: a
-    RolloutConfig that names the engine and its settings. progress: show bars in the terminal (stderr).
+    label: name in the tables. data, environment: template settings and tools; None takes the recipe's beside
+    the model. reward: verifier of ``config.dataset`` (default math, or the environment's own reward);
+    benchmarks have their own. rollout: a RolloutConfig that names the engine and its settings. progress: show
+    bars in the terminal (stderr).
 
     Writes results.json (everything but texts), tables.md, tables.html and samples/NAME.jsonl.
 
@@ -91,12 +108,15 @@ def evaluate_model(
     source = find_model(model_path, model)
     label = label or str(model_path)
     folder = Path(out_dir) if out_dir else Path("evaluations") / Path(str(model_path)).name
-    sets = evaluation_sets(config, reward)
+    environment = environment or environment_of(source)
+    toolbox = build_toolbox(environment)
+    sets = evaluation_sets(config, reward, toolbox)
     data = data or template_of(source)
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
     writing = hold(folder, "evaluating")
-    with writing, load(source, data, rollout, device) as loaded, _bars(progress) as bar:
+    opened = load(source, data, rollout, device, toolbox)
+    with writing, opened as loaded, _bars(progress) as bar:
         about: dict[str, Any] = {
             "format": FORMAT,
             "model": label,
@@ -105,9 +125,11 @@ def evaluate_model(
             "device": loaded.description,
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),
-            "environment": environment(),
+            "environment": machine(),
             "sources": {one_set.benchmark.name: one_set.source for one_set in sets},
         }
+        if toolbox is not None:
+            about["tools"] = environment.model_dump(mode="json", exclude_defaults=True)
         earlier = _earlier(folder, about["weights"])
         for one_set in sets:
             results[one_set.benchmark.name] = _run(
@@ -146,7 +168,7 @@ def write_tables(results: Sequence[Mapping[str, Any]], folder: str | Path) -> Pa
 
 
 def evaluation_sets(
-    config: EvaluationConfig, reward: RewardConfig | None = None
+    config: EvaluationConfig, reward: RewardConfig | None = None, toolbox: Toolbox | None = None
 ) -> list[EvaluationSet]:
     """The problems that ``config`` asks for, set by set; needs no model. Training takes its
     evaluation sets from here where the config names suites or a dataset.
@@ -156,7 +178,7 @@ def evaluation_sets(
         DataError: one of them cannot be read.
     """
     if config.dataset:
-        return [_dataset_set(config, reward or RewardConfig())]
+        return [_dataset_set(config, reward or RewardConfig(), toolbox)]
     if not config.suites:
         raise ConfigError(
             "nothing to evaluate on: name suites or benchmarks (suites: "
@@ -174,7 +196,9 @@ def evaluation_sets(
     return sets
 
 
-def _dataset_set(config: EvaluationConfig, reward: RewardConfig) -> EvaluationSet:
+def _dataset_set(
+    config: EvaluationConfig, reward: RewardConfig, toolbox: Toolbox | None
+) -> EvaluationSet:
     from srft.data.reading import load_examples
 
     assert config.dataset is not None
@@ -188,7 +212,9 @@ def _dataset_set(config: EvaluationConfig, reward: RewardConfig) -> EvaluationSe
     except DataError as error:  # which names the settings of training data
         text = re.sub(r"\bdata\.(?:eval_)?(columns|split)\b", r"evaluation.\1", str(error))
         raise DataError(text) from error
-    if any(spec.name and REWARDS[spec.name].needs_answer for spec in reward.rewards):
+    acted_alone = toolbox and toolbox.rewards() and "rewards" not in reward.model_fields_set
+    named = [] if acted_alone else reward.rewards
+    if any(spec.name and REWARDS[spec.name].needs_answer for spec in named):
         for example in examples:
             if example.answer is None:
                 raise DataError(
@@ -213,10 +239,8 @@ def _run(
     about: Mapping[str, Any],
     bar: Callable[[str], ProgressCallback | None],
 ) -> EvaluationResult:
-    from srft.rewards.scorer import Scorer
-
-    benchmark = one_set.benchmark
-    problems = tokenize_problems(one_set.problems, loaded.tokenizer, data)
+    benchmark, tools = one_set.benchmark, loaded.tools
+    problems = tokenize_problems(one_set.problems, loaded.tokenizer, data, tools)
     params = _params(benchmark, config, loaded, problems)
     identity = {
         "weights": about["weights"],
@@ -225,8 +249,9 @@ def _run(
         "reward": one_set.reward.model_dump(
             mode="json", exclude={"workers", "failed_demonstrations"}, exclude_defaults=True
         ),
+        **({"tools": about["tools"]} if tools else {}),
     }
-    with Scorer(one_set.reward) as scorer:
+    with one_set.scorer(None if tools is None else tools.toolbox) as scorer:
         judged: ScorerLike = scorer
         return evaluate(
             loaded.engine,

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from srft.data.data_config import DataConfig
+from srft.environments.environment_config import EnvironmentConfig
+from srft.environments.toolbox import build_toolbox
 from srft.errors import ConfigError
-from srft.evaluation.open_model import find_model, load, template_of
+from srft.evaluation.evaluate import tokenize_problems
+from srft.evaluation.open_model import environment_of, find_model, load, template_of
 from srft.model.model_config import ModelConfig
 from srft.types import Completion, Example, Message, RolloutRequest, SamplingParams
 
@@ -27,13 +30,14 @@ def sample_texts(
     data: DataConfig | None = None,
     model: ModelConfig | None = None,
     rollout: Any = None,
+    environment: EnvironmentConfig | None = None,
     device: str | None = None,
 ) -> list[list[Completion]]:
     """``n`` completions of each prompt, put into the model's template as a user's message. The model
     is loaded once.
 
-    model_path: folder, run directory or hub name. system: system message in front. data: the
-    template's settings; None takes those of the recipe beside the model. rollout: a RolloutConfig
+    model_path: folder, run directory or hub name. system: system message in front. data, environment: the
+    template's settings and tools; None takes those of the recipe beside the model. rollout: a RolloutConfig
     that names the engine. ``max_tokens`` is lowered to what the model's context leaves beside the
     longest prompt.
 
@@ -41,17 +45,15 @@ def sample_texts(
         ConfigError: an empty prompt, or one that fills the context.
         ModelError: the model cannot be loaded.
     """
-    from srft.data.template import tokenize_prompt
-
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("the prompt is empty; give the text that the model is to answer")
     source = find_model(model_path, model)
     data = data or template_of(source)
-    with load(source, data, rollout, device) as loaded:
-        ids = [
-            tokenize_prompt(_asked(prompt, system), loaded.tokenizer, data) for prompt in prompts
-        ]
-        longest = max(map(len, ids))
+    toolbox = build_toolbox(environment or environment_of(source))
+    asked = [_asked(prompt, system) for prompt in prompts]
+    with load(source, data, rollout, device, toolbox) as loaded:
+        items = tokenize_problems(asked, loaded.tokenizer, data, loaded.tools)
+        longest = max(len(item.prompt_ids) for item in items)
         if loaded.context is not None:
             max_tokens = min(max_tokens, loaded.context - longest)
         if max_tokens < 1:
@@ -62,7 +64,8 @@ def sample_texts(
         params = SamplingParams(
             temperature, top_p, top_k, max_tokens, stop_token_ids=loaded.stop_token_ids
         )
-        return loaded.engine.generate([RolloutRequest(one, n, seed) for one in ids], params)
+        requests = [RolloutRequest(i.prompt_ids, n, seed, example=i.example) for i in items]
+        return loaded.engine.generate(requests, params)
 
 
 def _asked(prompt: str, system: str | None) -> Example:

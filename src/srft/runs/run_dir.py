@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -119,15 +120,18 @@ def reserved(run: RunDir, recipe: str, say: Callable[[str], None]) -> Iterator[N
         raise
 
 
-def begin_run(run: RunDir, recipe: str) -> None:
-    """Writes config.yaml (``recipe``) and environment.json.
+def begin_run(run: RunDir, recipe: str, given: Mapping[str, Any] | None = None) -> None:
+    """Writes config.yaml (``recipe``) and environment.json. given: what no recipe holds, by its names.
 
     Raises:
         ConfigError: they cannot be written.
     """
     try:
         write_whole(run.config, recipe)
-        write_whole(run.environment, to_json({"id": run.id, **environment()}, indent=1))
+        write_whole(
+            run.environment,
+            to_json({"id": run.id, **environment(), "given": given or {}}, indent=1),
+        )
     except OSError as error:
         raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
 

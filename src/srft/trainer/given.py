@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.reading import EVAL_SPLITS, TRAIN_SPLITS, Splits, as_examples, load_splits
-from srft.environments.toolbox import Toolbox, build_toolbox
+from srft.environments.toolbox import Toolbox, build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.objective.methods import get_method
 from srft.rewards.reward_config import RewardConfig
@@ -45,6 +45,14 @@ class Given:
         """What the model may call. Raises ConfigError."""
         return build_toolbox(config.environment, self.tools, self.environment)
 
+    def functions(self) -> dict[str, list[str]]:
+        """Names of the tools and environments that are given, which no recipe holds."""
+        made = self.environment
+        classes = made.values() if isinstance(made, Mapping) else [made] if made else []
+        named = {"tools": self.tools or (), "environments": classes}
+        found = {key: [getattr(f, "__name__", str(f)) for f in fs] for key, fs in named.items()}
+        return {key: names for key, names in found.items() if names}
+
     def scorer(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Scorer:
         """The recipe's verifier, or the given functions with the recipe's limits; with the rewards of
         environments, of which each has the weight 1.
@@ -52,31 +60,15 @@ class Given:
         Raises:
             ConfigError: there are functions and the recipe names rewards of its own.
         """
-        acted = [] if toolbox is None else toolbox.rewards()
         named = config.reward.rewards
-        rewards: list[Any]
-        if self.rewards is None:
-            if not acted:
-                return Scorer(config.reward)
-            rewards = [*named] if "rewards" in config.reward.model_fields_set else []
-        elif named != RewardConfig().rewards:
+        if self.rewards is not None and named != RewardConfig().rewards:
             labels = ", ".join(spec.label for spec in named)
             raise ConfigError(
                 f"reward_funcs are given and the recipe names rewards too ({labels}): only one of them could "
                 "act. Leave the names out of args.reward (its limits and thresholds may stay), or add a "
                 'verifier to the functions by its name: reward_funcs=[my_function, "math"]'
             )
-        else:
-            rewards = [*self.rewards] if isinstance(self.rewards, list | tuple) else [self.rewards]
-        return Scorer(
-            [*rewards, *acted],
-            config.reward.correct_threshold,
-            weights=None if self.weights is None else [*self.weights, *(1.0 for _ in acted)],
-            timeout_s=config.reward.timeout_s,
-            memory_mb=config.reward.memory_mb,
-            workers=config.reward.workers,
-            function_timeout_s=config.reward.function_timeout_s,
-        )
+        return build_scorer(config.reward, toolbox, self.rewards, self.weights)
 
     def read(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Splits:
         """Training and evaluation data: what was given, and what the recipe names where nothing was.

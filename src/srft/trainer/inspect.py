@@ -41,7 +41,7 @@ def check_data(
     toolbox = given.toolbox(config)
     splits = given.read(config, toolbox)
     tokenizer = load_tokenizer(config.model)
-    tools = build_tools(toolbox, tokenizer, config)
+    tools = build_tools(toolbox, tokenizer, config.data)
     tokenize = tokenize_dataset if tools is None else tools.tokenize
     tokenized, report = tokenize(splits.train, tokenizer, config.data)
     say.head("Rows and tokens")

@@ -132,7 +132,11 @@ class Setup:
             engine = build_engine(
                 self.policy.model, self.policy.tokenizer, self.config.rollout, self.longest
             )
-            self.engine = engine if self.tools is None else self.tools.over(engine, self.sampling)
+            self.engine = (
+                engine
+                if self.tools is None
+                else self.tools.over(engine, self.sampling.stop_token_ids)
+            )
         if isinstance(self.teacher, ServerTeacher):
             self.teacher = ServerTeacher(self.teacher.url, self.config.teacher.timeout_s)
 
@@ -155,7 +159,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
     tokenizer = _tokenizer(config, given, model)
-    tools = build_tools(toolbox, tokenizer, config)
+    tools = build_tools(toolbox, tokenizer, config.data)
     splits = given.read(config, toolbox)
     notes: list[str] = []
     examples, held_out = _tokenize(config, splits, tokenizer, notes, console, tools)
@@ -173,7 +177,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         _check_references(config.resolved_stages, reads, lora=config.model.lora is not None)
         needs_reference = any(reads)
         device = choose_device(config)
-        evaluation = _evaluation(config, held_out, tokenizer, scorer)
+        evaluation = _evaluation(config, held_out, tokenizer, scorer, tools)
         asked = [data.problems for data in evaluation.values()]
         lengths = measure_lengths(config, methods, examples, asked)
         room = fit_memory(config, lengths, model, device, world, run)
@@ -192,7 +196,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             engine = build_engine(sampled, tokenizer, config.rollout, lengths.asked)
         if sampled is not policy.model:
             engine = ReplicaEngine(engine, sampled, policy.model)
-        engine = engine if tools is None else tools.over(engine, sampling)
+        engine = engine if tools is None else tools.over(engine, sampling.stop_token_ids)
         reshard(policy.model)  # the optimizer is to be given the shards
         with console.status("trying the largest micro-batch"):
             config, line = room.tried(policy)
@@ -322,15 +326,17 @@ def _evaluation(
     held_out: Mapping[str, list[TokenizedExample]],
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
+    tools: Tools | None,
 ) -> dict[str, EvaluationData]:
     """The recipe's evaluation data under the run's verifier, and the suites or the dataset that
     ``evaluation`` names under their own."""
     sets = {name: EvaluationData(problems, scorer) for name, problems in held_out.items()}
     settings = config.evaluation
     if settings.suites or settings.dataset:
-        for chosen in evaluation_sets(settings, config.reward):
-            problems = tokenize_problems(chosen.problems, tokenizer, config.data)
-            sets[chosen.benchmark.name] = EvaluationData(problems, Scorer(chosen.reward))
+        toolbox = None if tools is None else tools.toolbox
+        for chosen in evaluation_sets(settings, config.reward, toolbox):
+            problems = tokenize_problems(chosen.problems, tokenizer, config.data, tools)
+            sets[chosen.benchmark.name] = EvaluationData(problems, chosen.scorer(toolbox))
     return sets
 
 
@@ -477,7 +483,7 @@ def _sampling(
     params = config.rollout.sampling_params()
     ends = Template(tokenizer, config.data).stop_token_ids(model.generation_config)
     if tools is not None:
-        ends = (*ends, tools.turns.call_end_id)
+        ends = tools.ends(ends)
     return replace(params, stop_token_ids=tuple(dict.fromkeys((*ends, *params.stop_token_ids))))
 
 

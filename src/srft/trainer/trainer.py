@@ -404,7 +404,7 @@ class TrainingLoop:
     def _begin(self) -> dict[str, int]:
         if self.world.main:
             check_unused(self.run)
-            begin_run(self.run, self.args.to_yaml(redacted=True))
+            begin_run(self.run, self.args.to_yaml(redacted=True), self.setup.given.functions())
         for note in self.setup.notes:
             self._say(note)
         return {}
@@ -412,15 +412,15 @@ class TrainingLoop:
     def _resume(self, which: Literal[True] | str | Path) -> dict[str, int]:
         """Weights, optimizer, random state and positions of the newest whole checkpoint, or of the one
         that is named; returns the lengths in bytes to which the logs are cut back."""
+        recipe = self.args.to_yaml(redacted=True)
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
             self._say("resume: no checkpoint was written yet; starting from the beginning")
             if self.world.main:
-                begin_run(self.run, self.args.to_yaml(redacted=True))
+                begin_run(self.run, recipe, self.setup.given.functions())
             return {}
         name = None if which is True else named_checkpoint(self.run, Path(which))
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world, name)
-        recipe = self.args.to_yaml(redacted=True)
         self.changes = recipe_changes(self.run, recipe)
         for sentence in damaged:
             self._say(f"resume: {sentence}")
