@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,3 +186,25 @@ def test_models_of_different_vocabularies_are_refused(models, batch):
     size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     with pytest.raises(ModelError, match="vocabular"):
         compare(models["base"], LlamaForCausalLM(LlamaConfig(vocab_size=70, **size)), batch)
+
+
+def test_what_a_tool_wrote_is_read_but_not_scored(models):
+    """Every figure of the other tokens is as without a mask, and the gradient has them alone."""
+    from srft.analysis.gradient import gradient_view
+    from srft.objective.methods import get_method
+
+    ids, mask = (5, 6, 7, 8, 9, 10), (True, True, False, False, True, True)
+    whole = [tokenized((3, 4), ids), tokenized((3, 4), ids[::-1])]
+    masked = [replace(response, mask=mask) for response in whole]
+    keep = np.array(mask * 2)
+    one, other = (
+        compare(models["base"], models["other"], responses) for responses in (whole, masked)
+    )
+    for name, array in one.rows(keep).__dict__.items():
+        if name != "position_T":  # counts the tokens that are scored
+            np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
+    np.testing.assert_array_equal(
+        token_logprobs(models["base"], whole)[keep], token_logprobs(models["base"], masked)
+    )
+    view = gradient_view(models["base"], "base", get_method("grpo"), masked)
+    assert view.terms[0].tokens == keep.sum()

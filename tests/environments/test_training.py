@@ -9,6 +9,7 @@ from tests.environments.conftest import add, sums
 from tests.rollout.fake_vllm import FakeServer
 
 from srft import SRFTTrainer
+from srft.analysis.responses import read_responses, tokenize
 from srft.data.turns import tool_call
 from srft.errors import ConfigError
 from srft.model.loading import load_model, load_tokenizer
@@ -143,6 +144,12 @@ def test_srft_learns_from_demonstrations_with_tools(tool_recipe):
     assert metrics[0]["demo/reward_mean"] == 1.0
     first = read_jsonl(result.run_dir / "samples.jsonl")[0]["responses"][-1]
     assert first["kind"] == "demonstration" and None in first["loss"]
+    (read, *_), _ = tokenize(
+        read_responses([result.run_dir], kinds=["demonstration"]), trainer.tokenizer
+    )
+    assert read.own == tuple(
+        token for token, loss in zip(read.ids, first["loss"], strict=True) if loss is not None
+    )
 
 
 def test_an_environment_that_owns_the_data(tool_recipe, calls_at_random):

@@ -137,10 +137,10 @@ def _describe(
     """Text and class of every token, responses end to end."""
     special = set(tokenizer.all_special_ids)
     known: dict[int, tuple[str, str]] = {}
-    for token in {token for t in tokenized for token in t.ids}:
+    for token in {token for t in tokenized for token in t.own}:
         text = tokenizer.decode([token])
         known[token] = (text, token_class(text, token in special))
-    flat = [known[token] for t in tokenized for token in t.ids]
+    flat = [known[token] for t in tokenized for token in t.own]
     return [text for text, _ in flat], [kind for _, kind in flat]
 
 
@@ -229,7 +229,7 @@ def _records(
 ) -> Iterator[Record]:
     """The first responses in the form of samples.jsonl, for the page's browser: a response a record,
     under each model in turn."""
-    start = np.concatenate([[0], np.cumsum([len(t.ids) for t in tokenized])])
+    start = np.concatenate([[0], np.cumsum([len(t.own) for t in tokenized])])
     for i, t in enumerate(tokenized[:BROWSED]):
         r, at = t.response, slice(int(start[i]), int(start[i + 1]))
         seen = [

@@ -93,7 +93,7 @@ def compare(
     found: list[dict[str, list[np.ndarray]]] = [{} for _ in responses]
     both = zip(hidden_states(before, responses), hidden_states(after, responses), strict=True)
     for (row, hidden_before), (_, hidden_after) in both:
-        target_T = torch.tensor(responses[row].ids, device=hidden_before.device)
+        target_T = torch.tensor(responses[row].own, device=hidden_before.device)
         for part in tiles(len(target_T), sizes[0]):
             figures = distribution_shift(
                 logits(heads[0], hidden_before[part]),
@@ -104,7 +104,7 @@ def compare(
                 found[row].setdefault(name, []).append(value_T.cpu().numpy())
         found[row]["sequence_T"] = [np.full(len(target_T), row)]
         found[row]["position_T"] = [np.arange(len(target_T))]
-        found[row]["token_T"] = [np.asarray(responses[row].ids)]
+        found[row]["token_T"] = [np.asarray(responses[row].own)]
     names = found[0].keys()
     return TokenShift(
         **{name: np.concatenate([a for one in found for a in one[name]]) for name in names}
@@ -162,7 +162,7 @@ def token_figures(
     head = output_head(model)
     found: list[list[np.ndarray]] = [[] for _ in responses]
     for row, hidden in hidden_states(model, responses):
-        target_T = torch.tensor(responses[row].ids, device=hidden.device)
+        target_T = torch.tensor(responses[row].own, device=hidden.device)
         for part in tiles(len(target_T), head.weight.shape[0]):
             logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
             taken_T = logp.gather(1, target_T[part][:, None])[:, 0]
@@ -180,7 +180,7 @@ def token_logprobs(model: PreTrainedModel, responses: Sequence[TokenizedResponse
 def hidden_states(
     model: PreTrainedModel, responses: Sequence[TokenizedResponse], budget: int = _BATCH
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row, what the output head reads at each token of that response; T x D), longest first.
+    """(row, what the output head reads at each own token of that response; T x D), longest first.
 
     Responses of similar length run together, padded on the right, at most ``budget`` tokens of
     prompt, response and padding in one pass. The order depends on the responses alone, so two
@@ -214,10 +214,9 @@ def hidden_states(
         )
         for i, row in enumerate(rows):
             # The state before a token predicts it.
-            yield (
-                row,
-                output.last_hidden_state[i, len(responses[row].prompt_ids) - 1 : length[row] - 1],
-            )
+            r = responses[row]
+            states = output.last_hidden_state[i, len(r.prompt_ids) - 1 : length[row] - 1]
+            yield row, states if r.mask is None else states[torch.tensor(r.mask)]
 
 
 def logits(head: OutputHead, hidden_TD: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def learning_dynamics(
         CheckpointError, ModelError: a checkpoint that cannot be loaded.
     """
     demo_T = np.concatenate(
-        [np.full(len(r.ids), r.response.kind == "demonstration") for r in responses]
+        [np.full(len(r.own), r.response.kind == "demonstration") for r in responses]
     )
     space = ProbabilitySpace({base[0]: base[1], **references}, demo_T)
     start = Point(0, space.distances(base[1]))

@@ -92,10 +92,10 @@ def gradient_view(
     head = output_head(model)
     vocabulary = head.weight.shape[0]
     tallies = {term.name: _Tally(vocabulary) for term in method.terms}
-    starts = np.concatenate([[0], np.cumsum([len(r.ids) for r in responses])]).tolist()
+    starts = np.concatenate([[0], np.cumsum([len(r.own) for r in responses])]).tolist()
     with torch.no_grad():
         for row, hidden in hidden_states(model, responses):
-            target_T = torch.tensor(responses[row].ids, device=hidden.device)
+            target_T = torch.tensor(responses[row].own, device=hidden.device)
             for part in tiles(len(target_T), vocabulary):
                 logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
                 at = slice(starts[row] + part.start, starts[row] + part.stop)
@@ -125,7 +125,7 @@ def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
     reward = 1.0 if r.reward is None else r.reward
     return TrainingSequence(
         prompt_ids=response.prompt_ids,
-        response_ids=response.ids,
+        response_ids=response.own,
         group=r.group,
         is_demo=r.kind == "demonstration",
         reward=reward,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Response:
     kind: "demonstration", "rollout", or what the file says. group: responses to the same prompt at
     the same step share it. prompt_ids and ids are given where the file holds tokens; otherwise
     ``prompt`` and ``text`` are tokenized. rendered: the prompt is the text the model was shown, its
-    template included. reward is None where it is not known.
+    template included. mask is False at tokens that a tool wrote. reward is None where it is not known.
     """
 
     prompt: Any
@@ -39,15 +40,26 @@ class Response:
     rendered: bool = False
     prompt_ids: tuple[int, ...] | None = None
     ids: tuple[int, ...] | None = None
+    mask: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
 class TokenizedResponse:
-    """``prompt_ids + ids`` is what a model is shown; ``ids`` is what is scored."""
+    """``prompt_ids + ids`` is what a model is shown; ``own`` is what is scored: the tokens where ``mask`` is
+    True, which no tool wrote (None: all)."""
 
     response: Response
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
+    mask: tuple[bool, ...] | None = None
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        return self.ids if self.mask is None else tuple(compress(self.ids, self.mask))
+
+    def cut(self, most: int) -> TokenizedResponse:
+        """The first ``most`` tokens."""
+        return replace(self, ids=self.ids[:most], mask=self.mask and self.mask[:most])
 
 
 def read_responses(
@@ -136,6 +148,7 @@ def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
             rendered=sampled,
             prompt_ids=_ids(row.get("prompt_ids")),
             ids=_ids(item.get("token_ids")),
+            mask=_mask(item.get("loss")),
         )
 
 
@@ -165,6 +178,12 @@ def _ids(value: Any) -> tuple[int, ...] | None:
     return (
         tuple(value) if isinstance(value, list) and all(isinstance(v, int) for v in value) else None
     )
+
+
+def _mask(losses: Any) -> tuple[bool, ...] | None:
+    """samples.jsonl has no loss at tokens that a tool wrote."""
+    known = isinstance(losses, list) and None in losses
+    return tuple(loss is not None for loss in losses) if known else None
 
 
 def _draw(found: list[Response], limit: int | None, seed: int) -> list[Response]:
@@ -214,12 +233,12 @@ def tokenize(
     done: dict[int, TokenizedResponse] = {}
     for number, r in enumerate(kept):
         if r.prompt_ids and r.ids:
-            done[number] = TokenizedResponse(r, r.prompt_ids, r.ids)
+            done[number] = TokenizedResponse(r, r.prompt_ids, r.ids, r.mask)
     for rendered, form in ((False, config), (True, as_it_stands)):
         rest = [i for i, r in enumerate(kept) if i not in done and r.rendered is rendered]
         done |= _from_text(rest, kept, tokenizer, form)
     cut = sum(len(t.ids) > max_tokens for t in done.values())
-    result = [replace(done[i], ids=done[i].ids[:max_tokens]) for i in sorted(done)]
+    result = [done[i].cut(max_tokens) for i in sorted(done)]
     return result, _notes(responses, result, cut, max_tokens, tokenizer)
 
 
@@ -246,11 +265,10 @@ def _from_text(
     found = {}
     for item in tokenized:
         r = responses[rows[item.index]]
-        ids = item.demonstration_ids[0]
+        ids, mask = item.demonstration_ids[0], item.demonstration_masks[0]
+        whole = TokenizedResponse(r, item.prompt_ids, ids, mask)
         # A response cut at the length limit never said that it was finished.
-        found[rows[item.index]] = TokenizedResponse(
-            r, item.prompt_ids, ids[:-1] if r.truncated else ids
-        )
+        found[rows[item.index]] = whole.cut(len(ids) - 1) if r.truncated else whole
     return found
 
 
@@ -273,9 +291,9 @@ def _notes(
             "template, which the text leaves out, are missing."
         )
     unknown = getattr(tokenizer, "unk_token_id", None)
-    count = sum(t.ids.count(unknown) for t in done) if unknown is not None else 0
+    count = sum(t.own.count(unknown) for t in done) if unknown is not None else 0
     if count:
-        total = sum(len(t.ids) for t in done)
+        total = sum(len(t.own) for t in done)
         notes.append(
             f"{count} of {total} tokens are unknown to the tokenizer: is it the right one?"
         )

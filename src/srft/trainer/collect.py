@@ -16,7 +16,13 @@ from srft.parallel.world import ALONE, World
 from srft.rewards.scorer import Score
 from srft.rollout.requests import request_seed
 from srft.trainer.setup import Setup
-from srft.types import Completion, RolloutRequest, TokenizedExample, TrainingSequence
+from srft.types import (
+    Completion,
+    RolloutRequest,
+    TokenizedExample,
+    TrainingSequence,
+    transcript,
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ class _Share:
                 scored = replace(sequence, reward=score.reward, correct=score.correct)
                 episode = completions[r][i].episode
                 calls = None if episode is None else (episode.calls, episode.failures)
-                rollout = Rollout(scored, str(texts[(r, i)]), score, calls)
+                rollout = Rollout(scored, transcript(texts[(r, i)]), score, calls)
                 self.rollouts[owners[r][0]].append(rollout)
 
 
