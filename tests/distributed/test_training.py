@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tests.distributed import work
 from tests.distributed.ranks import Crashed, finish, on_ranks, start
-from tests.toys import save_lab_model
+from tests.toys import save_lab_model, save_tool_model
 
 from srft.runs.files import read_jsonl
 
@@ -142,6 +142,42 @@ def test_two_processes_train_as_one(alone, together, name):
         ours, theirs = read_jsonl(one / log), read_jsonl(two / log)
         assert len(ours) == len(theirs) > 0
     assert [r["correct"] for r in ours] == [r["correct"] for r in theirs]
+
+
+def test_two_processes_call_tools_as_one_and_answer_after_training(tmp_path):
+    model = save_tool_model(tmp_path / "model")
+    rows = [{"prompt": [{"role": "user", "content": f"What is {n} + 4?"}]} for n in range(6)]
+    found = {}
+    for size in (1, 2):
+        recipe = {
+            "method": "grpo",
+            "model": {"path": str(model)},
+            "rollout": {
+                "group_size": 3, "max_tokens": 100, "stop_token_ids": list(range(170, 340)),
+            },
+            "environment": {"max_turns": 3},
+            "train": {"steps": 2, "prompts_per_step": 3, "learning_rate": 1e-3},
+            "evaluation": {"every_steps": 0, "n": 2},
+            "run": {"dir": str(tmp_path / f"run{size}"), "live": "never", "samples_every": 1},
+        }  # fmt: skip
+        folder = tmp_path / f"saved{size}"
+        found[size] = on_ranks(work.use_tools_and_go_on, size, recipe, rows, folder)
+    (one,), (main, other) = found[1], found[2]
+    runs = [tmp_path / "run1", tmp_path / "run2"]
+    assert_same_figures(*map(work.logged, runs), steps=2)
+    assert work.logged(runs[0])[0]["tools/calls"] > 0
+    ours, theirs = (read_jsonl(run / "samples.jsonl") for run in runs)
+    assert [[r["token_ids"] for r in row["responses"]] for row in ours] == [
+        [r["token_ids"] for r in row["responses"]] for row in theirs
+    ]
+    assert one["evaluated"] == main["evaluated"] == other["evaluated"]
+    assert one["predicted"] == main["predicted"] == other["predicted"]
+    assert any("[add]" in rollout["completion"] for rollout in one["predicted"])
+    assert one["put"] and main["put"] and other["put"]
+    saved = [load_file(tmp_path / f"saved{size}" / "model.safetensors") for size in (1, 2)]
+    assert saved[0].keys() == saved[1].keys()
+    for name, tensor in saved[0].items():
+        torch.testing.assert_close(saved[1][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_in_four_bits_passes_from_two_processes_to_one_and_back(recipes, some_demonstrations):

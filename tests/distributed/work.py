@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srft.config import parse_config
+from srft.environments import tools as tools_module
 from srft.model.adapters import whole
 from srft.model.loading import load_model, load_tokenizer
 from srft.model.model_config import ModelConfig
 from srft.parallel.parallel_config import ParallelConfig
-from srft.parallel.sharding import cut_parameters, full_tensors, shard, whole_copy
+from srft.parallel.sharding import cut_parameters, full_tensors, put_tensors, shard, whole_copy
 from srft.parallel.world import join_world
 from srft.runs.files import read_jsonl
 from srft.trainer import update as update_module
@@ -224,3 +225,28 @@ def train_with_failing_reward(recipe: Recipe, rows: Sequence[Any]) -> None:
 
     REWARDS["failing"] = reward
     train(recipe, rows, "failing")
+
+
+def use_tools_and_go_on(recipe: Recipe, rows: Sequence[Any], folder: Path) -> dict[str, Any]:
+    """A run whose rollouts call a tool, and what is asked of its trainer after ``train``."""
+    from tests.environments.conftest import add, random_reader
+
+    tools_module.reader = random_reader  # this process is the test's own
+    trainer = SRFTTrainer(
+        args=parse_config(dict(recipe)),
+        train_dataset=list(rows),
+        eval_dataset=list(rows[:3]),
+        reward_funcs=a_third,
+        tools=[add],
+    )
+    trainer.train()
+    found: dict[str, Any] = {
+        "evaluated": trainer.evaluate(),
+        "predicted": trainer.predict(list(rows[3:6])).predictions,
+    }
+    trainer.save_model(folder)
+    before = {name: tensor.clone() for name, tensor in full_tensors(trainer.model)}
+    put_tensors(trainer.model, {name: tensor + 1 for name, tensor in before.items()})
+    found["put"] = all(torch.equal(t, before[n] + 1) for n, t in full_tensors(trainer.model))
+    trainer.end()
+    return found

@@ -34,21 +34,22 @@ def model_path(tmp_path_factory):
     return save_tool_model(tmp_path_factory.mktemp("tools"))
 
 
-@pytest.fixture
-def calls_at_random(monkeypatch):
+def random_reader(turns):
     """Every turn that begins with an even token calls ``add``, or the first tool there is."""
 
-    def reader(turns):
-        def read(ids, before, tools):
-            message = {"role": "assistant", "content": turns.template.tokenizer.decode(ids)}
-            if ids[0] % 2:
-                return message
-            name = tools[0]["function"]["name"]
-            return message | {"tool_calls": [tool_call(name, {"a": ids[0], "b": 1})]}
+    def read(ids, before, tools):
+        message = {"role": "assistant", "content": turns.template.tokenizer.decode(ids)}
+        if ids[0] % 2:
+            return message
+        name = tools[0]["function"]["name"]
+        return message | {"tool_calls": [tool_call(name, {"a": ids[0], "b": 1})]}
 
-        return read
+    return read
 
-    monkeypatch.setattr("srft.environments.tools.reader", reader)
+
+@pytest.fixture
+def calls_at_random(monkeypatch):
+    monkeypatch.setattr("srft.environments.tools.reader", random_reader)
 
 
 @pytest.fixture

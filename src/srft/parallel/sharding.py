@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -110,6 +110,16 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     have to go through it together; in a world of one the tensors are the model's own."""
     for name, tensor in own_tensors(model).items():
         yield name, whole(tensor)
+
+
+@torch.no_grad()
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies whole ``tensors`` into everything in ``own_tensors``, each process its parts."""
+    for name, own in own_tensors(model).items():
+        new = tensors[name].to(own.device, own.dtype)
+        if isinstance(own, DTensor):
+            new = distribute_tensor(new, own.device_mesh, own.placements, src_data_rank=None)
+        own.copy_(new)
 
 
 def whole_copy(model: M, device: torch.device) -> M:

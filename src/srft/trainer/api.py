@@ -24,6 +24,7 @@ from transformers.trainer_utils import PredictionOutput
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
+from srft.parallel.sharding import put_tensors
 from srft.trainer.arguments import arguments_for, lora_from, recipe_from
 from srft.trainer.callbacks import Callbacks, transformers_names
 from srft.trainer.evaluating import figures, predictions
@@ -160,7 +161,7 @@ class SRFTTrainer(TrainingLoop):
         result = super().train(resume_from_checkpoint)
         if self._load_best and self.run.best.is_dir():
             best = AutoModelForCausalLM.from_pretrained(self.run.best, dtype=self.model.dtype)
-            self.model.load_state_dict(best.state_dict())
+            put_tensors(self.model, best.state_dict())
         return result
 
     train.__doc__ = TrainingLoop.train.__doc__

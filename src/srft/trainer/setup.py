@@ -62,13 +62,15 @@ class EvaluationData:
 
 @dataclass
 class Setup:
-    """All that a run works with. ``demo_scores[row]`` are the scores of the demonstrations of
-    ``train[row]``. ``longest``: the longest sequence the engine is asked for, in tokens."""
+    """All that a run works with. ``demo_scores[row]`` are the scores of the demonstrations of ``train[row]``.
+    ``sampled``: what ``engine`` is given, the policy's model or a copy. ``longest``: the longest sequence
+    that it is asked for, in tokens."""
 
     config: SRFTConfig
     given: Given
     world: World
     policy: Policy
+    sampled: PreTrainedModel
     engine: RolloutEngine
     sampling: SamplingParams
     scorer: Scorer
@@ -116,27 +118,17 @@ class Setup:
     def reopen(self) -> None:
         """Prepares the model again and starts an engine, after ``close``; verifiers start when needed.
 
-        Raises:
-            ConfigError: the run is divided over several processes.
+        Raises ModelError where the model was changed meanwhile so that it no longer fits.
         """
         if not self.closed:
             return
-        if self.world.size > 1:
-            raise ConfigError(
-                "the trainer of several processes is closed after train(): use the exported model, with "
-                "`srft eval` for example"
-            )
         self.policy = reopen_policy(self.policy, self.given.model is not None)
         self.closed = False
-        with self.policy.compute():
-            engine = build_engine(
-                self.policy.model, self.policy.tokenizer, self.config.rollout, self.longest
-            )
-            self.engine = (
-                engine
-                if self.tools is None
-                else self.tools.over(engine, self.sampling.stop_token_ids)
-            )
+        self.engine = _engine(
+            self.config, self.policy, self.sampled, self.longest, self.sampling, self.tools
+        )
+        if self.sampled is not self.policy.model:
+            self.engine.update_weights()
         if isinstance(self.teacher, ServerTeacher):
             self.teacher = ServerTeacher(self.teacher.url, self.config.teacher.timeout_s)
 
@@ -192,11 +184,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         if isinstance(teacher, PolicyTeacher):
             _check_lengths(config, methods, teacher.policy.model, examples)
             check_scoring(teacher.policy)
-        with policy.compute():
-            engine = build_engine(sampled, tokenizer, config.rollout, lengths.asked)
-        if sampled is not policy.model:
-            engine = ReplicaEngine(engine, sampled, policy.model)
-        engine = engine if tools is None else tools.over(engine, sampling.stop_token_ids)
+        engine = _engine(config, policy, sampled, lengths.asked, sampling, tools)
         reshard(policy.model)  # the optimizer is to be given the shards
         with console.status("trying the largest micro-batch"):
             config, line = room.tried(policy)
@@ -207,6 +195,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         given=given,
         world=world,
         policy=policy,
+        sampled=sampled,
         engine=engine,
         sampling=sampling,
         scorer=scorer,
@@ -221,6 +210,21 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         max_mismatch=allowed_mismatch(config.rollout, policy.computes_in(), policy.device.type),
         tools=tools,
     )
+
+
+def _engine(
+    config: SRFTConfig,
+    policy: Policy,
+    sampled: PreTrainedModel,
+    longest: int,
+    sampling: SamplingParams,
+    tools: Tools | None,
+) -> RolloutEngine:
+    with policy.compute():
+        engine = build_engine(sampled, policy.tokenizer, config.rollout, longest)
+    if sampled is not policy.model:
+        engine = ReplicaEngine(engine, sampled, policy.model)
+    return engine if tools is None else tools.over(engine, sampling.stop_token_ids)
 
 
 def _check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
