@@ -126,6 +126,9 @@ def test_a_model_of_another_kind_is_refused(folder) -> None:
     edit_json(folder / "config.json", model_type="vit")
     with pytest.raises(ModelError, match="'vit' is not a causal language model"):
         load_model(ModelConfig(path=str(folder)))
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "code.Model"})
+    with pytest.raises(ModelError, match=r"brings one as code.*trust_remote_code=true"):
+        load_model(ModelConfig(path=str(folder)))
 
 
 def test_a_model_type_that_nobody_knows_is_refused(folder) -> None:

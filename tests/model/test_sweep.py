@@ -36,7 +36,11 @@ def test_weights_that_rwkv_divides_to_sample_are_exported_as_they_were_trained(t
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("bert", "cannot be trained with this package"), ("xlnet", "not a causal language model")],
+    [
+        ("bert", "cannot be trained with this package"),
+        ("xlnet", "not a causal language model"),
+        ("blip-2", "fails on tokens alone"),
+    ],
 )
 def test_what_is_no_causal_language_model_is_refused_with_the_reason(kind, reason, tmp_path):
     report = examine(kind, tmp_path, quick=True)

@@ -1,4 +1,4 @@
-"""Parts of a checkpoint beside its language model: kept on export, or refused before training."""
+"""Parts of a checkpoint beside its language model: kept on export, or left out where that is asked for."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.model.sweep.checks import VOCABULARY, _saved, _trainer, own_logits
 from tests.model.sweep.tiny import tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM
 
-from srft.errors import ModelError
+from srft.memory.shape import measure_shape
+from srft.model.model_config import ModelConfig
+from srft.model.output_head import output_head
+from srft.model.packed_attention import packs, use_packed_attention
+from srft.model.saving import _without_weights
+from srft.model.weight_files import reader_of
 
 
 def multimodal(kind, folder):
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(tiny_config(kind, VOCABULARY))
-    return _saved(model.float().eval(), folder)
+    return _saved(tiny_model(kind, VOCABULARY), folder)
 
 
-def test_a_vision_part_that_is_loaded_is_exported_as_it_was(tmp_path):
-    base = multimodal("gemma3", tmp_path / "base")
+# One whose causal language model is the whole, one that has none, and one of which it is the text part alone.
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl", "llama4"])
+def test_a_vision_part_is_exported_as_it_was(kind, tmp_path):
+    base = multimodal(kind, tmp_path / "base")
     (base / "preprocessor_config.json").write_text('{"size": 4}')
     (base / "processor_config.json").write_text('{"image_seq_length": 16}')
     result = _trainer(base, tmp_path / "run").train()
@@ -29,25 +34,48 @@ def test_a_vision_part_that_is_loaded_is_exported_as_it_was(tmp_path):
         assert (result.model_dir / name).read_text() == (base / name).read_text()
     before, after = (load_file(folder / "model.safetensors") for folder in (base, result.model_dir))
     assert before.keys() == after.keys()
-    vision = [name for name in before if "vision" in name]
-    text = [name for name in before if "language_model" in name]
+    vision = [name for name in before if "visi" in name or "visual" in name]
+    text = [name for name in before if name not in vision]
     assert vision and text
     assert all(torch.equal(before[name], after[name]) for name in vision)
     assert any(not torch.equal(before[name], after[name]) for name in text)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "llama4"])
-def test_one_that_is_not_loaded_is_refused_unless_the_text_alone_is_wanted(kind, tmp_path):
+def test_the_text_part_alone_where_it_is_wanted(kind, tmp_path):
     base = multimodal(kind, tmp_path / "base")
-    with pytest.raises(ModelError, match=r"without its parts vision.*model\.text_only=true"):
-        _trainer(base, tmp_path / "run")
     trainer = _trainer(base, tmp_path / "text", model={"text_only": True})
     result = trainer.train()
     plain = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    assert not any("visi" in name or "visual" in name for name in plain.state_dict())
     trainer.model.eval()
     torch.testing.assert_close(
         own_logits(trainer.model, range(2, 12)), own_logits(plain, range(2, 12))
     )
+
+
+def test_memory_is_that_of_the_text_part_where_that_alone_is_trained(tmp_path):
+    """Deeper than the text part, the vision part has the longest list of layers."""
+    deep = {"vision_config": {"depth": 5}, "text_config": {"num_hidden_layers": 2}}
+    config = tiny_config("qwen2_5_vl", VOCABULARY, **deep)
+    shape = measure_shape(ModelConfig(path="given"), config)
+    model = reader_of(config).from_config(config)
+    text = (model.model.language_model, model.lm_head)
+    assert shape.layers == 2
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.trained == sum(p.numel() for part in text for p in part.parameters())
+
+
+def test_parts_beside_the_text_need_not_know_packed_attention():
+    """SAM's layers choose their attention by name when they are made."""
+    model = tiny_model("deepseek_vl_hybrid", VOCABULARY)
+    use_packed_attention(model)
+    assert _without_weights(model).config.text_config._attn_implementation == "eager"
+    assert packs(model)
+
+
+def test_a_scale_of_logits_that_the_config_leaves_out_is_one():
+    assert output_head(tiny_model("cohere_compass", VOCABULARY)).logit_scale == 1.0
 
 
 def test_layers_that_the_class_does_not_read_are_named(tmp_path, caplog):
@@ -60,3 +88,13 @@ def test_layers_that_the_class_does_not_read_are_named(tmp_path, caplog):
         _trainer(base, tmp_path / "run").close()
     assert "1 tensors of its files have no place" in caplog.text
     assert "model.layers.92.eh_proj.weight" in caplog.text
+
+
+def test_tensors_that_the_class_does_not_know_are_named(tmp_path, caplog):
+    base = _saved(tiny_model("llama", VOCABULARY), tmp_path / "base")
+    file = base / "model.safetensors"
+    extra = {"value_head.weight": torch.zeros(1, 4)}
+    save_file({**load_file(file), **extra}, file, metadata={"format": "pt"})
+    with caplog.at_level(logging.WARNING):
+        _trainer(base, tmp_path / "run").close()
+    assert "1 tensors of its files have no place" in caplog.text and "value_head" in caplog.text

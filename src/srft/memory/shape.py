@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -26,7 +26,9 @@ from srft.model.adapters import add_lora
 from srft.model.cpu.norms import use_fast_norms
 from srft.model.loading import resolved_config
 from srft.model.model_config import ModelConfig
+from srft.model.output_head import body
 from srft.model.positions import override_positions
+from srft.model.weight_files import reader_of
 
 _ATTENTION = "srft_planned"
 _TOKENS = 67
@@ -85,13 +87,14 @@ def measure_shape(config: ModelConfig, given: Any = None) -> ModelShape:
     text = model_config.get_text_config(decoder=True)
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
+            model: Any = reader_of(model_config, config.text_only).from_config(
                 model_config, trust_remote_code=config.trust_remote_code
             )
     except ValueError as error:
         raise ModelError(f"{config.path}: cannot be planned: {error}") from error
     parameters = sum(p.numel() for p in model.parameters())
-    stack = decoder_layers(model)
+    part = body(model)
+    stack = decoder_layers(part)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in stack]
     matrices = sum(m.weight.numel() for layer in stack for m in _linears(layer))
     fused = sum(
@@ -104,7 +107,9 @@ def measure_shape(config: ModelConfig, given: Any = None) -> ModelShape:
     if config.lora:
         with torch.random.fork_rng([]):
             add_lora(model, config.lora)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = model.get_output_embeddings()
+    reached = {p for m in (part, head) if m is not None for p in m.parameters()}
+    trained = sum(p.numel() for p in reached if p.requires_grad)
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -128,7 +133,7 @@ def measure_shape(config: ModelConfig, given: Any = None) -> ModelShape:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The longest list of modules of the body: its layers."""
+    """The longest list of modules of a body: its layers."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     longest: Any = max(lists, key=len)
     return list(longest)
@@ -195,7 +200,7 @@ def _saved(
     seen: dict[int, int] = {}
     alive: list[Tensor] = []
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(small, dtype=dtype)
+        model: Any = reader_of(small, config.text_only).from_config(small, dtype=dtype)
     if config.lora:
         add_lora(model, config.lora)
     model.set_attn_implementation(_ATTENTION)
@@ -224,9 +229,7 @@ def _saved(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=autocast, enabled=autocast is not None),
         ):
-            model.get_decoder()(
-                input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False
-            )
+            body(model)(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
     return sum(seen.values())
 
 

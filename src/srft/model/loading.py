@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -34,9 +32,7 @@ from srft.model.fast import prepare_compute, restorer
 from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
-from srft.model.weight_files import Cut, names_left_out, read_model
-
-logger = logging.getLogger(__name__)
+from srft.model.weight_files import Cut, read_model, reader_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,14 +104,12 @@ def open_model(
         merge_adapter(model, adapters)
         return model
     model_config = _model_config(config)
-    kinds = AutoModelForCausalLM._model_mapping
-    custom = config.trust_remote_code and "AutoModelForCausalLM" in (
-        getattr(model_config, "auto_map", None) or {}
-    )
-    if type(model_config) not in kinds and not custom:
+    kinds = reader_of(model_config)._model_mapping
+    own_code = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
+    if type(model_config) not in kinds and not (own_code and config.trust_remote_code):
         raise ModelError(
-            f"{config.path}: model type {model_config.model_type!r} is not a causal language "
-            "model; models that bring their own code need model.trust_remote_code=true"
+            f"{config.path}: model type {model_config.model_type!r} is not a causal language model"
+            + (", but brings one as code: set model.trust_remote_code=true" if own_code else "")
         )
     override_positions(model_config, config)
     if model_config.model_type in _FORGET_PADDING:
@@ -159,28 +153,6 @@ def source_dtype(config: ModelConfig) -> torch.dtype | None:
     adapters = _adapter_folder(config)
     dtype = _model_config(config if adapters is None else _base(config, adapters)).dtype
     return dtype if isinstance(dtype, torch.dtype) else None
-
-
-def check_whole(config: ModelConfig, model: PreTrainedModel) -> None:
-    """Raise ModelError where the checkpoint at ``config.path`` has parts that ``model`` has not, so that
-    an export would be without them; warn of single tensors that its class leaves out."""
-    adapters = _adapter_folder(config)
-    config = config if adapters is None else _base(config, adapters)
-    whole = _model_config(config)
-    kinds = getattr(whole, "sub_configs", None) or {}
-    lost = sorted(part for part, kind in kinds.items() if not isinstance(model.config, kind))
-    if type(whole) is not type(model.config) and lost and not config.text_only:
-        raise ModelError(
-            f"{config.path}: transformers reads model type {whole.model_type!r} as a causal language model "
-            f"without its parts {', '.join(part.removesuffix('_config') for part in lost)}, and the exported "
-            "model would be the text part alone: set model.text_only=true if that is what you want"
-        )
-    unread = names_left_out(Path(_source(config.path)), model)
-    if unread:
-        logger.warning(
-            "%s: %d tensors of its files have no place in %s (first: %s), and an export is without them",
-            *(config.path, len(unread), type(model).__name__, unread[0]),
-        )
 
 
 def processor_files(config: ModelConfig, model: PreTrainedModel) -> dict[str, str]:
@@ -295,7 +267,8 @@ def _load_weights(
         return read_model(
             _source(config.path),
             cut,
-            config=model_config,
+            model_config,
+            config.text_only,
             revision=config.revision or "main",
             dtype=parameter_dtype(config),
             use_safetensors=True if config.use_safetensors else None,

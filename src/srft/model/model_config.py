@@ -163,9 +163,9 @@ class ModelConfig(Section):
     )
     text_only: bool = Field(
         False,
-        description="Train the text part of a checkpoint whose other parts (vision, audio) transformers "
-        "leaves out of its causal language model: the exported model is the text part alone. false: such a "
-        "checkpoint is refused.",
+        description="Of a checkpoint with other parts (vision, audio), train and export the text part alone, "
+        "where transformers has a class for that. false: the whole checkpoint is loaded, its text part "
+        "trained, and the whole exported.",
     )
     lora: LoraConfig | None = Field(
         None, description="Train low-rank adapters instead of the weights; null: train the weights."

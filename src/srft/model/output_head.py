@@ -63,10 +63,11 @@ def attention_configs(model: nn.Module) -> list[Any]:
 def body(model: nn.Module) -> nn.Module:
     """What makes the hidden states that the output head reads."""
     base = unwrap(model)
-    # Llama 4 takes itself for its decoder, ModernBERT its output layer.
+    # Llama 4 takes itself for its decoder, ModernBERT its output layer; some with a vision part take the
+    # whole language model for it.
     for part in (base.get_decoder(), base.base_model, *base.children()):
         if isinstance(part, PreTrainedModel) and part is not base:
-            return part
+            return part if part.get_output_embeddings() is None else body(part)
     raise ModelError(
         f"{type(base).__name__} does not say which part of it makes hidden states: it is not "
         "a causal language model this package can train"
@@ -127,7 +128,8 @@ def _logit_scale(base: PreTrainedModel, config: Any) -> float:
     if hasattr(config, "logits_mup_width_multiplier"):
         return 1.0 / float(config.logits_mup_width_multiplier)
     if config.model_type.startswith("cohere"):
-        return float(getattr(base, "logit_scale", 1.0))
+        scale = getattr(base, "logit_scale", None)
+        return 1.0 if scale is None else float(scale)
     if hasattr(config, "lm_head_multiplier"):
         return float(config.lm_head_multiplier)
     scaling = getattr(config, "logits_scaling", None)

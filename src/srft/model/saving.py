@@ -156,6 +156,7 @@ def _without_weights(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config._attn_implementation = "eager"  # parts beside the text know no other by name
     with torch.device("meta"):
         plain = type(model)(config)
     plain.generation_config = model.generation_config

@@ -66,7 +66,8 @@ def check_scoring(policy: Policy) -> float:
     Raises ModelError, naming the model type and the difference, where log-probabilities or
     entropies do not agree to rounding.
     """
-    _check_head(policy)
+    with _named_failure(policy):
+        _check_head(policy)
     try:
         return _difference(policy)
     except ModelError as error:
@@ -79,6 +80,21 @@ def check_scoring(policy: Policy) -> float:
         with policy.reference() as frozen:
             use_padded_attention(frozen)
     return _difference(policy)
+
+
+@contextmanager
+def _named_failure(policy: Policy) -> Iterator[None]:
+    """A configuration that does not fit the weights fails in any line of the model's own code."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        hint = ", or set model.attention=padded" if policy.shares_prompts else ""
+        raise ModelError(
+            f"the forward pass of model type {unwrap(policy.model).config.model_type!r} fails on "
+            f"tokens alone: {type(error).__name__}: {error}. Check its config.json{hint}"
+        ) from error
 
 
 def _check_head(policy: Policy) -> None:
@@ -107,17 +123,9 @@ def _difference(policy: Policy) -> float:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), small_windows(base):
+        with torch.no_grad(), small_windows(base), _named_failure(policy):
             _check_causal(policy, sequences, base.device)
             worst = _worst_difference(policy, sequences, packed)
-    except ModelError:
-        raise
-    except Exception as error:
-        # A configuration that does not fit the weights fails in any line of the model's own code.
-        raise ModelError(
-            f"the forward pass of model type {base.config.model_type!r} fails: "
-            f"{type(error).__name__}: {error}. Check its config.json, or set model.attention=padded"
-        ) from error
     finally:
         model.train(was_training)
     tolerance = _tolerance(policy)

@@ -20,7 +20,7 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.utils import logging as transformers_logging
@@ -38,16 +38,40 @@ _PLACE = "maybe_distribute_model"
 _BY_ROWS = ("MergeModulelist", "Concatenate", "Chunk", "Split", "Interleave")
 
 
-def read_model(source: str, cut: Cut | None, **settings: Any) -> PreTrainedModel:
+def reader_of(model_config: Any, text_only: bool = False) -> Any:
+    """The class of transformers that reads a checkpoint of this config with all its parts, or
+    (``text_only``) its text part where that can be read alone."""
+    multimodal, text = (a._model_mapping for a in (AutoModelForMultimodalLM, AutoModelForCausalLM))
+    kind = type(model_config)
+    if kind in multimodal and not (text_only and kind in text):
+        return AutoModelForMultimodalLM
+    return AutoModelForCausalLM
+
+
+def read_model(
+    source: str, cut: Cut | None, model_config: Any, text_only: bool, **settings: Any
+) -> PreTrainedModel:
     """The causal language model at ``source``. settings: of ``from_pretrained``.
 
     Raises ModelError where weights are missing or have another shape than the config says.
     """
+    reader = reader_of(model_config, text_only)
     with _cut_before_reading(cut) as more, quiet_transformers():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **settings, **more
+        loaded: Any = reader.from_pretrained(
+            source,
+            config=model_config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **settings,
+            **more,
         )
     model, report = loaded
+    unread = sorted({*report["unexpected_keys"], *_names_left_out(Path(source), model)})
+    if unread:
+        logger.warning(
+            "%s: %d tensors of its files have no place in %s (first: %s), and an export is without them",
+            *(source, len(unread), type(model).__name__, unread[0]),
+        )
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
     if missing:
         raise ModelError(
@@ -68,7 +92,7 @@ def precisions(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], to
     return lambda name: next((kept for p, kept in patterns if p.search(name)), dtype)
 
 
-def names_left_out(folder: Path, model: PreTrainedModel) -> list[str]:
+def _names_left_out(folder: Path, model: PreTrainedModel) -> list[str]:
     """Names in the safetensors files of ``folder`` that the model's class says it does not read, such as
     layers that predict further tokens; not those of buffers that are computed."""
     patterns = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]

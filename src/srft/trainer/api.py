@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerState,
@@ -24,6 +23,7 @@ from transformers.trainer_utils import PredictionOutput
 from srft.data.tokenization import tokenize_dataset
 from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
+from srft.model.weight_files import reader_of
 from srft.parallel.sharding import put_tensors
 from srft.trainer.arguments import arguments_for, lora_from, recipe_from
 from srft.trainer.callbacks import Callbacks, transformers_names
@@ -160,7 +160,8 @@ class SRFTTrainer(TrainingLoop):
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainResult:
         result = super().train(resume_from_checkpoint)
         if self._load_best and self.run.best.is_dir():
-            best = AutoModelForCausalLM.from_pretrained(self.run.best, dtype=self.model.dtype)
+            reader = reader_of(self.model.config)
+            best = reader.from_pretrained(self.run.best, dtype=self.model.dtype)
             put_tensors(self.model, best.state_dict())
         return result
 

@@ -21,7 +21,6 @@ from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
     check_same_tokenizer,
-    check_whole,
     load_tokenizer,
     open_model,
     prepare,
@@ -156,7 +155,6 @@ def _policy(
             if model is None:
                 dtype = source_dtype(config)
                 model = open_model(config, place, cut)
-                check_whole(config, model)
             else:
                 dtype = model.dtype
                 undo.callback(adopt(model, config))

@@ -25,13 +25,14 @@ from tests.model.sweep.tiny import tiny_model
 from tests.model.sweep.variants import VARIANTS
 from tests.toys import byte_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from srft import SRFTConfig, SRFTTrainer
 from srft.data.packing import pack
 from srft.errors import SRFTError
 from srft.model.packed_attention import packs
 from srft.model.scoring import score
+from srft.model.weight_files import reader_of
 from srft.rollout.embedded import EmbeddedEngine
 from srft.runs.files import read_jsonl
 from srft.types import RolloutRequest, SamplingParams, TrainingSequence
@@ -83,12 +84,15 @@ def examine(kind: str, folder: Path, quick: bool = False, **changes: Any) -> Rep
         changes = {**copy.deepcopy(own), **changes}
     try:
         model = tiny_model(kind, VOCABULARY, **changes)
-        own_logits(model, range(2, 12))
         base = _saved(model, folder / "base")
-        plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        plain = reader_of(model.config).from_pretrained(base, dtype=torch.float32).eval()
     except Exception as error:  # noqa: BLE001  whatever a class objects to
         report.outcome, report.reason = "unbuilt", _first_line(error)
         return report
+    try:
+        own_logits(plain, range(2, 12))
+    except Exception as error:  # noqa: BLE001  what asks for more than tokens is to be refused
+        report.reason = _first_line(error)
     with _warnings() as said:
         try:
             trainer = _trainer(base, folder / "full")
@@ -98,6 +102,9 @@ def examine(kind: str, folder: Path, quick: bool = False, **changes: Any) -> Rep
         except Exception as error:  # noqa: BLE001  is looked for
             report.outcome, report.failures["set up"] = "failed", _described(error)
             return report
+    if report.reason:
+        report.outcome, report.failures["not refused"] = "failed", report.reason
+        return report
     report.notes = said
     report.rows = "packed" if packs(trainer.model) else "padded"
     report.sampler = "embedded" if isinstance(trainer.setup.engine, EmbeddedEngine) else "generate"
@@ -242,7 +249,7 @@ def trained_gap(trainer: SRFTTrainer) -> float:
 
 def exported_gap(trainer: SRFTTrainer, folder: Path) -> float:
     """Logits of the exported model, which must hold every tensor and no other."""
-    exported, loaded = AutoModelForCausalLM.from_pretrained(
+    exported, loaded = reader_of(trainer.model.config).from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     problems = {key: sorted(map(str, found)) for key, found in loaded.items() if found}

@@ -10,9 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
+
+from srft.model.weight_files import reader_of
 
 WINDOW = 8
 CONTEXT = 256
@@ -212,11 +217,17 @@ for _kind in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"):
     OWN[_kind] = {"head_dim": 8}
 for _kind in ("nemotron",):
     OWN[_kind] = {"num_key_value_heads": 2}
+# Positions of three kinds, whose shares of a head are made for large ones.
+_THREE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_HALF = {**_THREE, "partial_rotary_factor": 0.5, "mrope_section": [2, 0, 0]}
+for _kind in ("qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "paddleocr_vl", "qwen2_5_omni"):
+    OWN[f"{_kind}_text"] = {"rope_parameters": _THREE}
+OWN["glm4v_moe_text"] = {"rope_parameters": _HALF}
 
 
 def architectures() -> list[str]:
-    """Every model type that transformers knows as a causal language model."""
-    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Every model type that transformers knows as a causal language model, alone or with other parts."""
+    return list({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
 
 
 def tiny_config(kind: str, vocabulary: int, **changes: Any) -> PreTrainedConfig:
@@ -225,7 +236,9 @@ def tiny_config(kind: str, vocabulary: int, **changes: Any) -> PreTrainedConfig:
     return CONFIG_MAPPING[kind](**_settings(CONFIG_MAPPING[kind], vocabulary, own))
 
 
-def _settings(kind: type[PreTrainedConfig], vocabulary: int, own: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    kind: type[PreTrainedConfig], vocabulary: int, own: dict[str, Any], whole: bool = True
+) -> dict[str, Any]:
     default = kind(**(own if kind.model_type == "gemma4_assistant" else {}))
     known = {**vars(default), **default.to_dict()}
     settings: dict[str, Any] = {}
@@ -239,7 +252,8 @@ def _settings(kind: type[PreTrainedConfig], vocabulary: int, own: dict[str, Any]
             settings[name] = 0.0
         elif name in ("initializer_range", "init_std"):
             settings[name] = 0.2
-    settings |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    settings |= {name: token for name, token in ends.items() if whole or name in known}
     if "decoder_start_token_id" in known:
         settings["decoder_start_token_id"] = 0
     if "kv_lora_rank" in known:  # latent attention: every head has keys of its own
@@ -251,9 +265,9 @@ def _settings(kind: type[PreTrainedConfig], vocabulary: int, own: dict[str, Any]
     for name in parts:
         held = getattr(default, name, None)
         if isinstance(held, PreTrainedConfig):
-            settings[name] = _settings(
-                type(held), vocabulary, {**OWN.get(held.model_type, {}), **own.get(name, {})}
-            )
+            more = {**OWN.get(held.model_type, {}), **own.get(name, {})}
+            settings[name] = _settings(type(held), vocabulary, more, False)
+            settings[name]["model_type"] = held.model_type
     return {**settings, **{name: value for name, value in own.items() if name not in parts}}
 
 
@@ -279,7 +293,5 @@ def _layers(known: dict[str, Any]) -> dict[str, Any]:
 def tiny_model(kind: str, vocabulary: int, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A random model, in evaluation mode."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        tiny_config(kind, vocabulary, **changes), dtype=torch.float32
-    )
-    return model.eval()
+    config = tiny_config(kind, vocabulary, **changes)
+    return reader_of(config).from_config(config, dtype=torch.float32).eval()
