@@ -279,6 +279,14 @@ def _explain(item: Any, root: type[BaseModel] | None = None) -> str:
     model = _model_at(root, where[:-1])
     if item["type"] == "extra_forbidden":
         known = f"; known here: {', '.join(sorted(model.model_fields))}"
+        sections = {name: field.annotation for name, field in root.model_fields.items()}
+        inside = [
+            f"{name}.{key}"
+            for name, section in sections.items()
+            if key in getattr(section, "model_fields", ())
+        ]
+        if inside and model is root:
+            return f"{key}: unknown key; did you mean {' or '.join(map(repr, inside))}?"
         hint = did_you_mean(str(where[-1]), model.model_fields, known, cutoff=0.5)
         return f"{key}: unknown key{hint}"
     if where[-1:] == ("[key]",):

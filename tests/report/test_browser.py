@@ -202,6 +202,25 @@ def test_tokens_are_coloured_by_what_is_chosen_and_say_their_figures(open_report
     page.quiet()
 
 
+def test_what_a_tool_wrote_is_marked(open_report, make_run):
+    run = make_run(groups=1)
+    records = read_jsonl(run / "samples.jsonl")
+    first = records[0]["responses"][0]
+    for name in ("logprob", "entropy", "loss"):
+        first[name][1:3] = [None, None]
+    write_jsonl(run / "samples.jsonl", records)
+    page = open_report([run], "samples")
+    page.until("document.querySelectorAll('.tokens span').length > 5")
+    told = "[...document.querySelectorAll('.tokens span.told')].map((s) => s.dataset.i)"
+    assert page.js(f"{told}.join()") == "1,2"
+    assert "2 of them a tool's" in page.text("article.response")
+    token = page.browser.find_element("css selector", ".tokens span.told")
+    webdriver.ActionChains(page.browser).move_to_element(token).perform()
+    page.until("!document.querySelector('#tip').hidden")
+    assert "not trained" in page.text("#tip") and "advantage" not in page.text("#tip")
+    page.quiet()
+
+
 def test_hostile_text_is_shown_as_text(open_report, make_run):
     page = open_report([make_run(groups=8)], "samples")
     page.until("document.querySelector('pre.prompt')")

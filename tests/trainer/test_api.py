@@ -145,6 +145,17 @@ def test_early_stopping_counts_over_a_resume(start, monkeypatch, tmp_path):
     assert run(tmp_path / "two", 8, resume=True).step == 3
 
 
+def test_a_checkpoint_that_is_not_there_is_not_a_beginning(start, tmp_path):
+    trainer = start([], run={"dir": str(tmp_path / "run")})
+    for path, words in (
+        ("nowhere/checkpoint-3", "is no checkpoint"),
+        ("step_000009", "there are none"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            trainer.train(resume_from_checkpoint=tmp_path / "run" / "checkpoints" / path)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_an_event_that_never_comes_is_said(start):
     class Waiting(TrainerCallback):
         def on_substep_end(self, args, state, control, **kwargs):
@@ -301,6 +312,10 @@ def test_rewards_named_twice_are_refused(recipe, rows):
     [
         ({"train": {"stepz": 5}}, r"args: train\.stepz: unknown key; did you mean 'steps'"),
         ({"train": {"steps": "many"}}, r"args: train\.steps: Input should be a valid integer"),
+        (
+            {"learning_rate": 1e-5},
+            r"args: learning_rate: unknown key; did you mean 'train\.learning_rate'\?",
+        ),
         (7, "args: is of type int; give an SRFTConfig, a dict of its sections"),
     ],
 )

@@ -279,7 +279,9 @@ def named_checkpoint(run: RunDir, path: Path) -> str | None:
             "belongs to, or give its exported model as the model of a new run"
         )
     if where.name not in there:
-        raise CheckpointError(f"{path}: there is no such checkpoint; there are {', '.join(there)}")
+        raise CheckpointError(
+            f"{path}: there is no such checkpoint; there are {', '.join(there) or 'none'}"
+        )
     return where.name
 
 

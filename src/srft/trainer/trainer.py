@@ -413,13 +413,13 @@ class TrainingLoop:
         """Weights, optimizer, random state and positions of the newest whole checkpoint, or of the one
         that is named; returns the lengths in bytes to which the logs are cut back."""
         recipe = self.args.to_yaml(redacted=True)
+        name = None if which is True else named_checkpoint(self.run, Path(which))
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
             self._say("resume: no checkpoint was written yet; starting from the beginning")
             if self.world.main:
                 begin_run(self.run, recipe, self.setup.given.functions())
             return {}
-        name = None if which is True else named_checkpoint(self.run, Path(which))
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world, name)
         self.changes = recipe_changes(self.run, recipe)
         for sentence in damaged:

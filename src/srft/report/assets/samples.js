@@ -248,12 +248,13 @@ class SampleBrowser {
     const k = this.starts[g] + r, start = group.starts[r], length = group.responses[r];
     const at = (name, i) => { const v = block.values[name]?.[start + i]; return v === undefined || Number.isNaN(v) ? null : v; };
     let total = 0;
-    for (let i = 0; i < length; i++) total += Math.abs(at("loss", i) ?? 0);
+    let scored = false;
+    for (let i = 0; i < length; i++) { total += Math.abs(at("loss", i) ?? 0); scored ||= at("logprob", i) !== null; }
     return Array.from({ length }, (_, i) => {
-      const loss = at("loss", i);
+      const loss = at("loss", i), told = scored && at("logprob", i) === null; // by a tool or the template
       return {
-        i, text: block.vocabulary[block.ids[start + i]], logprob: at("logprob", i), entropy: at("entropy", i), loss,
-        share: loss === null || !(total > 0) ? null : loss / total, base: at("base_logprob", i), jsd: at("jsd", i), advantage: this.index.advantage[k],
+        i, told, text: block.vocabulary[block.ids[start + i]], logprob: at("logprob", i), entropy: at("entropy", i), loss,
+        share: loss === null || !(total > 0) ? null : loss / total, base: at("base_logprob", i), jsd: at("jsd", i), advantage: told ? null : this.index.advantage[k],
       };
     });
   }
@@ -268,7 +269,7 @@ class SampleBrowser {
       if (until < tokens.length) body.append(el("button", { class: "more", onclick: (event) => { event.currentTarget.remove(); add(until); } }, `show the other ${number(tokens.length - until)} tokens`));
     };
     add(0);
-    const right = index.correct[k];
+    const right = index.correct[k], told = tokens.filter((t) => t.told).length;
     const dim = !this.passes(k);
     const names = index.kind.slice(this.starts[g], k).filter((v) => v === index.kind[k]).length + 1;
     const alike = index.kind.slice(this.starts[g], this.starts[g] + index.responses[g]).filter((v) => v === index.kind[k]).length;
@@ -277,7 +278,7 @@ class SampleBrowser {
       el("header", {}, el("b", {}, label),
         right !== null && el("span", { class: right ? "right" : "wrong" }, right ? "✓ right" : "✗ wrong"),
         index.truncated[k] ? el("span", { class: "wrong" }, "truncated") : null,
-        el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, mean(tokens.map((t) => t.entropy)) !== null && `${DATA.models ? "base's " : ""}mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
+        el("small", {}, [index.reward[k] !== null && `reward ${number(index.reward[k])}`, index.advantage[k] !== null && `advantage ${number(index.advantage[k], 3)}`, index.length[k] && `${number(index.length[k])} tokens`, told > 0 && `${number(told)} of them a tool's, not trained`, mean(tokens.map((t) => t.entropy)) !== null && `${DATA.models ? "base's " : ""}mean entropy ${number(mean(tokens.map((t) => t.entropy)), 3)}`].filter(Boolean).join(" · "))),
       body);
   }
 
@@ -289,6 +290,7 @@ class SampleBrowser {
       const box = span.getBoundingClientRect();
       tip.show(box.left, box.bottom - 6, el("b", { class: "token" }, JSON.stringify(t.text)), tip.rows([
         ["position", number(t.i)],
+        t.told && ["written by", "a tool, or the template around it: not trained"],
         t.logprob !== null && ["probability", `${number(Math.exp(t.logprob), 3)}  (log ${number(t.logprob, 3)})`],
         t.entropy !== null && ["entropy", `${number(t.entropy, 3)} nats`],
         t.advantage !== null && ["advantage", number(t.advantage, 3)],
@@ -321,7 +323,7 @@ function shade(value, size, chosen) {
 
 function token(t, size, chosen) {
   const value = chosen.of(t);
-  const span = el("span", { "data-i": t.i }, visible(t.text));
+  const span = el("span", { "data-i": t.i, class: t.told ? "told" : "" }, visible(t.text));
   if (value !== null && size) span.style.backgroundColor = shade(value, size, chosen);
   return span;
 }
