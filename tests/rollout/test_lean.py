@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from srft.model.cpu.lean import LeanDecoder, lean_decoder
+from srft.model.cpu.products import rounds_weights
 from srft.rollout.cached_attention import rollout_attention
+from srft.rollout.check import gaps
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.engine import build_engine
 from srft.rollout.rollout_config import RolloutConfig
@@ -55,6 +57,37 @@ def test_it_equals_the_models_own_forward(build_model, add_hook, tokenizer, kind
             assert torch.allclose(torch.tensor(x.logprobs), torch.tensor(y.logprobs), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("mistral", {}),
+        ("qwen3", {}),
+    ],
+)
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_models_own_forward(
+    build_model, tokenizer, kind, changes
+):
+    model = build_model(kind, **changes)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3) if parameter.dim() == 1 else None
+    params = SamplingParams(max_tokens=30)
+    apart = []
+    with torch.autocast("cpu", torch.bfloat16):
+        if not rounds_weights():
+            pytest.skip("this processor does not multiply bfloat16 numbers")
+        assert lean_decoder(model, 40, 8, rollout_attention) is not None
+    for lean in (True, False):
+        engine = EmbeddedEngine(model, tokenizer, RolloutConfig(max_rows=4))
+        engine.use_lean = lean
+        with torch.autocast("cpu", torch.bfloat16):
+            found = engine.generate(REQUESTS, params)
+        apart.append(gaps(model, REQUESTS, found, params))
+    assert 1e-5 < apart[0].mean() < 1.25 * apart[1].mean() + 1e-3
+    assert apart[0].max() < 2 * apart[1].max() + 1e-3
+
+
 def _patch(model):
     model.model.layers[0].mlp.forward = lambda x: 2 * x
 
@@ -86,7 +119,7 @@ def test_anything_unusual_leaves_the_step_to_the_model(llama, change):
 
 def test_other_architectures_and_autocast_leave_the_step_to_the_model(llama, build_model):
     assert lean_decoder(build_model("gemma2"), 10, 8, rollout_attention) is None
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert lean_decoder(llama, 10, 8, rollout_attention) is None
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ class EmbeddedEngine:
         cache, self._cache = self._cache, None
         with sampling_mode(self.model):
             call = _Call(self, list(requests), params, on_completion, cache)
-            with rounded_weights(self.model, call.row_count):
+            # The lean decoder has rounded weights of its own.
+            own = call.lean is None
+            with rounded_weights(self.model, call.row_count) if own else nullcontext():
                 results = call.run()
             if not self.config.free_cache:
                 self._cache = call.cache

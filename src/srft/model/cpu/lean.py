@@ -1,7 +1,7 @@
-"""A shorter way through one decoding step, for small float32 models of the Llama family.
+"""A shorter way through one decoding step, for float32 weights of the Llama family: in small models, and
+of any size where products are in bfloat16.
 
-With a few million parameters most of a step is Python and kernel start-up, not arithmetic. Here a
-step is the same arithmetic in fewer, larger operations: query, key and value in one product, gate
+There most of a step is Python, casts and kernel start-up, not arithmetic. Here a step is the same arithmetic in fewer, larger operations: query, key and value in one product, gate
 and up in one product, rotation of queries and keys together from a table. Cache and attention are the
 sampler's. The weights are read from
 the model at the start of every ``generate`` call. Anything unusual (a hook, an adapter, a patched
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from srft.model.cpu.norms import is_plain_norm
-from srft.model.cpu.products import FastLinear, FrozenLinear
+from srft.model.cpu.products import FastLinear, FrozenLinear, rounds_weights
 
 _ARCHITECTURES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -29,7 +29,8 @@ _ARCHITECTURES = frozenset(
 _TORCH_MODULES = (nn.Linear, FastLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 # Types whose frequencies do not depend on the length of the sequence, so that a table holds.
 _FIXED_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
-# Above this many parameters the arithmetic dominates, and a second copy of most weights is too much.
+# Above this many parameters the arithmetic in float32 dominates, and a second copy of most weights is too
+# much. Under autocast to bfloat16 there is a copy in any case, of half the size.
 MOST_PARAMETERS = 50_000_000
 
 
@@ -61,7 +62,8 @@ class LeanDecoder:
 
         def frozen(*linears: nn.Linear) -> FrozenLinear:
             weight, bias = _side_by_side(linears)
-            return FrozenLinear(weight, bias, rows, fast=isinstance(linears[0], FastLinear))
+            fast = isinstance(linears[0], FastLinear)
+            return FrozenLinear(weight, bias, rows, fast, rounded=rounds_weights())
 
         self.head = frozen(model.lm_head)
         self.layers = [_read_layer(layer, frozen) for layer in base.layers]
@@ -86,7 +88,7 @@ class LeanDecoder:
         for number, layer in enumerate(self.layers):
             normed = _norm(layer.norm_1, hidden)
             qkv = layer.qkv(normed).view(len(token_A), both + self.kv_heads, self.size)
-            qk = qkv[:, :both]
+            qk = qkv[:, :both].float()
             if layer.head_scale is not None:
                 qk = functional.rms_norm(qk, (self.size,), None, layer.head_epsilon)
                 qk = qk * layer.head_scale
@@ -124,11 +126,12 @@ def lean_decoder(model: Any, positions: int, rows: int, attention: Attention) ->
 def _plain(model: Any) -> bool:
     """Whether every module is exactly what it says: no hook, patch, adapter, other dtype."""
     parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > MOST_PARAMETERS:
+    rounded = rounds_weights()
+    if not rounded and sum(p.numel() for p in parameters) > MOST_PARAMETERS:
         return False
     if any(type(p) is not nn.Parameter or p.dtype != torch.float32 for p in parameters):
         return False
-    if torch.is_autocast_enabled(parameters[0].device.type):
+    if torch.is_autocast_enabled(parameters[0].device.type) and not rounded:
         return False
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:

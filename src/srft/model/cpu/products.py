@@ -145,28 +145,48 @@ def rounded_factors() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+def rounds_weights() -> bool:
+    """Whether a sampler here rounds weights to bfloat16 once for many tokens: under autocast to it on a CPU
+    that multiplies such factors."""
+    return autocasts_to_bfloat16() and _multiplies_bfloat16()
+
+
 class FrozenLinear:
-    """``x @ weight.T + bias`` for x [M, K] of the weight's dtype, without gradient, for a weight [N, K]
-    that stays as it is while this lives.
+    """``x @ weight.T + bias`` for x [M, K], without gradient, for a weight [N, K] that stays as it is while
+    this lives. rounded: the factors and the result are bfloat16, whatever x and the weight are.
 
     oneDNN gets it in the layout that it computes in, brought there once, for about ``rows`` rows of x:
     with few rows that takes longer than the product itself.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int, fast: bool = True) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        fast: bool = True,
+        rounded: bool = False,
+    ) -> None:
+        self.weight, self.bias, self.rounded = weight, bias, rounded
         self.packed: Tensor | None = None
-        self.least_rows = -(-_LEAST_WORK // weight.numel())
-        if fast and _usable(weight) and rows >= self.least_rows:
+        self.least_rows = 0 if rounded else -(-_LEAST_WORK // weight.numel())
+        if rounded:
+            half = weight.detach().bfloat16()
+            self.weight = self.packed = torch.ops.mkldnn._reorder_linear_weight(half, rows)
+            self.bias = None if bias is None else bias.detach().bfloat16()
+        elif fast and _usable(weight) and rows >= self.least_rows:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is not None and len(x) >= self.least_rows:
+            x = x.bfloat16() if self.rounded else x
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return functional.linear(x, self.weight, self.bias)
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
         """The same and a ``residual`` [M, N]."""
+        if self.rounded:
+            return residual + self(x)
         if self.packed is not None and len(x) >= self.least_rows:
             pointwise = torch.ops.mkldnn._linear_pointwise.binary
             return pointwise(x, residual, self.packed, self.bias, "add")
@@ -282,7 +302,7 @@ def rounded_weights(model: nn.Module, rows: int) -> Iterator[None]:
     """Under autocast to bfloat16 on a CPU: the weights of linear layers are rounded once, and laid out as
     oneDNN computes with about ``rows`` rows, in place of anew in every pass. Without gradient, and for
     weights that stay as they are meanwhile."""
-    if not autocasts_to_bfloat16() or not _multiplies_bfloat16():
+    if not rounds_weights():
         yield
         return
     changed: list[tuple[nn.Linear, type[nn.Linear]]] = []
