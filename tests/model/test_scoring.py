@@ -16,7 +16,7 @@ from srft.model.output_head import output_head
 from srft.model.packed_attention import packs, use_packed_attention
 from srft.model.policy import Policy
 from srft.model.scoring import score
-from srft.model.scoring_check import check_scoring
+from srft.model.scoring_check import _check_causal_at, check_scoring
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "cohere", "granite", "phi"]
 LENGTHS = ((3, 30), (1, 1), (8, 9), (2, 4))
@@ -192,6 +192,26 @@ def test_self_check_finds_short_sequences_that_are_seen_whole(make_model) -> Non
     model.model.layers[0].mlp.register_forward_hook(seen_whole)
     with pytest.raises(ModelError, match="not a causal language model"):
         check_scoring(Policy(model, TokenizerOf61()))
+
+
+@torch.no_grad()
+def test_self_check_does_not_take_rounding_for_looking_ahead(make_model) -> None:
+    """Large logits, as Gemma's, in bfloat16: there the rounding depends on how many tokens there are."""
+    model = make_model("llama")
+    ids = torch.arange(1, 13)[None]
+    config = ModelConfig(autocast="bfloat16")
+    rounded = lambda module, args, out: (  # noqa: E731
+        out + 2e-3 * out.shape[1] * out.sign() if torch.is_autocast_enabled("cpu") else out
+    )
+    model.lm_head.register_forward_hook(lambda module, args, out: out * 300)
+    handle = model.model.layers[0].mlp.register_forward_hook(rounded)
+    _check_causal_at(Policy(model, TokenizerOf61(), config), ids)
+    handle.remove()
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, out: out + 0.3 * out.mean(dim=1, keepdim=True)
+    )
+    with pytest.raises(ModelError, match="not a causal language model"):
+        _check_causal_at(Policy(model, TokenizerOf61(), config), ids)
 
 
 def test_self_check_finds_random_numbers_in_evaluation_mode(make_model) -> None:
