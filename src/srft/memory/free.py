@@ -16,6 +16,9 @@ import torch
 
 _SELF = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
+_HOLES = 0.12
+"""Of the addresses that ``ulimit -v`` leaves are lost to what was freed, by measurement: SmolLM2 with LoRA
+under 4 GB, which had 2.58 of 2.83 GiB in use when no more could be had."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ def free_memory(device: torch.device, processes: int = 1) -> Free:
         found += _left_in_group(path, held, processes)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        # Addresses that hold nothing count there too: of libraries, of threads' stacks.
+        # Addresses that hold nothing count there too: of libraries, of threads' stacks, and later of what was
+        # freed between what is still in use.
         unused = psutil.Process().memory_info().vms - held
-        found.append(Free(limit - unused, "ulimit -v"))
+        found.append(Free(held + (1 - _HOLES) * max(0, limit - unused - held), "ulimit -v"))
     return min(found, key=lambda free: free.bytes)
 
 

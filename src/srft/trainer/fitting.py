@@ -290,7 +290,11 @@ def _longest_sequences(room: Room, policy: Policy, tokens: int) -> list[Training
 def within_memory(attempt: Callable[..., T], config: TrainConfig) -> T | None:
     """What ``attempt(config=config)`` returns, or None where it may fit in smaller micro-batches."""
     try:
-        return attempt(config=config)
+        result = attempt(config=config)
+        host = torch.device("cpu")
+        if held_memory(host) > _CAREFUL * free_memory(host).bytes:
+            release()  # for the sampler, whose blocks are of other sizes
+        return result
     except MemoryShort:
         if config.micro_batch_tokens <= _FEWEST_TOKENS:
             raise
