@@ -147,6 +147,11 @@ def compare(
         else:
             b, a = timed(theirs), timed(ours)
         done.append((a, b))
+    return paired(done)
+
+
+def paired(done: list[tuple[Timing, Timing]]) -> dict[str, Any]:
+    """Medians and ranges of pairs (ours, theirs)."""
     return {
         "pairs": len(done),
         "ours_cpu_s": summary([a.cpu for a, _ in done]),
@@ -186,16 +191,16 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / 2**20
         else:
-            self.before = _resident_mib("VmRSS")
+            self.before = resident_mib("VmRSS")
             Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         return self
 
     def __exit__(self, *_: object) -> None:
-        mark = torch.cuda.max_memory_allocated() / 2**20 if self.cuda else _resident_mib("VmHWM")
+        mark = torch.cuda.max_memory_allocated() / 2**20 if self.cuda else resident_mib("VmHWM")
         self.mib = mark - self.before
 
 
-def _resident_mib(field: str) -> float:
+def resident_mib(field: str) -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024

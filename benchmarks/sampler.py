@@ -201,16 +201,16 @@ def _per_thousand(wall: float, cpu: float, tokens: int) -> Timing:
 class Vllm:
     """vLLM in its own process: each call generates the workload and is timed there."""
 
-    def __init__(self, python: Path, model: Any, size: str) -> None:
+    def __init__(self, python: Path, model: Any, tokenizer: Any, dtype: str = "float32") -> None:
         self.folder = tempfile.TemporaryDirectory()
         model.save_pretrained(self.folder.name)
-        make_tokenizer(size).save_pretrained(self.folder.name)
+        tokenizer.save_pretrained(self.folder.name)
         worker = Path(__file__).parent / "vllm_worker.py"
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
         self.log = Path(self.folder.name, "log").open("w")  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            [str(python), str(worker), self.folder.name],
+            [str(python), str(worker), self.folder.name, dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -265,7 +265,7 @@ def run_all(quick: bool, dry: bool, vllm: Path) -> dict[str, Any]:
     for size in ("tiny",) if dry else ("1M",) if quick else ("1M", "5M"):
         model = make_model(size)
         engine = embedded.EmbeddedEngine(model, make_tokenizer(), RolloutConfig())
-        server = Vllm(vllm, model, size) if vllm.exists() else None
+        server = Vllm(vllm, model, make_tokenizer(size)) if vllm.exists() else None
         for work in common.make_workloads(*((2, 8, 10, 40) if dry else ())):
             label = {"model": size, "workload": work.name, "tokens": work.tokens}
             ours = checked(partial(run_embedded, engine, work), work.tokens)

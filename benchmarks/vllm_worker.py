@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams, TokensPrompt
 def main() -> None:
     engine = LLM(
         sys.argv[1],
-        dtype="float32",
+        dtype=sys.argv[2],
         enforce_eager=True,
         max_num_batched_tokens=8192,
         max_num_seqs=256,

