@@ -1,10 +1,10 @@
 """A shorter way through one decoding step, for float32 weights of the Llama family: in small models, and
 of any size where products are in bfloat16.
 
-There most of a step is Python, casts and kernel start-up, not arithmetic. Here a step is the same arithmetic in fewer, larger operations: query, key and value in one product, gate
-and up in one product, rotation of queries and keys together from a table. Cache and attention are the
-sampler's. The weights are read from
-the model at the start of every ``generate`` call. Anything unusual (a hook, an adapter, a patched
+There much of a step is Python, casts and kernel start-up, not arithmetic. Here a step is the same
+arithmetic in fewer, larger operations: query, key and value in one product, gate and up in one product,
+rotation of queries and keys together from a table. Cache and attention are the sampler's. The weights are
+read from the model at the start of every ``generate`` call. Anything unusual (a hook, an adapter, a patched
 module, another dtype or architecture) and the model's own forward is used instead.
 
 Shape suffixes: A active rows, D width, H query heads, K key/value heads, E head size.
