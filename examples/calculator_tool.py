@@ -1,6 +1,9 @@
-"""A model that cannot multiply learns to ask a calculator: SRFT on demonstrations with calls of a tool.
+"""A model that cannot multiply learns to ask a calculator: SFT, then SRFT, on demonstrations with calls.
 
 python examples/calculator_tool.py SMOLLM2_135M_INSTRUCT        # a folder, or a hub id
+
+SmolLM2-135M-Instruct, 10 and 3 steps, 100 held-out problems: 0 % (0 to 4) before, 99 % (95 to 100) after.
+docs/environments.md says how long it takes and what did not work.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from srft.trainer.state import TrainResult
 # SmolLM2's own chat template knows no tools: this one is ChatML with calls as Hermes and Qwen write them.
 TEMPLATE = """\
 {%- if tools %}<|im_start|>system
-You can use tools: {% for tool in tools %}{% set f = tool['function'] %}{{ f['name'] }}({{
-f['parameters']['properties'] | join(', ') }}): {{ f['description'] }} {% endfor %}<|im_end|>
+You can call tools: {% for tool in tools %}{% set f = tool['function'] %}{{ f['name'] }}({{
+f['parameters']['properties'] | join(', ') }}): {{ f['description'] }} {% endfor %}
+A call is written as <tool_call>
+{"name": NAME, "arguments": {...}}
+</tool_call><|im_end|>
 {% endif %}
 {%- for message in messages %}<|im_start|>{{ message['role'] }}
 {{ message['content'] or '' }}
@@ -95,18 +101,24 @@ def problems(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main(model: str, steps: int = 16, held_out: int = 100, **sections: Any) -> TrainResult:
+def main(
+    model: str, steps: tuple[int, int] = (10, 3), held_out: int = 100, **sections: Any
+) -> TrainResult:
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = TEMPLATE
     settings: dict[str, Any] = {
-        "reward": "math",
-        "model": {"path": model, "autocast": "bfloat16"},
+        # Not "math", for which `29 * 84 + 967` is as right as its value: that the policy would learn to say.
+        "reward": "numeric",
+        "model": {"path": model},
+        "stages": [
+            {"method": "sft", "steps": steps[0]},
+            {"method": "srft", "steps": steps[1]},
+        ],
         "rollout": {"group_size": 4, "max_tokens": 96},
         "environment": {"max_turns": 3},
         "train": {
-            "steps": steps,
             "prompts_per_step": 8,
-            "learning_rate": 2e-5,
+            "learning_rate": 1e-4,
             "warmup_steps": 2,
             "tokens_per_micro_batch": 2048,
         },
@@ -120,10 +132,12 @@ def main(model: str, steps: int = 16, held_out: int = 100, **sections: Any) -> T
         tools=[calculate],
     )
     result = trainer.train()
-    before, after = (
-        record["accuracy"] for record in (result.evaluations[0], result.evaluations[-1])
-    )
-    print(f"held-out accuracy: {before:.0%} before, {after:.0%} after {result.step} steps")
+    for record in result.evaluations:
+        low, high = record["interval"]
+        print(
+            f"held-out accuracy after {record['step']} steps: {record['accuracy']:.0%} "
+            f"({low:.0%} to {high:.0%})"
+        )
     return result
 
 

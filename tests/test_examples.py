@@ -71,9 +71,9 @@ def test_lora(tiny_model, tmp_path):
 def test_a_calculator(tmp_path):
     model = save_tool_model(tmp_path / "model")
     result = example("calculator_tool").main(
-        str(model), steps=1, held_out=2, run={"dir": str(tmp_path / "run")}
+        str(model), steps=(1, 1), held_out=2, run={"dir": str(tmp_path / "run")}
     )
-    (row,) = read_jsonl(result.run_dir / "metrics.jsonl")
+    _, row = read_jsonl(result.run_dir / "metrics.jsonl")
     assert row["demo/reward_mean"] == 1.0 and "tools/calls" in row
 
 
