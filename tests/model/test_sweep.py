@@ -34,6 +34,16 @@ def test_weights_that_rwkv_divides_to_sample_are_exported_as_they_were_trained(t
     assert trained_gap(_trainer(base, tmp_path / "run")) < NATS
 
 
+def test_what_is_wrong_about_biases_shows_while_they_are_still_zero(tmp_path):
+    """Padding gets into Mamba's state through them, so prompts of different lengths are to run apart."""
+    model = tiny_model("falcon_mamba", VOCABULARY, use_bias=True)
+    zero = [n for n, p in model.named_parameters() if not p.any()]
+    assert zero
+    trainer = _trainer(_saved(model, tmp_path / "base"), tmp_path / "run")
+    assert not trainer.setup.engine.pads
+    assert [n for n, p in trainer.model.named_parameters() if not p.any()] == zero
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

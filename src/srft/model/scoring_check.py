@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 _CHECK_LENGTHS = ((1, 6), (9, 1), (5, 12), (7, 10), (3, 40))
 
 _CHECK_WINDOW = 4
+_FILL = 0.1
 _FEW = 6
 _WINDOWS = (
     *("sliding_window", "attention_chunk_size", "sliding_window_size", "local_attention"),
@@ -39,9 +41,14 @@ _WINDOWS = (
 
 
 @contextmanager
-def small_windows(model: nn.Module) -> Iterator[None]:
+def telling(model: nn.Module) -> Iterator[None]:
     """``model`` with windows and chunks of ``_CHECK_WINDOW`` tokens where it has some, so that a few
-    tokens show what happens beyond them."""
+    tokens show what happens beyond them, and numbers in parameters that are zero throughout (biases,
+    adapters), so that what is wrong about them shows before they are trained."""
+    zeros = [
+        p for p in model.parameters() if not isinstance(p, DTensor) and p.is_floating_point() and p.numel()
+        and not p.flatten()[0] and not p.any()
+    ]  # fmt: skip
     before: list[tuple[Any, str, int]] = []
     for holder in (*attention_configs(model), *model.modules()):
         for name in _WINDOWS:
@@ -50,8 +57,12 @@ def small_windows(model: nn.Module) -> Iterator[None]:
                 before.append((holder, name, size))
                 setattr(holder, name, _CHECK_WINDOW)
     try:
+        for p in zeros:
+            p.data.copy_(torch.linspace(-_FILL, _FILL, p.numel()).view_as(p))
         yield
     finally:
+        for p in zeros:
+            p.data.zero_()
         for holder, name, size in before:
             setattr(holder, name, size)
 
@@ -124,7 +135,7 @@ def _difference(policy: Policy) -> float:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), small_windows(base), _named_failure(policy):
+        with torch.no_grad(), telling(base), _named_failure(policy):
             _check_causal(policy, sequences, base.device)
             worst = _worst_difference(policy, sequences, packed)
     finally:

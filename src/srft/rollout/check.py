@@ -14,7 +14,7 @@ from srft.errors import RolloutError
 from srft.model.output_head import unwrap
 from srft.model.packed_attention import packs
 from srft.model.positions import context_length
-from srft.model.scoring_check import small_windows
+from srft.model.scoring_check import telling
 from srft.rollout.cached_attention import sampling_mode, sliding_layers_seen
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.requests import computes_in_float32
@@ -70,7 +70,7 @@ def check_engine(engine: EmbeddedEngine) -> None:
         raise RolloutError("the model's config says is_causal=false; rollouts need a causal model")
     tolerance = 1e-3 if computes_in_float32(engine.model) else 0.5
     try:
-        with sliding_layers_seen() as windows, small_windows(engine.model):
+        with sliding_layers_seen() as windows, telling(engine.model):
             worst = _disagreement(engine)
             if not worst <= tolerance and engine.use_lean:
                 engine.use_lean = False

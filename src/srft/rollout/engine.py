@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from srft.errors import RolloutError, SRFTError
-from srft.model.scoring_check import small_windows
+from srft.model.scoring_check import telling
 from srft.rollout.check import check_engine, check_weights
 from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.generate import GenerateEngine
@@ -69,7 +69,7 @@ def build_engine(
                 "length), because the embedded sampler refused the model: %s",
                 error,
             )
-    with small_windows(model):
+    with telling(model):
         return _generate_engine(model, tokenizer, config)
 
 

@@ -1,4 +1,4 @@
-"""The sweep over every causal language model of the installed transformers.
+"""The sweep over every causal language model of the installed transformers, and those with other parts.
 
     python -m tests.model.sweep                     # all that is missing in the results, then the table
     python -m tests.model.sweep qwen3 gemma3_text   # these, anew
@@ -24,7 +24,7 @@ import torch
 import transformers
 from tests.model.sweep import page
 from tests.model.sweep.checks import Report, examine
-from tests.model.sweep.tiny import architectures
+from tests.model.sweep.tiny import architectures, multimodal
 from tests.model.sweep.variants import VARIANTS
 
 LIMIT_S = 900.0  # a type takes a few seconds, on a machine that has nothing else to do
@@ -81,7 +81,7 @@ def main() -> None:
     chosen = parser.parse_args()
     _warm_up()
     chosen.results.touch()
-    every = [*architectures(), *VARIANTS]
+    every = [*architectures(), *VARIANTS, *multimodal()]
     known = _read(chosen.results).get(transformers.__version__, {})
     for kind in chosen.kinds or [k for k in every if k not in known]:
         begin = time.perf_counter()
@@ -95,7 +95,8 @@ def main() -> None:
         )
         sys.stdout.flush()
     found = _read(chosen.results)
-    if not chosen.no_page and found.get(transformers.__version__, {}).keys() >= set(every):
+    needed = {*architectures(), *VARIANTS}
+    if not chosen.no_page and found.get(transformers.__version__, {}).keys() >= needed:
         page.write(found)
 
 

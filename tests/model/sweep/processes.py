@@ -20,6 +20,7 @@ from tests.model.sweep.tiny import tiny_model
 SAMPLE = (
     *("llama", "gemma3_text", "gpt2", "phi3", "bloom", "falcon", "qwen3_moe", "deepseek_v3", "gpt_oss"),
     *("mamba2", "qwen3_next", "granitemoehybrid", "recurrent_gemma", "llama4_text", "rwkv", "gemma3"),
+    "qwen2_5_vl",
 )  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def compared(kind: str, folder: Path) -> str:
     for size in (1, 2):
         recipe = {
             "model": {"path": str(base)},
-            "reward": {"function": "unused:unused", "failed_demonstrations": "keep"},
+            "reward": {"failed_demonstrations": "keep"},
             "rollout": {"group_size": 2, "max_tokens": 6},
             "train": {"steps": 2, "prompts_per_step": 2, "learning_rate": 1e-3, "device": "cpu"},
             "run": {"dir": str(folder / str(size)), "live": "never"},

@@ -226,8 +226,13 @@ OWN["glm4v_moe_text"] = {"rope_parameters": _HALF}
 
 
 def architectures() -> list[str]:
-    """Every model type that transformers knows as a causal language model, alone or with other parts."""
-    return list({**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, **MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES})
+    """Every model type that transformers knows as a causal language model."""
+    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def multimodal() -> list[str]:
+    """Further types, which transformers knows as language models with other parts."""
+    return [k for k in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES if k not in architectures()]
 
 
 def tiny_config(kind: str, vocabulary: int, **changes: Any) -> PreTrainedConfig:

@@ -70,4 +70,5 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi, norms of queries": ("phi", {"qk_layernorm": True}),
     "bloom, residual after norm": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "mamba2, one group": ("mamba2", {"n_groups": 1}),
+    "mamba, biases": ("mamba", {"use_bias": True}),
 }
