@@ -184,3 +184,11 @@ def test_the_default_tolerance_makes_no_small_number_right() -> None:
         assert check_numeric(rf"\boxed{{{answer}}}", gold, {}, {"tolerance": 1e-6}).score == 1.0
     for gold, answer in (("1/3", "0.333333"), ("1e-8", "1.00000001e-8"), ("3", "3.0000001")):
         assert check_numeric(rf"\boxed{{{answer}}}", gold, {}, {}).score == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5" + " " * 1500 + "x", "5" + " 5" * 50_000 + "!", "5 a " * 25_000, "5" + " + 0" * 500 + " z"],
+)
+def test_of_a_long_announcement_no_number_is_taken_from_within(text: str) -> None:
+    assert check_math(rf"\boxed{{{text}}}", "5", {}, {}).score == 0.0

@@ -99,8 +99,11 @@ _NEGATED = re.compile(r"(?<=\bnot|n't)(?:\sbe|\sequal(?:\sto)?)?\s+[$\\(]{0,3}-?
 _OPEN = re.compile(r"\b(?:between|or|either|neither)\b", re.IGNORECASE)
 _FIGURE = re.compile(r"[\d$\\]")
 _APART = re.compile(
-    r"[-+$\s]*\d+(?:\s*(?<![A-Za-z\\])[A-Za-z]*\.?(?:\s|\\[,;: ]|~)+\d+)+(?:\s*[A-Za-z]+)?[$\s.]*"
+    r"[-+$\s]*\d+(?:(?:\s*[A-Za-z]+\.?)?(?:\s|\\[,;: ]|~)+\d+)+(?:\s*[A-Za-z]+)?[$\s.]*"
 )
+_LONGEST_FORMULA = 1000
+"""Characters of an announced answer that may be worth a number. Of longer ones math-verify takes seconds, and
+where its parser has given up, any number that stands within."""
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
@@ -195,6 +198,8 @@ def check_math(
     number, value = read_quantity(gold_text), None if said is None else read_quantity(said)
     if number and value and not (number.percent or value.percent):
         return RIGHT if _same_value(value, number) else WRONG
+    if number and said and len(said) > _LONGEST_FORMULA:
+        return WRONG
     gold = _parsed_gold(boxed)
     if not gold:
         return BAD_GOLD
