@@ -14,7 +14,7 @@ from srft.data.reading import load_splits
 from srft.environments.toolbox import build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import ProgressCallback, evaluate, tokenize_problems
-from srft.evaluation.open_model import find_model, load, weights_digest
+from srft.evaluation.open_model import Source, find_model, load, weights_digest
 from srft.evaluation.results import ProblemResult, Sample
 from srft.runs.files import write_whole
 from srft.runs.lock import hold
@@ -78,12 +78,6 @@ def demonstrate(
                 stop=config.rollout.stop,
                 stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
             )
-            identity = {
-                "weights": weights_digest(source),
-                "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
-            }
-            if toolbox is not None:
-                identity["tools"] = config.environment.model_dump(mode="json")
             result = evaluate(
                 loaded.engine,
                 loaded.tokenizer,
@@ -95,7 +89,7 @@ def demonstrate(
                 folder / "samples.jsonl",
                 progress,
                 name="demonstrations",
-                identity=identity,
+                identity=_identity(config, source),
             )
         right = [_right(problem, keep) for problem in result.problems]
         rows = [
@@ -117,6 +111,16 @@ def demonstrate(
             )
         write_whole(found.file, _parquet(rows))
         return found
+
+
+def _identity(config: SRFTConfig, source: Source) -> dict[str, Any]:
+    """What samples must have been made with to be gone on with."""
+    asked = config.environment
+    return {
+        "weights": weights_digest(source),
+        "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
+        **({"tools": asked.model_dump(mode="json")} if asked.tools or asked.factory else {}),
+    }
 
 
 def _right(problem: ProblemResult, keep: int) -> list[Sample]:
