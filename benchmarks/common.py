@@ -171,6 +171,15 @@ def spread(values: dict[str, float]) -> str:
     return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
 
+def seconds_and_ratios(row: dict[str, Any], digits: int) -> str:
+    """Cells of a table: processor seconds of both sides, ratios of processor and of wall time."""
+    ours, theirs = row["ours_cpu_s"]["median"], row["theirs_cpu_s"]["median"]
+    return (
+        f"| {ours:.{digits}f} | {theirs:.{digits}f} | {spread(row['ratio_cpu'])} "
+        f"| {spread(row['ratio_wall'])} |"
+    )
+
+
 # -- memory --------------------------------------------------------------------------------------
 
 

@@ -318,11 +318,7 @@ def markdown(report: dict[str, Any]) -> str:
         if "failed" in r:
             lines.append(head + f"| did not run: {r['failed'].splitlines()[0]} | | | | |")
             continue
-        lines.append(
-            head + f"| {r['pairs']} | {r['ours_cpu_s']['median']:.1f} "
-            f"| {r['theirs_cpu_s']['median']:.1f} | {common.spread(r['ratio_cpu'])} "
-            f"| {common.spread(r['ratio_wall'])} |"
-        )
+        lines.append(head + f"| {r['pairs']} {common.seconds_and_ratios(r, 1)}")
     lines += [
         "",
         "The most that the process of each side ever held, weights, gradients and optimizer included, GiB:",

@@ -302,11 +302,8 @@ def markdown(report: dict[str, Any]) -> str:
         if "failed" in r:
             lines.append(head + f"| did not run: {r['failed'].splitlines()[0]} | | | | | |")
             continue
-        lines.append(
-            head + f"| {r['pairs']} | {r.get('tokens', '')} | {r['ours_cpu_s']['median']:.3f} "
-            f"| {r['theirs_cpu_s']['median']:.3f} | {common.spread(r['ratio_cpu'])} "
-            f"| {common.spread(r['ratio_wall'])} |"
-        )
+        figures = common.seconds_and_ratios(r, 3)
+        lines.append(head + f"| {r['pairs']} | {r.get('tokens', '')} {figures}")
     lines += ["", "## What limits the embedded sampler", "", "Own time, share of a call:", ""]
     for name, rows in report["profiles"].items():
         parts = ", ".join(f"`{r['function']}` {r['share']:.0%}" for r in rows[:8])

@@ -2,8 +2,8 @@
 
 A secret is the value of an environment variable or a setting whose name says so (``HF_TOKEN``,
 ``PGPASSWORD``, ``clientSecret``), the user part of a URL, or a text of a well-known shape (``hf_...``,
-``sk-...``, a JSON Web Token, a private key) whatever it is called. It is replaced by a word that says what
-stood there.
+``sk-...``, a JSON Web Token, a private key) whatever it is called, or a variable that is one long random
+number. It is replaced by a word that says what stood there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SHAPES = re.compile(
     r"|(?i:authorization\W{1,4}basic|bearer) [\w.~+/-]{16,}=*)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-# A variable that is nothing but a long random number, whatever it is called, unless that says what it counts.
+# One long random number, unless the variable that holds it is called after a commit, a digest or an id.
 _RANDOM = re.compile(r"(?=\w*[0-9])(?=\w*[A-Za-z])(?:[0-9a-f]{32,}|[0-9A-F]{32,}|[A-Za-z0-9]{40,})")
 _OF_CONTENT = re.compile(
     r"sha\d*|commit|rev|revision|git|hash|digest|checksum|md5|id|ids|uuid|guid|ref|version|trace\w*"

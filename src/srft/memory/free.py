@@ -17,8 +17,8 @@ import torch
 _SELF = Path("/proc/self")
 _CGROUPS = Path("/sys/fs/cgroup")
 _HOLES = 0.12
-"""Of the addresses that ``ulimit -v`` leaves are lost to what was freed, by measurement: SmolLM2 with LoRA
-under 4 GB, which had 2.58 of 2.83 GiB in use when no more could be had."""
+"""Share of the addresses left under ``ulimit -v`` that freed memory keeps. From one measurement: SmolLM2 with
+LoRA under 4 GB had 2.58 of 2.83 GiB in use when no more could be had."""
 
 
 @dataclass(frozen=True)
