@@ -121,3 +121,5 @@ def test_float32_weights_under_autocast_are_sampled_from(build_model, tokenizer,
         assert type(engine).__name__.lower().startswith(name)
         groups = engine.generate(REQUESTS, PARAMS)
     assert all(len(group) == 4 for group in groups)
+    if name == "embedded":  # as attention multiplies them, and as the plan of memory counts them
+        assert engine._cache.store.dtype == torch.bfloat16

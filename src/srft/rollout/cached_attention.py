@@ -68,6 +68,7 @@ def rollout_attention(
         key, value, attention_mask = _within_window(
             query, key, value, attention_mask, sliding_window
         )
+    query = query.to(key.dtype)  # under autocast the cache is rounded already
     plain = getattr(attention_mask, "plain_causal", False)
     if attention_mask is not None and attention_mask.dtype != query.dtype and not plain:
         attention_mask = attention_mask.to(query.dtype)
@@ -121,12 +122,10 @@ def _few_queries(
     """The plain formula: on a CPU, and over a dense block, two batched products take half the time
     of the fused kernel's many small ones (over slices they would be as many themselves)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Autocast would round the whole cache anew for every token.
-    with torch.autocast("cpu", enabled=False):
-        scores = torch.matmul(query * scale, key.transpose(2, 3))
-        if mask is not None:
-            scores += mask
-        out = torch.matmul(torch.softmax(scores, dim=-1), value)
+    scores = torch.matmul(query * scale, key.transpose(2, 3))
+    if mask is not None:
+        scores += mask
+    out = torch.matmul(torch.softmax(scores, dim=-1), value)
     return out.view(query.shape[0], 1, heads, value.shape[-1])
 
 

@@ -191,6 +191,8 @@ class _Call:
 
     def _allocate(self) -> None:
         dtype, vocabulary = self.captured.keys[0].dtype, self.prompt_logits.shape[-1]
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)  # attention multiplies them so
         shape = self.captured.shape()
         needed = (self.row_count, self.slots, dtype, self.device)
         if self.cache is None or not self.cache.resize(*needed):
