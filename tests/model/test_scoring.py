@@ -138,6 +138,23 @@ def test_self_check_finds_a_trick_of_the_head(make_model) -> None:
         check_scoring(Policy(model, TokenizerOf61()))
 
 
+def test_self_check_finds_what_happens_to_embeddings_before_the_decoder(make_model) -> None:
+    """As Inkling's of transformers 5.17, which norms them twice; weights that are one hide it."""
+    model = make_model("llama")
+    use_packed_attention(model)
+    model.model.scale = torch.nn.Parameter(torch.ones(model.config.hidden_size))
+    inner = model.forward
+
+    def forward(input_ids, **kwargs):
+        embeds = model.get_input_embeddings()(input_ids) * model.model.scale
+        return inner(inputs_embeds=embeds, **kwargs)
+
+    model.forward = forward
+    with pytest.raises(ModelError, match="'llama' differ from its own logits by"):
+        check_scoring(Policy(model, TokenizerOf61()))
+    assert (model.model.scale == 1).all()
+
+
 class ScaledHead(torch.nn.Linear):
     """As Dory's: a learned scale of each token's logit, which begins at one."""
 

@@ -50,6 +50,8 @@ def test_what_is_wrong_about_biases_shows_while_they_are_still_zero(tmp_path):
         ("bert", "cannot be trained with this package"),
         ("xlnet", "not a causal language model"),
         ("blip-2", "fails on tokens alone"),
+        ("pi0", "generates no text"),
+        ("pp_formulanet", "embeds no tokens"),
     ],
 )
 def test_what_is_no_causal_language_model_is_refused_with_the_reason(kind, reason, tmp_path):

@@ -30,6 +30,7 @@ from srft.model.adapters import (
 )
 from srft.model.fast import prepare_compute, restorer
 from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
+from srft.model.output_head import unwrap
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
 from srft.model.weight_files import Cut, read_model, reader_of
@@ -130,9 +131,10 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
     """Gives ``model`` the adapters, the attention and the kernels that the recipe asks for. What is
     returned takes all but the adapters away again (``fast.restorer``).
 
-    Raises ModelError where adapters do not fit, or packed attention is demanded of a model that cannot
-    have it; the model is then as it was.
+    Raises ModelError where the model is none of language, adapters do not fit, or packed attention is
+    demanded of a model that cannot have it; the model is then as it was.
     """
+    _check_language_model(unwrap(model))
     if config.lora and not has_adapters(model):
         add_lora(model, config.lora)
     check_adapters(model)
@@ -144,6 +146,17 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
         put_back()
         raise
     return put_back
+
+
+def _check_language_model(model: PreTrainedModel) -> None:
+    """Among what transformers reads as language models with other parts some are none."""
+    try:
+        embeds = model.get_input_embeddings() is not None
+    except NotImplementedError:
+        embeds = False
+    if not embeds or not model.can_generate():
+        what = "generates no text" if embeds else "embeds no tokens"
+        raise ModelError(f"{type(model).__name__} {what}: it is not a causal language model")
 
 
 def source_dtype(config: ModelConfig) -> torch.dtype | None:

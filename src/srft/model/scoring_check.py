@@ -43,12 +43,10 @@ _WINDOWS = (
 @contextmanager
 def telling(model: nn.Module) -> Iterator[None]:
     """``model`` with windows and chunks of ``_CHECK_WINDOW`` tokens where it has some, so that a few
-    tokens show what happens beyond them, and numbers in parameters that are zero throughout (biases,
-    adapters), so that what is wrong about them shows before they are trained."""
-    zeros = [
-        p for p in model.parameters() if not isinstance(p, DTensor) and p.is_floating_point() and p.numel()
-        and not p.flatten()[0] and not p.any()
-    ]  # fmt: skip
+    tokens show what happens beyond them, and different numbers in trained parameters that are one
+    number throughout (biases and adapters of zeros, norms of ones), so that what is wrong about them shows
+    before they are trained."""
+    constant = [(p, float(p.detach().flatten()[0])) for p in model.parameters() if _is_constant(p)]
     before: list[tuple[Any, str, int]] = []
     for holder in (*attention_configs(model), *model.modules()):
         for name in _WINDOWS:
@@ -57,14 +55,21 @@ def telling(model: nn.Module) -> Iterator[None]:
                 before.append((holder, name, size))
                 setattr(holder, name, _CHECK_WINDOW)
     try:
-        for p in zeros:
-            p.data.copy_(torch.linspace(-_FILL, _FILL, p.numel()).view_as(p))
+        for p, number in constant:
+            p.data.copy_(number + torch.linspace(-_FILL, _FILL, p.numel()).view_as(p))
         yield
     finally:
-        for p in zeros:
-            p.data.zero_()
+        for p, number in constant:
+            p.data.fill_(number)
         for holder, name, size in before:
             setattr(holder, name, size)
+
+
+def _is_constant(p: nn.Parameter) -> bool:
+    if isinstance(p, DTensor) or not p.requires_grad or not p.numel():
+        return False
+    flat = p.flatten()
+    return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
 
 
 def check_scoring(policy: Policy) -> float:

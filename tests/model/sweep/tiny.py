@@ -108,7 +108,7 @@ OWN: dict[str, dict[str, Any]] = {
         "encoder_hash_byte_group_vocab": 64,
         "encoder_config": {"hidden_size_global": 64},
         "decoder_config": {"hidden_size_global": 64},
-        "global_config": {"hidden_size": 64},
+        "global_config": {"hidden_size": 64, "head_dim": 16},
     },
     "cohere_compass_text": {
         "layer_types": _MIXED,
@@ -154,6 +154,8 @@ OWN: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "emu3": {"vocabulary_map": {"<|extra_200|>": 3, "<image>": 4}},
     "gemma4_assistant": {
         "text_config": {
             "model_type": "gemma4_text",
@@ -164,6 +166,7 @@ OWN: dict[str, dict[str, Any]] = {
         }
     },
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
+    "mistral4": {"head_dim": 16},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
