@@ -9,8 +9,11 @@ many problems share are a common instruction and not a problem.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from srft.data.reading import Splits
+from srft.data.reasoning_gym import PREFIX
+from srft.errors import DataError
 from srft.types import Example
 
 WORDS = 13
@@ -59,11 +62,49 @@ def leakage(train: Sequence[Example], held_out: Sequence[Example]) -> LeakageRep
     return LeakageReport(len(overlaps), len(leaked), len(held_out), tuple(overlaps))
 
 
+def apart(splits: Splits, drawn: bool = False) -> Splits:
+    """``splits`` without training rows that are evaluation problems, prompt and answer alike, where this
+    package draws the problems: all of them (drawn, as data.eval_fraction does), and those of reasoning-gym,
+    where problem i + 1 of one seed is problem i of the next. Of rows that users bring it is only noted.
+
+    Raises:
+        DataError: no training row is left.
+    """
+    train, notes = splits.train, list(splits.notes)
+    for name, held_out in splits.eval.items():
+        asked = {_problem(example) for example in held_out}
+        twice = [example for example in train if _problem(example) in asked]
+        if not twice:
+            continue
+        left_out = {id(e) for e in twice if drawn or e.source.startswith(PREFIX)}
+        train = [example for example in train if id(example) not in left_out]
+        found = len({_problem(example) for example in twice})
+        note = f"evaluation data {name}: {found:,} of {len(asked):,} problems are training rows too"
+        if left_out:
+            notes.append(
+                f"{note}; {len(left_out):,} training rows left out, {len(train):,} are kept"
+            )
+        if len(left_out) < len(twice):
+            first = next(e.source for e in twice if id(e) not in left_out)
+            notes.append(
+                f"{note} (the first: {first}), so its accuracy will not be of unseen problems"
+            )
+    if not train:
+        raise DataError(
+            "every training row is an evaluation problem too: use other problems for one of them"
+        )
+    return replace(splits, train=train, notes=tuple(notes))
+
+
+def _problem(example: Example) -> tuple[str, str | None]:
+    return " ".join(prompt_text(example).casefold().split()), example.answer
+
+
 def repeats(examples: Sequence[Example]) -> list[tuple[Example, ...]]:
     """Groups of rows with the same prompt, white space and case aside; first come first."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(" ".join(prompt_text(example).casefold().split()), []).append(example)
+        groups.setdefault(_problem(example)[0], []).append(example)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
+from srft.data.leakage import apart
 from srft.data.reading import EVAL_SPLITS, TRAIN_SPLITS, Splits, as_examples, load_splits
 from srft.environments.toolbox import Toolbox, build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
@@ -100,7 +101,12 @@ class Given:
             splits = Splits(_examples(train, config, _rows_needed(config), notes), {})
         if evaluation is not None:
             splits = replace(splits, eval=held_out(evaluation, config, notes))
-        return replace(splits, notes=(*self.notes, *splits.notes, *notes))
+        splits = replace(splits, notes=(*self.notes, *splits.notes, *notes))
+        if (
+            toolbox is not None and toolbox.factories
+        ):  # which may make another problem of the same prompt
+            return splits
+        return apart(splits, config.data.eval_fraction > 0)
 
 
 def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[Example]]:

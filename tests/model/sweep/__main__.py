@@ -32,9 +32,14 @@ LIMIT_S = 900.0  # a type takes a few seconds, on a machine that has nothing els
 
 def isolated(kind: str, quick: bool = False, limit_s: float = LIMIT_S) -> Report:
     """``examine`` in a process forked from this one, which has everything imported."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _isolated(kind, quick, limit_s, Path(folder))
+
+
+def _isolated(kind: str, quick: bool, limit_s: float, folder: Path) -> Report:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(kind, quick, theirs), daemon=True)
+    process = context.Process(target=_child, args=(kind, folder, quick, theirs), daemon=True)
     process.start()
     theirs.close()
     report = Report(kind, "failed", failures={"process": f"took more than {limit_s:.0f} s"})
@@ -57,7 +62,7 @@ def _warm_up() -> None:
     gc.freeze()
 
 
-def _child(kind: str, quick: bool, pipe) -> None:
+def _child(kind: str, folder: Path, quick: bool, pipe) -> None:
     import os
     import warnings
 
@@ -65,8 +70,7 @@ def _child(kind: str, quick: bool, pipe) -> None:
     transformers.logging.set_verbosity_error()
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        pipe.send(examine(kind, Path(folder), quick))
+    pipe.send(examine(kind, folder, quick))
 
 
 def main() -> None:
