@@ -16,7 +16,7 @@ from srft.model.output_head import output_head
 from srft.model.packed_attention import packs, use_packed_attention
 from srft.model.policy import Policy
 from srft.model.scoring import score
-from srft.model.scoring_check import _check_causal_at, check_scoring
+from srft.model.scoring_check import _check_causal_at, check_scoring, telling
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "cohere", "granite", "phi"]
 LENGTHS = ((3, 30), (1, 1), (8, 9), (2, 4))
@@ -153,6 +153,27 @@ def test_self_check_finds_what_happens_to_embeddings_before_the_decoder(make_mod
     with pytest.raises(ModelError, match="'llama' differ from its own logits by"):
         check_scoring(Policy(model, TokenizerOf61()))
     assert (model.model.scale == 1).all()
+
+
+def test_constant_parameters_are_varied_in_float32_alone(make_model) -> None:
+    """In bfloat16 adapters of 0.1 in place of zeros turned rounding into nats, with Gemma 3."""
+    model = make_model("llama")
+    norm, frozen = model.model.norm.weight, model.model.layers[0].input_layernorm.weight
+    frozen.requires_grad_(False)
+    with telling(model):
+        assert len(norm.unique()) == len(norm) and (frozen == 1).all()
+    with torch.autocast("cpu", torch.bfloat16), telling(model):
+        assert (norm == 1).all()
+    assert (norm == 1).all()
+
+
+def test_self_check_in_bfloat16_finds_what_only_float32_shows(make_model) -> None:
+    """A difference of 0.01 nats is rounding there."""
+    model = make_model("llama")
+    use_packed_attention(model)
+    model.lm_head.register_forward_hook(lambda module, args, out: out * 1.01)
+    with pytest.raises(ModelError, match="'llama' differ from its own logits by"):
+        check_scoring(Policy(model, TokenizerOf61(), ModelConfig(autocast="bfloat16")))
 
 
 class ScaledHead(torch.nn.Linear):

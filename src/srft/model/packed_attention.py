@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from srft.errors import ModelError
 from srft.model.cpu.attention import half_attention, takes
+from srft.model.output_head import body
 
 PACKED_ATTENTION = "srft_packed"
 
@@ -428,12 +429,14 @@ def can_pack(model: PreTrainedModel) -> bool:
     """Whether everything the model asks of attention reaches it by keyword.
 
     That is what transformers demands of flash attention too, so its flag is taken, except where
-    layers are no attention over a whole sequence, a window or chunks (recurrent, state-space).
+    layers are no attention over a whole sequence, a window or chunks (recurrent, state-space). A model
+    with other parts may lack it for their sake: with text alone the language model's own counts.
     """
     config = _text_config(model)
+    text: Any = body(model)
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
-        model._supports_flash_attn
+        text._supports_flash_attn
         and model._can_set_attn_implementation()
         and layers <= {"full_attention", "sliding_attention", "chunked_attention"}
         and getattr(config, "is_causal", True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from srft.data.packing import PackedBatch, pack
 from srft.errors import ModelError
 from srft.model.fast import uncompiled
+from srft.model.loading import autocast_dtype
 from srft.model.output_head import (
     attention_configs,
     output_head,
@@ -44,9 +45,12 @@ _WINDOWS = (
 def telling(model: nn.Module) -> Iterator[None]:
     """``model`` with windows and chunks of ``_CHECK_WINDOW`` tokens where it has some, so that a few
     tokens show what happens beyond them, and different numbers in trained parameters that are one
-    number throughout (biases and adapters of zeros, norms of ones), so that what is wrong about them shows
-    before they are trained."""
-    constant = [(p, float(p.detach().flatten()[0])) for p in model.parameters() if _is_constant(p)]
+    number throughout (biases and adapters of zeros, norms of ones), so that what is wrong about them
+    shows before they are trained; these in float32 alone, because the rounding of half precision can be
+    nats there."""
+    rounds = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    parameters = () if rounds else model.parameters()
+    constant = [(p, float(p.detach().flatten()[0])) for p in parameters if _is_constant(p)]
     before: list[tuple[Any, str, int]] = []
     for holder in (*attention_configs(model), *model.modules()):
         for name in _WINDOWS:
@@ -66,7 +70,7 @@ def telling(model: nn.Module) -> Iterator[None]:
 
 
 def _is_constant(p: nn.Parameter) -> bool:
-    if isinstance(p, DTensor) or not p.requires_grad or not p.numel():
+    if isinstance(p, DTensor) or not p.requires_grad or p.dtype != torch.float32 or not p.numel():
         return False
     flat = p.flatten()
     return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
@@ -134,13 +138,27 @@ def _check_head(policy: Policy) -> None:
 
 
 def _difference(policy: Policy) -> float:
+    """In float32 as well where the policy has such weights and computes in bfloat16."""
+    lora = policy.config.lora
+    if autocast_dtype(policy.config, policy.device) and not (lora and lora.quantization):
+        _compared(_exact(policy))
+    return _compared(policy)
+
+
+def _exact(policy: Policy) -> Policy:
+    return replace(policy, config=policy.config.model_copy(update={"autocast": "float32"}))
+
+
+def _compared(policy: Policy) -> float:
     model, base = policy.model, unwrap(policy.model)
     sequences = _random_sequences(min(len(policy.tokenizer), output_head(model).weight.shape[0]))
     (packed,) = pack(sequences, None, 10_000, base.device, share_prompts=policy.shares_prompts)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), telling(base), _named_failure(policy):
+        with torch.no_grad(), ExitStack() as stack, _named_failure(policy):
+            with policy.compute():
+                stack.enter_context(telling(base))
             _check_causal(policy, sequences, base.device)
             worst = _worst_difference(policy, sequences, packed)
     finally:
@@ -200,7 +218,7 @@ def _check_causal(policy: Policy, sequences: Sequence[TrainingSequence], device:
 def _check_causal_at(policy: Policy, input_ids: Tensor) -> None:
     half = input_ids.shape[1] // 2
     # Whether a model looks ahead does not depend on its rounding, which moves improbable tokens by nats.
-    exact = replace(policy, config=policy.config.model_copy(update={"autocast": "float32"}))
+    exact = _exact(policy)
     whole, again, part = (
         _own_logits(exact, ids)[0, :half].float().log_softmax(dim=-1)
         for ids in (input_ids, input_ids, input_ids[:, :half])
