@@ -191,6 +191,30 @@ def _trained(run: Path):
 
     return load_file(run / "model/model.safetensors")
 
+def test_what_is_freed_between_blocks_in_use_goes_back():
+    """By itself glibc keeps them, from the first large block on that was ever freed."""
+    code = """if True:
+        import sys, psutil, torch
+        from srft.memory.free import keep_nothing_freed
+
+        def held():
+            return psutil.Process().memory_info().rss
+
+        if sys.argv[1] == "True":
+            keep_nothing_freed()
+        del (first := [torch.ones(1 << 20) for _ in range(3)])[:]
+        blocks = [torch.ones(1 << 18) for _ in range(200)]
+        before = held()
+        del blocks[::2]
+        print(before - held())"""
+    freed = [
+        int(subprocess.check_output([sys.executable, "-c", code, back], text=True))
+        for back in ("True", "False")
+    ]
+    assert freed[0] > 90 << 20
+    assert freed[1] < 20 << 20, "this C library gives back by itself: the function may go"
+
+
 
 @pytest.mark.parametrize(
     "error",

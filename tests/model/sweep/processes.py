@@ -51,8 +51,8 @@ def compared(kind: str, folder: Path) -> str:
         for ours, theirs in zip(one, two, strict=True)
         for key in ("loss", "train/gradient_norm", "logprob/rollouts", "logprob/demos")
     )
-    moved = max(float((t - others[n]).abs().max()) for n, t in tensors.items())
-    return f"metrics {apart:.0e}, tensors {moved:.0e}"
+    moved, name = max((float((t - others[n]).abs().max()), n) for n, t in tensors.items())
+    return f"metrics {apart:.0e}, tensors {moved:.0e} ({name})"
 
 
 def main() -> None:
