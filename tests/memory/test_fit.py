@@ -191,6 +191,7 @@ def _trained(run: Path):
 
     return load_file(run / "model/model.safetensors")
 
+
 def test_what_is_freed_between_blocks_in_use_goes_back():
     """By itself glibc keeps them, from the first large block on that was ever freed."""
     code = """if True:
@@ -213,7 +214,6 @@ def test_what_is_freed_between_blocks_in_use_goes_back():
     ]
     assert freed[0] > 90 << 20
     assert freed[1] < 20 << 20, "this C library gives back by itself: the function may go"
-
 
 
 @pytest.mark.parametrize(
