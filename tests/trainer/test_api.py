@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
 
 from srft import SRFTConfig, SRFTTrainer
 from srft.errors import CheckpointError, ConfigError, DataError
+from srft.evaluation.open_model import environment_of, find_model
 from srft.lab import lab_train
 from srft.runs.files import read_jsonl
 from srft.trainer.callbacks import TRL_NAMES
@@ -335,4 +337,7 @@ def test_a_wrong_recipe_gets_them_where_it_is_made():
 def test_a_dict_of_sections_is_a_recipe(recipe, rows):
     values = recipe(method="sft", train={"steps": 1}).model_dump(exclude_unset=True)
     result = SRFTTrainer(args=values, train_dataset=rows).train()
+    environment = json.loads((result.run_dir / "environment.json").read_text())
+    assert environment["given"] == {"data": [f"{type(rows).__name__} given in Python"]}
+    assert not environment_of(find_model(result.run_dir)).tools  # data are no tools
     assert math.isfinite(result.metrics["loss"])

@@ -194,8 +194,9 @@ def environment_of(source: Source) -> EnvironmentConfig:
         given = json.loads(run.environment.read_text(encoding="utf-8"))["given"]
     except (OSError, ValueError, KeyError, TypeError):
         return found
-    if given:
-        names = ", ".join(name for names in given.values() for name in names)
+    called = [name for kind in ("tools", "environments") for name in given.get(kind, ())]
+    if called:
+        names = ", ".join(called)
         raise ConfigError(
             f"{source.name}: trained with tools or environments that were given in Python ({names}). Say "
             "where they are, environment.tools=FILE.py:NAME or environment.factory=FILE.py:CLASS; or "

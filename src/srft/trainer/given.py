@@ -46,11 +46,13 @@ class Given:
         """What the model may call. Raises ConfigError."""
         return build_toolbox(config.environment, self.tools, self.environment)
 
-    def functions(self) -> dict[str, list[str]]:
-        """Names of the tools and environments that are given, which no recipe holds."""
+    def described(self) -> dict[str, list[str]]:
+        """What is given and no recipe holds: names of tools and environments, and what the data are."""
         made = self.environment
         classes = made.values() if isinstance(made, Mapping) else [made] if made else []
-        named = {"tools": self.tools or (), "environments": classes}
+        named: dict[str, Any] = {"tools": self.tools or (), "environments": classes}
+        if self.train is not None and not isinstance(self.train, str):
+            named["data"] = (f"{type(self.train).__name__} given in Python",)
         found = {key: [getattr(f, "__name__", str(f)) for f in fs] for key, fs in named.items()}
         return {key: names for key, names in found.items() if names}
 

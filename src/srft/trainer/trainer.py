@@ -404,7 +404,7 @@ class TrainingLoop:
     def _begin(self) -> dict[str, int]:
         if self.world.main:
             check_unused(self.run)
-            begin_run(self.run, self.args.to_yaml(redacted=True), self.setup.given.functions())
+            begin_run(self.run, self.args.to_yaml(redacted=True), self.setup.given.described())
         for note in self.setup.notes:
             self._say(note)
         return {}
@@ -418,7 +418,7 @@ class TrainingLoop:
         if self.world.from_main(lambda: nothing, "checkpoints"):
             self._say("resume: no checkpoint was written yet; starting from the beginning")
             if self.world.main:
-                begin_run(self.run, recipe, self.setup.given.functions())
+                begin_run(self.run, recipe, self.setup.given.described())
             return {}
         checkpoint, damaged = load_newest(self.run.checkpoints, self.world, name)
         self.changes = recipe_changes(self.run, recipe)

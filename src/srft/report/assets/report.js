@@ -207,7 +207,7 @@ function runCard(run) {
   const pairs = (object) => Object.entries(object || {}).map(([k, v]) => `${k} ${typeof v === "object" ? JSON.stringify(v) : v}`).join(" · ");
   const setting = (key) => run.config.find(([k]) => k === key)?.[1];
   const rows = [
-    ["method", run.method], ["seed", run.seed], ["model", setting("model.path")], ["data", setting("data.train")],
+    ["method", run.method], ["seed", run.seed], ["model", setting("model.path")], ["data", e.given?.data?.join(", ") ?? setting("data.train")],
     ["learning rate", setting("train.learning_rate")], ["prompts × rollouts", setting("train.prompts_per_step") && `${setting("train.prompts_per_step")} × ${setting("rollout.group_size") ?? setting("rollout.n") ?? "?"}`],
     ["started", e.started], ["machine", typeof e.machine === "object" ? pairs(e.machine) : e.machine], ["versions", pairs(e.versions)],
   ].filter(([, v]) => v !== undefined && v !== null && v !== "");
