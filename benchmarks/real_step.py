@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -166,7 +165,6 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
         )
 
     def ask(self, what: str) -> dict[str, Any]:

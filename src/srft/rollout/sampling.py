@@ -89,14 +89,15 @@ def draw(logits_AV: Tensor, uniform_A: Tensor, params: SamplingParams) -> tuple[
     """
     logits = sampling_logits(logits_AV, params)
     top_A1 = logits.amax(dim=-1, keepdim=True)
-    weight_AV = (logits - top_A1).exp_()
+    # In place where it is a copy already: on a CPU new memory takes longer than the arithmetic.
+    shifted = logits - top_A1 if logits is logits_AV else logits.sub_(top_A1)
+    token_A1 = shifted.argmax(dim=-1, keepdim=True) if params.temperature == 0.0 else None
+    weight_AV = shifted.exp_()
     cumulative_AB = _block_sums(weight_AV).cumsum(dim=-1)
     total_A1 = cumulative_AB[:, -1:]
-    if params.temperature == 0.0:
-        token_A1 = logits.argmax(dim=-1, keepdim=True)
-    else:
+    if token_A1 is None:
         token_A1 = _inverse(weight_AV, cumulative_AB, uniform_A[:, None] * total_A1)
-    logprob_A1 = (logits.gather(-1, token_A1) - top_A1).double() - total_A1.log()
+    logprob_A1 = weight_AV.gather(-1, token_A1).double().log() - total_A1.log()
     return token_A1.squeeze(-1), logprob_A1.float().squeeze(-1)
 
 
