@@ -38,9 +38,11 @@ import torch
 import training_step
 from transformers import AutoModelForCausalLM
 
+from srft.memory.free import keep_nothing_freed
 from srft.model.loading import compute_context, load_model, load_tokenizer
 from srft.model.model_config import ModelConfig
 from srft.rollout.embedded import EmbeddedEngine
+from srft.rollout.response_end import StopRule, StopRules
 from srft.rollout.rollout_config import RolloutConfig
 from srft.types import RolloutRequest, SamplingParams, TrainingSequence
 
@@ -111,10 +113,18 @@ def endless(model: Any) -> Any:
     return model
 
 
+class Endless(StopRules):
+    """No token ends a response, the tokenizer's own neither."""
+
+    def get(self, model: Any, params: Any, vocabulary: int, device: torch.device) -> StopRule:
+        return StopRule(self.tokenizer, params, (), vocabulary, device)
+
+
 class Ours:
     def __init__(self, case: Case, trained: training_step.Ours) -> None:
         self.case, self.trained = case, trained
         self.engine = EmbeddedEngine(trained.model, case.tokenizer, RolloutConfig())
+        self.engine.stop_rules = Endless(case.tokenizer)
         self.update = trained.train
 
     def generation(self) -> int:
@@ -154,12 +164,13 @@ class Theirs:
 class Side:
     """Ours or TRL's in a process of its own, which does what it is told."""
 
-    def __init__(self, case: Case, side: str, cut: int) -> None:
+    def __init__(self, case: Case, side: str, cut: int, *more: str) -> None:
         self.kept = tempfile.TemporaryDirectory()
         rollouts = Path(self.kept.name, "rollouts.json")
         rollouts.write_text(json.dumps(case.responses))
         job = [case.folder, "--data", str(case.data), "--precision", case.precision]
         job += ["--prompts", str(len(case.responses)), "--one", side, str(cut), str(rollouts)]
+        job += more
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, *job],
             stdin=subprocess.PIPE,
@@ -199,6 +210,8 @@ class Side:
 def obey(options: Any) -> None:
     """The side of ``Side`` in its process."""
     side, cut, kept = options.one
+    if options.short_of_memory:
+        keep_nothing_freed()
     responses = json.loads(Path(kept).read_text())
     case = Case(options.models[0], options.data, options.precision[0], options.prompts, responses)
     one = case.ours(int(cut)) if side == "ours" else case.theirs(int(cut))
@@ -224,7 +237,8 @@ def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> flo
 
 def compare_steps(case: Case, options: Any) -> dict[str, dict[str, Any]]:
     """Pairs of whole steps, the two halves of each timed apart, in alternating order."""
-    ours, theirs = Side(case, "ours", options.budget), Side(case, "theirs", options.cuts)
+    ours = Side(case, "ours", options.budget, *["--short-of-memory"] * options.short_of_memory)
+    theirs = Side(case, "theirs", options.cuts)
     difference = apart(ours.gradients(), theirs.gradients())
     assert difference < {"float32": 1e-2, "bfloat16": 0.1}[case.precision], difference
     halves = ("generation", "update")
@@ -239,7 +253,7 @@ def compare_steps(case: Case, options: Any) -> dict[str, dict[str, Any]]:
             done[what].append((a, b))
     more = {
         "trl_micro_batches": options.cuts,
-        "tokens_a_micro_batch": options.budget,
+        "tokens_a_micro_batch": f"{options.budget}{', short of it' * options.short_of_memory}",
         "gradients_differ": difference,
         "peak_gib_ours": ours.close(),
         "peak_gib_theirs": theirs.close(),
@@ -312,7 +326,8 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        head = f"| {r['model']} | {r['precision']} | {r['what']} | {r['other']} "
+        short = ", short of memory" * ("short" in str(r.get("tokens_a_micro_batch")))
+        head = f"| {r['model']} | {r['precision']} | {r['what']}{short} | {r['other']} "
         if "failed" in r:
             lines.append(head + f"| did not run: {r['failed'].splitlines()[0]} | | | | |")
             continue
@@ -321,8 +336,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "The most that the process of each side ever held, weights, gradients and optimizer included, GiB:",
         "",
-        "| model | precision | srft, tokens a micro-batch | peak | TRL, micro-batches | peak | TRL / srft "
-        "| gradients differ |",
+        "| model | precision | srft, tokens a micro-batch (short of it: `--short-of-memory`) | peak "
+        "| TRL, micro-batches | peak | TRL / srft | gradients differ |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in steps:
@@ -347,6 +362,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="for a sampler's pairs")
     parser.add_argument("--cuts", type=int, default=4, help="micro-batches of TRL's")
     parser.add_argument("--budget", type=int, default=2048, help="tokens of a micro-batch of ours")
+    parser.add_argument(
+        "--short-of-memory", action="store_true", help="ours as a run that needs most of its memory"
+    )
     parser.add_argument("--vllm", type=Path, default=sampler.VLLM, help="a Python that has vLLM")
     parser.add_argument(
         "--rollouts", type=Path, help="responses of an earlier run, in place of new ones"

@@ -130,7 +130,7 @@ def keep_nothing_freed() -> None:
     """From here on the C library (glibc's) hands every large block back as soon as it is freed, and new
     threads get no heaps of their own. Otherwise what was freed between blocks in use stays, step after step:
     with SmolLM2 and LoRA under 4 GB addresses ran out after two, where now 3.6 GB is the most. Costs time:
-    128 s in place of 105 there."""
+    128 s in place of 105 there, and up to twice as long for an update."""
     option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if option is not None:
         for which, value in _MALLOC:

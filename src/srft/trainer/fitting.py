@@ -44,8 +44,9 @@ T = TypeVar("T")
 _PLAIN = 0.25
 """Up to this share of the memory no trial is made: the arithmetic is not that far off."""
 _CAREFUL = 0.6
-"""From this share on a quarter is tried first: some systems end a process instead of refusing memory. And
-what is freed goes back at once."""
+"""From this share on a quarter is tried first: some systems end a process instead of refusing memory."""
+_TIGHT = 0.8
+"""From this share on what is freed goes back at once, which can double the time of an update."""
 _HOLES = 1.08
 """What runs came to, over what a trial in a fresh process took: the C library keeps what is freed between
 blocks in use. Measured from 1.02 to 1.18 (docs/planning.md)."""
@@ -160,7 +161,8 @@ def fit_memory(
     room = replace(room, config=fitted.config, fitted=fitted)
     if not fitted.memory.fits and model is None:
         raise refusal(room, held + fitted.memory.peak.bytes)
-    if cluster.is_cpu and held + fitted.memory.peak.bytes > _CAREFUL * free.bytes:
+    share = _CAREFUL if free.limit == "ulimit -v" else _TIGHT  # where addresses count, holes do too
+    if cluster.is_cpu and held + fitted.memory.peak.bytes > share * free.bytes:
         keep_nothing_freed()
     return room
 
