@@ -54,7 +54,7 @@ def recipe(gguf, tmp_path_factory):
                 "model": {"path": gguf} | model,
                 "data": {
                     "train": f"{SUMS}&size=16&seed=1",
-                    "eval": {"sums": f"{SUMS}&size=4&seed=2"},
+                    "eval": {"sums": f"{SUMS}&size=4&seed=1000"},
                 },
                 "reward": "math",
                 "rollout": {"group_size": 2, "max_tokens": 12},
