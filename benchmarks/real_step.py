@@ -253,7 +253,8 @@ def compare_steps(case: Case, options: Any) -> dict[str, dict[str, Any]]:
             done[what].append((a, b))
     more = {
         "trl_micro_batches": options.cuts,
-        "tokens_a_micro_batch": f"{options.budget}{', short of it' * options.short_of_memory}",
+        "tokens_a_micro_batch": options.budget,
+        "short_of_memory": options.short_of_memory,
         "gradients_differ": difference,
         "peak_gib_ours": ours.close(),
         "peak_gib_theirs": theirs.close(),
@@ -326,8 +327,8 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        short = ", short of memory" * ("short" in str(r.get("tokens_a_micro_batch")))
-        head = f"| {r['model']} | {r['precision']} | {r['what']}{short} | {r['other']} "
+        what = r["what"] + ", short of memory" * r.get("short_of_memory", False)
+        head = f"| {r['model']} | {r['precision']} | {what} | {r['other']} "
         if "failed" in r:
             lines.append(head + f"| did not run: {r['failed'].splitlines()[0]} | | | | |")
             continue
@@ -336,14 +337,15 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "The most that the process of each side ever held, weights, gradients and optimizer included, GiB:",
         "",
-        "| model | precision | srft, tokens a micro-batch (short of it: `--short-of-memory`) | peak "
+        "| model | precision | srft, tokens a micro-batch | short of memory | peak "
         "| TRL, micro-batches | peak | TRL / srft | gradients differ |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in steps:
         mine, other = r["peak_gib_ours"], r["peak_gib_theirs"]
         lines.append(
-            f"| {r['model']} | {r['precision']} | {r['tokens_a_micro_batch']} | {mine:.2f} "
+            f"| {r['model']} | {r['precision']} | {r['tokens_a_micro_batch']} "
+            f"| {'yes' if r.get('short_of_memory') else ''} | {mine:.2f} "
             f"| {r['trl_micro_batches']} | {other:.2f} | {other / mine:.2f} | {r['gradients_differ']:.1%} |"
         )
     return "\n".join(lines)

@@ -131,7 +131,7 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
     """Gives ``model`` the adapters, the attention and the kernels that the recipe asks for. What is
     returned takes all but the adapters away again (``fast.restorer``).
 
-    Raises ModelError where the model is none of language, adapters do not fit, or packed attention is
+    Raises ModelError where it is no language model, adapters do not fit, or packed attention is
     demanded of a model that cannot have it; the model is then as it was.
     """
     _check_language_model(unwrap(model))

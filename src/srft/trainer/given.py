@@ -104,11 +104,9 @@ class Given:
         if evaluation is not None:
             splits = replace(splits, eval=held_out(evaluation, config, notes))
         splits = replace(splits, notes=(*self.notes, *splits.notes, *notes))
-        if (
-            toolbox is not None and toolbox.factories
-        ):  # which may make another problem of the same prompt
-            return splits
-        return apart(splits, config.data.eval_fraction > 0)
+        if toolbox is not None and toolbox.factories:
+            return splits  # an environment may make another problem of the same prompt
+        return apart(splits, drawn=evaluation is None and config.data.eval_fraction > 0)
 
 
 def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[Example]]:
