@@ -310,10 +310,18 @@ def _add_lab_experiment(name: str, text: str) -> None:
         only: Annotated[
             list[int] | None, typer.Option(help="questions: numbers, such as --only 1.")
         ] = None,
+        recipe: Annotated[
+            Path | None,
+            typer.Option(
+                dir_okay=False, help="Your model, data and verifier in place of the built-in ones."
+            ),
+        ] = None,
     ) -> None:
         from srft.experiments.command import run_experiments
 
-        stopped = run_experiments(name, out, seeds, jobs, overrides or [], only or [], console)
+        stopped = run_experiments(
+            name, out, seeds, jobs, overrides or [], only or [], console, recipe
+        )
         if stopped:
             raise typer.Exit(STOPPED_EXIT_CODES[stopped])
 

@@ -83,3 +83,19 @@ def test_other_demonstrations_replace_the_training_file(experiment, tmp_path: Pa
     config = arm_recipe(Arm("srft", "srft"), base, seed=0, folder=tmp_path, data="own.jsonl")
     assert config.data.train == "own.jsonl" and config.data.limit is None
     assert config.data.eval == base.data.eval
+
+
+def test_a_users_recipe_replaces_the_built_in_one_and_its_sizes(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "method: grpo\nmodel: {path: lab}\ndata: {train: lab-deep, eval: {near: lab, far: lab-deep}}\n"
+        "reward: exact\nrollout: {max_tokens: 33}\ntrain: {steps: 7, learning_rate: 1.0e-3}\n"
+    )
+    verdict = EXPERIMENTS["verdict"]
+    base = base_recipe(verdict, ["train.prompts_per_step=5"], mine)
+    assert (base.train.steps, base.train.prompts_per_step, base.rollout.max_tokens) == (7, 5, 33)
+    assert base.train.schedule == "constant" and base.data.limit is None
+    assert base.run.keep_checkpoints == 1  # the experiment's own section
+    arm = next(a for a in verdict.arms if a.name == "srft")
+    config = arm_recipe(arm, base, seed=0, folder=tmp_path)
+    assert (config.method, config.data.train, config.train.steps) == ("srft", "lab-deep", 7)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from benchmarks.lab.pictures import draw
 from rich.console import Console
 from tests.experiments.fakes import write_run
 
-from srft.experiments.arm_results import compare, estimate, gather, t_interval
+from srft.experiments.arm_results import compare, estimate, gather, read_figures, t_interval
 from srft.experiments.arm_tables import markdown, render, write_tables
 from srft.experiments.experiment import base_recipe
 from srft.experiments.process import Ledger, Outcome
@@ -40,6 +42,19 @@ def test_accuracy_is_the_mean_over_seeds_and_problems(result):
         "out": {"long": pytest.approx(0.85)},
     }
     assert arms["base"].accuracy["out"].mean == pytest.approx(0.3)
+
+
+def test_of_several_evaluation_sets_the_first_is_in_distribution(experiment, tmp_path, settings):
+    sets = [*settings, "data.eval={near: lab, far: lab-deep}", "data.eval_limit=null"]
+    job = plan_jobs(experiment, base_recipe(experiment, sets), tmp_path, 1, {})[1]
+    write_run(job, 0.8)
+    records = job.folder / "evaluation.jsonl"
+    near = json.loads(records.read_text()) | {"name": "near"}
+    far = near | {"name": "far", "correct": {"long": [1, 0], "chain": [0, 0]}}
+    records.write_text(json.dumps(far) + "\n" + json.dumps(near) + "\n")
+    scores = read_figures(job).scores
+    assert {part: list(found) for part, found in scores.items()} == {"in": ["near"], "out": ["far"]}
+    assert sum(scores["in"]["near"]) == 32 and scores["out"]["far"] == [1, 0, 0, 0]
 
 
 def test_differences_are_paired_by_seed_and_problem(result):

@@ -29,7 +29,7 @@ def tuned() -> Experiment:
         "tuned",
         "T",
         ARMS,
-        rates=RATES,
+        rates=(0.5, 5),  # of 2e-4: RATES
         validation={"data": {"eval": None, "eval_fraction": 0.4}},
     )
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +27,14 @@ from srft.lab import OUT_OF_DISTRIBUTION, TASK_SETS
 from srft.runs.files import read_jsonl
 
 PARTS = ("in", "out")
-"""In and out of distribution. Problems that are not of the lab all count as in."""
+"""In and out of distribution: by family on the lab's problems; elsewhere the first evaluation set is in, and
+others are out."""
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
-"""Part -> family -> share of right samples of each problem."""
+"""Part -> family, or evaluation set -> share of right samples of each problem."""
+
+Place = Callable[[str, str], tuple[str, str]]
+"""Evaluation set and family -> part, and the name that the scores stand under."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
         "max_tokens": config.rollout.max_tokens,
         "temperature": config.evaluation.temperature,
         "samples_per_problem": config.evaluation.n or 1,
-        "base": config.model.path,
+        "base": Path(config.model.path or "").name,
     }
 
 
@@ -204,7 +209,7 @@ def read_figures(job: Job) -> RunFigures:
     step = max(e["step"] for e in evaluations)
     # A run stopped after its last evaluation evaluates again when it goes on: the later one counts.
     at_step = {record["name"]: record for record in evaluations if record["step"] == step}
-    outside = _outside(job)
+    place = _places(job)
     costs = [] if job.untrained else _costs(metrics, marks["parameters"])
     greedy = read_jsonl(job.folder / GREEDY)
     end = costs[-1] if costs else dict.fromkeys(SPENT, 0.0)
@@ -213,14 +218,14 @@ def read_figures(job: Job) -> RunFigures:
         arm=job.arm,
         seed=job.seed,
         folder=str(job.folder),
-        scores=_by_part(at_step.values(), outside),
-        greedy=_by_part(greedy, outside),
+        scores=_by_part(at_step.values(), place),
+        greedy=_by_part(greedy, place),
         steps=0 if job.untrained else len(metrics),
         refused=0 if job.untrained else marks["refused"],
         parameters=marks["parameters"],
         **end,
         last={key: None if job.untrained else _mean(tail, name) for key, name in _LAST.items()},
-        curve=_curve(evaluations, costs, outside),
+        curve=_curve(evaluations, costs, place),
     )
 
 
@@ -244,7 +249,7 @@ def _costs(metrics: Sequence[Mapping[str, Any]], parameters: int) -> list[dict[s
 def _curve(
     evaluations: Sequence[Mapping[str, Any]],
     costs: Sequence[Mapping[str, float]],
-    outside: Collection[str],
+    place: Place,
 ) -> list[dict[str, float]]:
     """What had been reached, and spent, at each evaluation."""
     by_step: dict[int, dict[str, Mapping[str, Any]]] = {}
@@ -252,26 +257,32 @@ def _curve(
         by_step.setdefault(record["step"], {})[record["name"]] = record
     points = []
     for step in sorted(by_step):
-        scores = _by_part(by_step[step].values(), outside)
+        scores = _by_part(by_step[step].values(), place)
         spent = costs[min(step, len(costs)) - 1] if step and costs else dict.fromkeys(SPENT, 0.0)
         reached = {part: float(np.mean(_flat(found))) for part, found in scores.items()}
         points.append({"step": step, **spent, **reached})
     return points
 
 
-def _outside(job: Job) -> Collection[str]:
-    """Families of the run's problems that it is not trained on."""
-    source = job.config.data.eval or job.config.data.train
+def _places(job: Job) -> Place:
+    """Where the scores of the run's problems stand."""
+    sources = job.config.data.eval
+    if isinstance(sources, Mapping) and len(sources) > 1:
+        first = next(iter(sources))
+        return lambda name, family: (PARTS[name != first], name)
+    source = sources or job.config.data.train
     known = TASK_SETS.get(source) if isinstance(source, str) else None
-    return known.outside if known else OUT_OF_DISTRIBUTION
+    outside = known.outside if known else OUT_OF_DISTRIBUTION
+    return lambda name, family: (PARTS[family in outside], family)
 
 
-def _by_part(records: Iterable[Mapping[str, Any]], outside: Collection[str]) -> Scores:
+def _by_part(records: Iterable[Mapping[str, Any]], place: Place) -> Scores:
     scores: dict[str, dict[str, list[float]]] = {}
     for record in records:
         for family, counts in record["correct"].items():
-            part = scores.setdefault(PARTS[family in outside], {})
-            part.setdefault(family, []).extend(c / record["n"] for c in counts)
+            part, title = place(record["name"], family)
+            found = scores.setdefault(part, {}).setdefault(title, [])
+            found.extend(c / record["n"] for c in counts)
     return {part: scores[part] for part in PARTS if part in scores}
 
 

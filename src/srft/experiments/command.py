@@ -22,8 +22,10 @@ def run_experiments(
     overrides: Sequence[str],
     only: Sequence[int],
     console: Console,
+    recipe: Path | None = None,
 ) -> str | None:
-    """Runs one experiment, or the ``only`` ones of the questions, and prints each one's table.
+    """Runs one experiment, or the ``only`` ones of the questions, on the built-in problems or on those of a
+    user's ``recipe``, and prints each one's table.
     Returns the signal that ended the work early, or None.
 
     Raises:
@@ -33,7 +35,9 @@ def run_experiments(
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     for chosen in names:
-        result = run_experiment(EXPERIMENTS[chosen], out, seeds, jobs, overrides, console)
+        result = run_experiment(
+            EXPERIMENTS[chosen], out, seeds, jobs, overrides, console, recipe=recipe
+        )
         if result.arms:
             console.print(render(result))
         for run, error in result.failed.items():

@@ -68,9 +68,9 @@ class Experiment:
 
     base, recipe: settings of every arm, on top of the quickstart's: those that experiments share, and
     the experiment's own. keep_models: export each run's final model, and keep its checkpoints. rates:
-    peak learning rates of which each arm takes the best, found under ``validation``: settings by which the
-    evaluation is on problems held out of the training data. then: what to do with the runs, for the
-    reader.
+    multiples of the recipe's learning rate of which each arm takes the best, found under ``validation``:
+    settings by which the evaluation is on problems held out of the training data. then: what to do with the
+    runs, for the reader.
     """
 
     name: str
@@ -98,8 +98,12 @@ class Experiment:
         return next((other for other in self.arms if other.name == arm.start), None)
 
 
-def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTConfig:
-    """The recipe that every arm starts from: the quickstart's, the experiment's, the user's settings.
+def base_recipe(
+    experiment: Experiment, overrides: Sequence[str] = (), recipe: Path | None = None
+) -> SRFTConfig:
+    """The recipe that every arm starts from: the quickstart's, the experiment's, the user's settings; or
+    ``recipe``, a user's own, with the user's settings. Of the experiment's it then takes the section ``run``
+    alone: model, problems and sizes are the user's.
 
     Raises:
         ConfigError: a wrong setting, or one that the arms decide.
@@ -111,9 +115,11 @@ def base_recipe(experiment: Experiment, overrides: Sequence[str] = ()) -> SRFTCo
                 "differ in; leave it out, or train it by `srft train`"
             )
     own = {**flatten(experiment.base), **flatten(experiment.recipe)}
+    if recipe is not None:
+        own = {key: value for key, value in own.items() if key.startswith("run.")}
     # Where rates are tried, whatever the user's problems are, they are not looked at.
     tried = {} if experiment.rates else flatten(experiment.validation)
-    return load_config(QUICKSTART, [*_settings(own), *overrides, *_settings(tried)])
+    return load_config(recipe or QUICKSTART, [*_settings(own), *overrides, *_settings(tried)])
 
 
 def _settings(values: Mapping[str, Any]) -> list[str]:

@@ -50,9 +50,11 @@ def run_experiment(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     make_runner: Callable[[], Runner] = ProcessRunner,
+    recipe: Path | None = None,
 ) -> ExperimentResult:
     """Trains every arm under seeds 0 .. seeds - 1, each run in ``out/<experiment>/<arm>/seed<k>``,
-    and writes results.json and tables.md beside them.
+    and writes results.json and tables.md beside them. ``recipe``: a user's own (model, data, verifier) in
+    place of the built-in one.
 
     Finished runs are not made again, also where another experiment under ``out`` has made the same one,
     or where only their line in the experiment's runs.jsonl is left; interrupted ones are resumed. A run
@@ -63,13 +65,16 @@ def run_experiment(
         ConfigError: a setting is wrong, or ``out`` holds this experiment with other settings.
     """
     console = console or Terminal()
-    base = base_recipe(experiment, overrides)
+    base = base_recipe(experiment, overrides, recipe)
     check_arms(experiment, base, out)
     more = ""
     if experiment.rates:
         tuned = tune(
             experiment,
-            lambda trial: run_experiment(trial, out, 1, jobs, overrides, console, make_runner),
+            base.train.learning_rate,
+            lambda trial: run_experiment(
+                trial, out, 1, jobs, overrides, console, make_runner, recipe
+            ),
         )
         if isinstance(tuned, ExperimentResult):
             return tuned

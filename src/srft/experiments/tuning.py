@@ -18,17 +18,17 @@ class Tuned:
     """What came of it. ``accuracy``: arm -> rate -> share of right answers on the held-out problems."""
 
     experiment: Experiment
+    rates: tuple[float, ...]
     accuracy: Mapping[str, Mapping[float, float]]
 
     def markdown(self) -> str:
         """Every rate's accuracy, the chosen one in bold."""
-        rates = self.experiment.rates
         chosen = {arm.name: _rate(arm) for arm in self.experiment.arms}
         rows = [
-            [name, *(_cell(found.get(rate), rate == chosen[name]) for rate in rates)]
+            [name, *(_cell(found.get(rate), rate == chosen[name]) for rate in self.rates)]
             for name, found in self.accuracy.items()
         ]
-        grid = markdown_grid(["arm", *(f"{rate:g}" for rate in rates)], rows, texts=1)
+        grid = markdown_grid(["arm", *(f"{rate:g}" for rate in self.rates)], rows, texts=1)
         return (
             "Peak learning rates, by accuracy in % on problems held out of the training data (one run each, "
             f"the higher of two that are level first; chosen in bold):\n\n{grid}"
@@ -36,20 +36,22 @@ class Tuned:
 
 
 def tune(
-    experiment: Experiment, run: Callable[[Experiment], ExperimentResult]
+    experiment: Experiment, learning_rate: float, run: Callable[[Experiment], ExperimentResult]
 ) -> Tuned | ExperimentResult:
-    """The experiment with each arm at its best rate; where runs are still missing, what there is.
+    """The experiment with each arm at the best of its multiples of ``learning_rate``; where runs are still
+    missing, what there is.
 
     ``run`` trains the arms of an experiment under one seed. Arms that go on from another are tuned once
     that one is. A rate at which training failed is not chosen.
     """
+    rates = tuple(multiple * learning_rate for multiple in experiment.rates)
     accuracy: dict[str, dict[float, float]] = {}
     arms = {arm.name: arm for arm in experiment.arms}
     for later in (False, True):
         group = [a for a in experiment.arms if not a.untrained and bool(a.start) == later]
         if not group:
             continue
-        trials = {_at(a, rate).name: (a, rate) for a in group for rate in experiment.rates}
+        trials = {_at(a, rate).name: (a, rate) for a in group for rate in rates}
         starts = [arms[name] for name in sorted({a.start for a in group} - {""})]
         wanted = (*(_at(a, rate) for a, rate in trials.values()), *starts)
         result = run(_trial(experiment, wanted, "-started" if later else ""))
@@ -65,7 +67,7 @@ def tune(
                 return result
             best = max(found, key=lambda rate: (found[rate], rate))
             arms[arm.name] = replace(_at(arm, best), name=arm.name)
-    return Tuned(replace(experiment, arms=tuple(arms.values())), accuracy)
+    return Tuned(replace(experiment, arms=tuple(arms.values())), rates, accuracy)
 
 
 def _trial(experiment: Experiment, arms: tuple[Arm, ...], suffix: str) -> Experiment:
