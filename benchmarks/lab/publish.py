@@ -10,7 +10,8 @@ and fills every block of the page that stands between
 
 with the table of that experiment. Arms may be named, with an underscore for every space:
 ``<!-- lab: table2 sft grpo srft -->``. ``lab-short:`` leaves out all but accuracy and FLOPs. Without
-``--out`` the page is filled from what ``--data`` holds.
+``--out`` the page is filled from what ``--data`` holds. ``--world sums`` names what was made by ``--recipe``
+on other problems: ``<!-- lab: credit-sums -->``.
 """
 
 from __future__ import annotations
@@ -29,20 +30,22 @@ from srft.errors import ConfigError
 from srft.runs.files import markdown_grid
 
 _BLOCK = re.compile(
-    r"(<!-- lab(?P<short>-short)?: (?P<name>\w+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- lab(?P<short>-short)?: (?P<name>[\w-]+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}
 _PARTS = {"in": "in distribution", "out": "out of it"}
 
 
-def collect(out: Path, data: Path) -> list[str]:
-    """Copies the results of every experiment under ``out`` into ``data``; returns their names."""
+def collect(out: Path, data: Path, world: str = "") -> list[str]:
+    """Copies the results of every experiment under ``out`` into ``data``; returns the names that they
+    have there, which end in the ``world`` where one is given."""
     data.mkdir(parents=True, exist_ok=True)
     names = []
     for path in out.glob("*/figure2.json"):
         shutil.copy(path, data)
     for path in sorted(out.glob("*/results.json")):
-        name = path.parent.name
+        name = f"{path.parent.name}-{world}" if world else path.parent.name
         result = json.loads(path.read_text(encoding="utf-8"))
         for run in result["runs"]:
             run["folder"] = "/".join(Path(run["folder"]).parts[-3:])
@@ -148,8 +151,9 @@ if __name__ == "__main__":
     parser.add_argument("page", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of the published figures")
     parser.add_argument("--out", type=Path, help="folder of the experiments' runs")
+    parser.add_argument("--world", default="", help="the problems, where they are not the lab's")
     options = parser.parse_args()
     if options.out:
-        collect(options.out, options.data)
+        collect(options.out, options.data, options.world)
     filled = fill(options.page.read_text(encoding="utf-8"), options.data)
     options.page.write_text(filled, encoding="utf-8")

@@ -64,6 +64,8 @@ def test_blocks_are_filled_and_the_rest_of_the_page_stays(tmp_path):
     assert collect(tmp_path / "out", data) == ["small"]
     run = json.loads((data / "small.json").read_text())["runs"][0]
     assert run == {"folder": "small/srft/seed0", "accuracy": {"in": 0.33333333}}
+    assert collect(tmp_path / "out", data, "sums") == ["small-sums"]
+    assert "| **srft** |" in fill("<!-- lab: small-sums srft -->\n<!-- end -->", data)
     page = "before\n<!-- lab: small sft_now srft -->\nold\n<!-- end -->\nafter\n"
     filled = fill(page, data)
     assert filled.startswith("before\n<!-- lab") and filled.endswith("<!-- end -->\nafter\n")
