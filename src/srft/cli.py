@@ -310,6 +310,9 @@ def _add_lab_experiment(name: str, text: str) -> None:
         only: Annotated[
             list[int] | None, typer.Option(help="questions: numbers, such as --only 1.")
         ] = None,
+        arm: Annotated[
+            list[str] | None, typer.Option(help="Arms to train, beside the reference; else all.")
+        ] = None,
         recipe: Annotated[
             Path | None,
             typer.Option(
@@ -320,7 +323,7 @@ def _add_lab_experiment(name: str, text: str) -> None:
         from srft.experiments.command import run_experiments
 
         stopped = run_experiments(
-            name, out, seeds, jobs, overrides or [], only or [], console, recipe
+            name, out, seeds, jobs, overrides or [], only or [], console, recipe, arm or []
         )
         if stopped:
             raise typer.Exit(STOPPED_EXIT_CODES[stopped])

@@ -9,6 +9,7 @@ import pytest
 from srft.cli import _LAB_EXPERIMENTS
 from srft.errors import ConfigError
 from srft.experiments.catalog import EXPERIMENTS, QUESTIONS, read_experiments
+from srft.experiments.command import with_arms
 from srft.experiments.experiment import Arm, Experiment, Leg, arm_recipe, base_recipe
 from srft.experiments.runner import check_arms
 from srft.objective.methods import METHODS
@@ -99,3 +100,11 @@ def test_a_users_recipe_replaces_the_built_in_one_and_its_sizes(tmp_path):
     arm = next(a for a in verdict.arms if a.name == "srft")
     config = arm_recipe(arm, base, seed=0, folder=tmp_path)
     assert (config.method, config.data.train, config.train.steps) == ("srft", "lab-deep", 7)
+
+
+def test_arms_can_be_chosen_and_bring_what_they_need():
+    chosen = with_arms(EXPERIMENTS["verdict"], ["sft->srft", "chord"])
+    assert [arm.name for arm in chosen.arms] == ["sft", "sft->grpo", "chord", "sft->srft"]
+    assert with_arms(EXPERIMENTS["verdict"], []) == EXPERIMENTS["verdict"]
+    with pytest.raises(ConfigError, match=r"no arm .srtf..*srft"):
+        with_arms(EXPERIMENTS["credit"], ["srtf"])

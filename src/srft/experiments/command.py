@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from srft.errors import ConfigError
+from srft.errors import ConfigError, did_you_mean
 from srft.experiments.arm_tables import render
 from srft.experiments.catalog import EXPERIMENTS, QUESTIONS
+from srft.experiments.experiment import Experiment
 from srft.experiments.runner import run_experiment
 
 
@@ -23,21 +25,21 @@ def run_experiments(
     only: Sequence[int],
     console: Console,
     recipe: Path | None = None,
+    arms: Sequence[str] = (),
 ) -> str | None:
     """Runs one experiment, or the ``only`` ones of the questions, on the built-in problems or on those of a
-    user's ``recipe``, and prints each one's table.
+    user's ``recipe``, and prints each one's table. ``arms``: those to train; none stands for all.
     Returns the signal that ended the work early, or None.
 
     Raises:
-        ConfigError: an unknown question or a wrong setting.
+        ConfigError: an unknown question or arm, or a wrong setting.
     """
     names = _questions(only) if name == "questions" else [name]
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     for chosen in names:
-        result = run_experiment(
-            EXPERIMENTS[chosen], out, seeds, jobs, overrides, console, recipe=recipe
-        )
+        experiment = with_arms(EXPERIMENTS[chosen], arms)
+        result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)
         if result.arms:
             console.print(render(result))
         for run, error in result.failed.items():
@@ -50,6 +52,22 @@ def run_experiments(
             )
             return result.stopped_by
     return None
+
+
+def with_arms(experiment: Experiment, names: Sequence[str]) -> Experiment:
+    """The experiment with these arms, its reference and what they start from alone; without names, as it is.
+
+    Raises:
+        ConfigError: it has no arm of a name.
+    """
+    known = {arm.name: arm for arm in experiment.arms}
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known, f"; its arms are {', '.join(known)}")
+            raise ConfigError(f"--arm: {experiment.name} has no arm {name!r}{hint}")
+    wanted = {*(names or known), experiment.reference}
+    wanted |= {known[name].start for name in wanted}
+    return replace(experiment, arms=tuple(a for a in experiment.arms if a.name in wanted))
 
 
 def _questions(only: Sequence[int]) -> list[str]:
