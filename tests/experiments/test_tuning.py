@@ -11,7 +11,7 @@ from tests.experiments.fakes import FakeRunner
 from srft.experiments.arm_results import holm, p_of_mean
 from srft.experiments.experiment import Arm, Experiment, arm_recipe, base_recipe
 from srft.experiments.process import Outcome
-from srft.experiments.runner import run_experiment
+from srft.experiments.runner import check_arms, run_experiment
 
 QUIET = Console(quiet=True)
 RATES = (1e-4, 1e-3)
@@ -119,11 +119,19 @@ def test_an_experiment_goes_on_where_only_its_records_are_left(tuned, tmp_path, 
 
 
 def test_a_start_is_a_stage_and_what_it_leaves_the_reference(settings, tmp_path):
-    experiment = Experiment("e", "e", ARMS)
+    """Of what reads one: a stage that asks for a reference nothing reads would be refused."""
+    anchored = Arm("anchored", "grpo", {"kl_coefficient": 0.1}, start="sft")
+    experiment = Experiment("e", "e", (*ARMS, anchored))
     base = base_recipe(experiment, [*settings, "train.steps=10"])
-    config = arm_recipe(ARMS[3], base, seed=0, folder=tmp_path, start=ARMS[1])
-    assert [(s.method, s.steps, s.reference) for s in config.stages] == [
-        ("sft", 20, "stage"),
+    check_arms(experiment, base, tmp_path)
+    stages = [
+        arm_recipe(arm, base, seed=0, folder=tmp_path, start=ARMS[1]).stages
+        for arm in (ARMS[3], anchored)
+    ]
+    assert [(s.method, s.steps, s.reference) for found in stages for s in found] == [
+        ("sft", 20, "base"),
+        ("grpo", 10, "base"),
+        ("sft", 20, "base"),
         ("grpo", 10, "stage"),
     ]
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from srft.config import SRFTConfig, load_config, parse_config
 from srft.errors import ConfigError
 from srft.lab import QUICKSTART
+from srft.objective.methods import get_method
 from srft.runs.files import flatten
 
 _NOT_FOR_ALL = ("method", "objective", "stages")
@@ -178,12 +179,14 @@ def arm_recipe(
 
 
 def _leg(arm: Arm, base: SRFTConfig) -> dict[str, Any]:
-    """An arm of one method as a stage, whose reference is the policy that it begins with."""
+    """An arm of one method as a stage. A reference that its loss reads is the policy it begins with."""
     train = arm.recipe.get("train", {})
-    return {
+    stage = {
         "method": arm.method,
         "steps": max(1, round(base.train.steps * arm.steps)),
         "objective": dict(arm.objective),
         "learning_rate": train.get("learning_rate", base.train.learning_rate),
-        "reference": "stage",
     }
+    if get_method(arm.method, arm.objective).reads_reference(base.teacher.frozen):
+        stage["reference"] = "stage"
+    return stage

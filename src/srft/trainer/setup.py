@@ -164,10 +164,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
                 config, examples, scorer, notes, world, toolbox
             )
         _check_data(methods, examples)
-        frozen = config.teacher.frozen
-        reads = [method if method.reads_reference(frozen) else None for method in methods]
-        _check_references(config.resolved_stages, reads, lora=config.model.lora is not None)
-        needs_reference = any(reads)
+        needs_reference = any(m.reads_reference(config.teacher.frozen) for m in methods)
         device = choose_device(config)
         evaluation = _evaluation(config, held_out, tokenizer, scorer, tools)
         asked = [data.problems for data in evaluation.values()]
@@ -237,12 +234,13 @@ def _check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
             )
 
 
-def _check_references(stages: Sequence[Stage], reads: Sequence[Method | None], lora: bool) -> None:
-    """Raises ConfigError where a stage cannot have the reference it asks for. ``reads``: the methods
-    that read a reference, None at stages that do not."""
+def _check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
+    """Raises ConfigError where a stage cannot have the reference it asks for."""
+    stages, lora = config.resolved_stages, config.model.lora is not None
+    reads = [method.reads_reference(config.teacher.frozen) for method in methods]
     own = [number for number, stage in enumerate(stages) if stage.reference == "stage"]
     for number in own:
-        if reads[number] is None:
+        if not reads[number]:
             raise ConfigError(
                 f"stages[{number}].reference: {stages[number].method} reads no reference here: set "
                 "objective.kl_coefficient, or leave it out"
@@ -278,13 +276,15 @@ def build_methods(config: SRFTConfig) -> list[Method]:
     """The method of each stage with the recipe's switches.
 
     Raises:
-        ConfigError: an unknown name, or a switch that the method does not read.
+        ConfigError: an unknown name, or a switch or a stage's reference that the method does not read.
     """
     longest = config.rollout.max_tokens
-    return [
+    methods = [
         get_method(stage.method, _corrected(config, stage), longest_response=longest)
         for stage in config.resolved_stages
     ]
+    _check_references(config, methods)
+    return methods
 
 
 def _corrected(config: SRFTConfig, stage: Stage) -> Switches:
