@@ -59,7 +59,10 @@ REAL: dict[str, Any] = {
     "run": {"live": "never", "checkpoint_every": 0, "samples_every": 1, "export": False},
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "srft": {"objective": {"importance_cap": 2.0}},
+    "srft": {
+        "objective": {"importance_cap": 2.0},
+        "train": {**REAL["train"], "demonstrations_per_step": 2},
+    },
     "srft in words": {
         "method": "srft",
         "objective": {"rollout_term": "literal", "literal_means": "separate"},

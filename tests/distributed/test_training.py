@@ -28,6 +28,7 @@ RUNS = {
     "reference": {"method": "grpo", "objective": {"kl_coefficient": 0.1}},
     "sequence-ratio": {"method": "gspo"},
     "gates": {"method": "hpt"},
+    "further-demonstrations": {"train": {"demonstrations_per_step": 4}},
     "refill": {"method": "dapo", "train": {"max_refill_rounds": 2}},
     "interleaved": {"method": "relift", "train": {"interleave_prompts": 2}},
     "gradients": {"train": {"gradient_analysis_every": 1}},

@@ -83,6 +83,8 @@ def advantages(seqs, s):
     for group in {q.group for q in seqs}:
         rows = [i for i, q in enumerate(seqs) if q.group == group]
         members = [i for i in rows if s["demos_in_group"] or not seqs[i].demo]
+        if all(seqs[i].demo for i in rows):  # compared with the rollouts of all other prompts
+            members = [i for i, q in enumerate(seqs) if not q.demo]
         rewards = [seqs[i].reward for i in members]
         if not rewards:
             continue

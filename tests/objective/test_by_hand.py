@@ -488,3 +488,31 @@ def test_equal_rewards_are_exactly_zero_where_their_mean_is_rounded(method):
     wide = replace(table, reward_S=torch.tensor(rewards, dtype=torch.float64))
     chosen = get_method(method)
     assert chosen.advantage(wide, chosen.switches).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_demonstration_without_rollouts_is_compared_with_those_of_the_other_prompts():
+    # Rewards of all rollouts 1, 0, 0: mean 1/3, sample deviation sqrt(1/3).
+    seqs = sequences()
+    seqs.append(replace(seqs[3], group=2))
+    deviated = table_of(seqs, get_method("srft", {"advantage_epsilon": 0.0})).advantage_S
+    assert deviated.tolist() == pytest.approx([A, B, 0, A, 2 / math.sqrt(3)])
+    plain = table_of(seqs, get_method("luffy")).advantage_S
+    assert plain.tolist() == pytest.approx([1 / 3, -2 / 3, 0, 1 / 3, 2 / 3])
+    # Where all rollouts are right there is nothing that it is better than.
+    right = [replace(q, reward=1.0, correct=True) for q in seqs]
+    assert table_of(right, get_method("srft")).advantage_S.tolist() == [0] * 5
+    # Without any rollout there is nothing to compare with: a supervised method's batch, say.
+    alone = [replace(seqs[3], group=g, reward=r) for g, r in ((0, 1.0), (0, 0.0), (1, 1.0))]
+    assert table_of(alone, get_method("srft")).advantage_S.tolist() == [0, 0, 0]
+
+
+def test_further_demonstrations_join_the_supervised_mean():
+    # d and e, the same two tokens: twice the sum over twice the tokens, so the loss is the same; its
+    # gradient is spread over both.
+    seqs = sequences()
+    method = get_method("sft+rl", {"advantage_epsilon": 0.0})
+    before = run(method, seqs)
+    seqs.append(replace(seqs[3], group=2))
+    loss, gradient, _ = run(method, seqs)
+    assert loss == pytest.approx(before[0])
+    torch.testing.assert_close(gradient[-2:], before[1][-2:] / 2)

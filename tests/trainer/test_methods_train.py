@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.toys import save_lab_model
 
+from srft.errors import ConfigError
 from srft.objective.methods import METHODS, get_method
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
@@ -56,6 +57,46 @@ def test_several_optimizer_steps_on_one_batch_use_the_old_policy(recipe):
     )
     _, _, metrics = run(config)
     assert any(row["ratio/rollouts/max"] != 1.0 for row in metrics)
+
+
+def test_further_demonstrations_are_trained_on_without_rollouts(recipe, monkeypatch):
+    """Each in its turn, whatever the prompts of the step are."""
+    config = recipe(
+        method="sft+rl",
+        data={"limit": 10},
+        train={"steps": 4, "prompts_per_step": 2, "demonstrations_per_step": 5},
+        reward={"failed_demonstrations": "keep"},
+    )
+    trainer = SRFTTrainer(args=config, reward_funcs=a_third)
+    steps = []
+    collect = trainer.collector.step
+
+    def noted(*arguments):
+        steps.append(collect(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(trainer.collector, "step", noted)
+    metrics = read_jsonl(trainer.train().run_dir / "metrics.jsonl")
+    drawn = [step.rows[2:] for step in steps]
+    assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(10))
+    assert [[len(r) for r in step.rollouts] for step in steps] == [[3, 3, 0, 0, 0, 0, 0]] * 4
+    for step, row in zip(steps, metrics, strict=True):
+        shown = [demo for demos in step.demos for demo in demos]
+        assert len(shown) == 7 and len({s.group for s in step.sequences}) == 7
+        assert row["tokens/demos"] == sum(len(s.response_ids) for s in shown)
+        assert row["groups/sampled"] == 2
+    assert [row["demo/epoch"] for row in metrics] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_further_demonstrations_that_no_method_would_be_given_are_refused(recipe):
+    for method in ("sft", "grpo", "uft"):
+        config = recipe(method=method, train={"demonstrations_per_step": 3})
+        with pytest.raises(ConfigError, match=rf"demonstrations_per_step.*{method} would ignore"):
+            SRFTTrainer(args=config)
+    stages = [{"method": "sft", "steps": 1}, {"method": "srft", "steps": 1}]
+    config = recipe(stages=stages, train={"demonstrations_per_step": 3})
+    metrics = read_jsonl(SRFTTrainer(args=config).train().run_dir / "metrics.jsonl")
+    assert [row["demo/epoch"] for row in metrics] == [0.0, 3 / 40]
 
 
 def test_refill_samples_more_prompts_when_groups_do_not_differ(recipe):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -70,26 +71,42 @@ PLACES = [
 ]
 
 
+def dies_at(function, call: int):
+    """The function, which ends the process when it is called for the ``call``-th time."""
+    calls = itertools.count(1)
+
+    def dies(*args, **kwargs):
+        if next(calls) == call:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return dies
+
+
 @pytest.mark.parametrize(("module", "place", "call"), PLACES)
 def test_resume_is_bit_identical(recipe, whole, tmp_path, monkeypatch, module, place, call):
     config = recipe(run={"dir": str(tmp_path / "broken")})
-    original = getattr(module, place)
-    calls = 0
-
-    def dies(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Killed
-        return original(*args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(module, place, dies)
+        patch.setattr(module, place, dies_at(getattr(module, place), call))
         with pytest.raises(Killed):
             SRFTTrainer(args=config).train()
     result = SRFTTrainer(args=config).train(resume_from_checkpoint=True)
     assert result.step == 6
     assert_same_run(whole, tmp_path / "broken")
+
+
+def test_further_demonstrations_go_on_where_they_were(recipe, tmp_path, monkeypatch):
+    further = {"data": {"limit": 12}, "train": {"demonstrations_per_step": 5}}
+    configs = [recipe(run={"dir": str(tmp_path / name)}, **further) for name in ("whole", "broken")]
+    SRFTTrainer(args=configs[0]).train()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "update", dies_at(trainer_module.update, 4))
+        with pytest.raises(Killed):
+            SRFTTrainer(args=configs[1]).train()
+    SRFTTrainer(args=configs[1]).train(resume_from_checkpoint=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    epochs = [row["demo/epoch"] for row in logged(tmp_path / "broken")]
+    assert epochs == pytest.approx([5 / 12, 10 / 12, 1 + 3 / 12, 1 + 8 / 12, 2 + 1 / 12, 2.5])
 
 
 def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(

@@ -70,7 +70,7 @@ def read_layout(config: SRFTConfig, cluster: Cluster) -> Layout:
 @dataclass(frozen=True)
 class Tokens:
     """A step of one process in which every sequence is as long as it may be: its prompts, and lengths
-    in tokens. demonstrations and group: of each prompt."""
+    in tokens. demonstrations and group: of each prompt. further: demonstrations of other prompts."""
 
     prompts: float
     group: int
@@ -79,22 +79,23 @@ class Tokens:
     response: float
     demonstration: float
     shared: bool
+    further: float = 0.0
 
     @property
     def sequences(self) -> float:
-        return self.prompts * (self.group + self.demonstrations)
+        return self.prompts * (self.group + self.demonstrations) + self.further
 
     @property
     def responses(self) -> float:
         """Response tokens, rollouts and demonstrations."""
         each = self.group * self.response + self.demonstrations * self.demonstration
-        return self.prompts * each
+        return self.prompts * each + self.further * self.demonstration
 
     @property
     def total(self) -> float:
         """Tokens that the layers work through; a shared prompt counts once."""
         copies = 1 if self.shared else self.group + self.demonstrations
-        return self.prompts * copies * self.prompt + self.responses
+        return (self.prompts * copies + self.further) * self.prompt + self.responses
 
     @property
     def padding(self) -> float:
@@ -156,6 +157,7 @@ def measure_work(
         response=limit,
         demonstration=longest_demo,
         shared=config.model.attention != "padded",
+        further=config.train.demonstrations_per_step / layout.world * any(m.mixes for m in methods),
     )
     longest = longest_prompt + max(limit if rollouts else 0, longest_demo if demos else 0)
     budget = config.train.micro_batch_tokens

@@ -31,16 +31,24 @@ def group_advantage(table: SequenceTable, switches: Switches) -> Tensor:
     Members are the rollouts, and with ``demos_in_group`` the demonstrations (Eq. 6). Demonstrations
     that are not members are compared with the rollouts' mean, and divided by their deviation only
     where there is one. A group with one member, or members of equal reward, gives exactly 0 to its
-    members. Computed in float64, returned in the rewards' dtype.
+    members. A group without rollouts has nothing of its own to be compared with: its demonstrations
+    are, as no members, with all rollouts of the table; where there are none, they get 0. Computed in
+    float64, returned in the rewards' dtype.
     """
     if table.group_S.numel() == 0 or switches.baseline == "none":
         return table.reward_S.clone()
     group_S = torch.unique(table.group_S, return_inverse=True)[1]
-    member_S = torch.ones_like(table.is_demo_S) if switches.demos_in_group else ~table.is_demo_S
-    reward_S = table.reward_S.double()
     groups = int(group_S.max()) + 1
-    count_S, mean_S, std_S, constant_S = _group_statistics(
-        reward_S, group_S, member_S, groups, switches.std
+    alone_S = torch.bincount(group_S[~table.is_demo_S], minlength=groups)[group_S] == 0
+    member_S = torch.full_like(alone_S, switches.demos_in_group) & ~alone_S | ~table.is_demo_S
+    reward_S = table.reward_S.double()
+    statistics = _group_statistics(reward_S, group_S, member_S, groups, switches.std)
+    every = _group_statistics(
+        reward_S, torch.zeros_like(group_S), ~table.is_demo_S, 1, switches.std
+    )
+    count_S, mean_S, std_S, constant_S = (
+        torch.where(alone_S, of_all, of_group)
+        for of_all, of_group in zip(every, statistics, strict=True)
     )
     centred_S = reward_S - mean_S
     if switches.baseline == "leave-one-out":

@@ -114,6 +114,11 @@ class Method:
     token_advantage: Callable[[TokenBatch, Switches], Tensor] | None = None
     rescue: Callable[[int, int, Progress], int | None] | None = None
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a step trains on rollouts and on demonstrations."""
+        return self.rollouts and self.demonstrations
+
     def reads_reference(self, frozen_teacher: bool) -> bool:
         """Whether the policy of before training is kept for it. frozen_teacher: one that is shown a
         solution is that policy, not the live one."""

@@ -102,7 +102,7 @@ class Switches(Section):
     )
 
     # The demonstrations' RL term.
-    demo_ratio: Literal["probability", "shaped", "mixture"] = Field(
+    demo_ratio: Literal["probability", "shaped", "mixture", "one"] = Field(
         "probability",
         description="Ratio of Eq. 10 with pi_beta = 1: pi (paper), pi / (pi + demo_shaping) (LUFFY, "
         "released code), or 2 pi / (pi_old + (pi_old + 1) / 2) (RL-PLUS).",

@@ -199,6 +199,8 @@ def _demo_advantage(batch: TokenBatch, switches: Switches) -> Tensor:
 def _demo_ratio(batch: TokenBatch, switches: Switches) -> Tensor:
     if switches.demo_ratio == "probability":
         return torch.exp(batch.logprob_T)
+    if switches.demo_ratio == "one":
+        return torch.exp(batch.logprob_T - batch.logprob_T.detach())
     if switches.demo_ratio == "mixture":
         # RL-PLUS (2508.00222): the behaviour is taken to be half the old policy, half uniform over
         # (pi_old, 1); 2 / (1.5 pi_old + 0.5) in its code.

@@ -114,6 +114,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "Demonstrations": (
         Metric("demo/reward_mean", "Reward of demonstrations", "", "mean over those in the step"),
         Metric("demo/length_mean", "Length of demonstrations", "tokens", "mean over those in the step"),
+        Metric("demo/epoch", "Epoch of further demonstrations", "",
+               "passes over the demonstrations of `train.demonstrations_per_step`"),
     ),
     "Loss": (
         Metric("loss", "Loss", "",

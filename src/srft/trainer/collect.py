@@ -60,7 +60,7 @@ class Collected:
         """Adds the groups of ``other``; with ``only_mixed`` those whose rollouts differ in reward."""
         self.generate_seconds += other.generate_seconds
         self.score_seconds += other.score_seconds
-        self.sampled_groups += len(other.examples)
+        self.sampled_groups += other.sampled_groups
         self.logged += other.logged
         for g, rollouts in enumerate(other.rollouts):
             if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:
@@ -134,7 +134,11 @@ def collect(
         scores = [setup.demo_scores[row] for row in rows]
         demos = list(map(_demo_sequences, examples, groups, scores))
     collected = Collected(
-        list(rows), examples, [[] for _ in examples], demos, sampled_groups=len(examples)
+        list(rows),
+        examples,
+        [[] for _ in examples],
+        demos,
+        sampled_groups=len(examples) * method.rollouts,
     )
     if not method.rollouts:
         return collected

@@ -23,6 +23,7 @@ from srft.data.sampler import PromptSampler
 from srft.model.positions import context_length
 from srft.objective.method import Method, Progress
 from srft.parallel.world import World
+from srft.rollout.requests import request_seed
 from srft.runs.run_dir import RunDir
 from srft.trainer.collect import Collected, NotFinite, collect
 from srft.trainer.contexts import Contexts
@@ -33,10 +34,21 @@ from srft.trainer.update import save_refused
 
 
 class Collector:
-    """Hands out steps. ``sampler`` belongs to it while a step is being collected ahead."""
+    """Hands out steps. ``sampler`` draws the prompts that rollouts are made of, ``further`` the rows of
+    which the demonstrations alone are trained on, where the recipe asks for such."""
 
-    def __init__(self, setup: Setup, sampler: PromptSampler, run: RunDir) -> None:
-        self.args, self.setup, self.sampler, self.run = setup.config, setup, sampler, run
+    def __init__(self, setup: Setup, run: RunDir) -> None:
+        self.args, self.setup, self.run = setup.config, setup, run
+        train, shuffle = self.args.train, self.args.data.shuffle
+        self.sampler = PromptSampler(len(setup.train), train.prompts_per_step, train.seed, shuffle)
+        self.further: PromptSampler | None = None
+        if train.demonstrations_per_step:
+            self._shown = [n for n, e in enumerate(setup.train) if e.demonstration_ids]
+            # Another seed, for in the prompts' own order they would be these prompts once more.
+            seed = request_seed(train.seed, 1)
+            self.further = PromptSampler(
+                len(self._shown), train.demonstrations_per_step, seed, shuffle
+            )
         self.world = setup.world
         self.contexts = Contexts(
             setup.policy.tokenizer,
@@ -67,7 +79,7 @@ class Collector:
             return
         if every and (step + 1) % every == 0:
             return
-        self._position = self.sampler.state_dict()
+        self._position = self._state()
         later = replace(progress, step=progress.step + 1)
         self._next = Future()
         # A daemon, so that a run that ends by an error does not wait for rollouts nobody wants.
@@ -84,12 +96,29 @@ class Collector:
     def drop(self) -> None:
         """Forgets what was begun, as if it had not been."""
         if self._next is not None:
-            self.sampler.load_state_dict(self._position)
+            self.go_on(self._position)
             self._next = None
 
+    @property
+    def epochs(self) -> dict[str, float]:
+        """Passes over the prompts and, where there are such, over the further demonstrations."""
+        more = {} if self.further is None else {"demo/epoch": self.further.epoch}
+        return {"epoch": self.sampler.epoch, **more}
+
     def position(self) -> dict[str, Any]:
-        """Where the sampler stands before the first step that was not handed out."""
-        return self._position if self._next is not None else self.sampler.state_dict()
+        """Where the samplers stand before the first step that was not handed out."""
+        return self._position if self._next is not None else self._state()
+
+    def go_on(self, position: dict[str, Any]) -> None:
+        """Hands out what follows ``position``. Raises DataError if it is of another dataset."""
+        self.sampler.load_state_dict(position)
+        if self.further is not None and "further" in position:
+            self.further.load_state_dict(position["further"])
+
+    def _state(self) -> dict[str, Any]:
+        if self.further is None:
+            return self.sampler.state_dict()
+        return {**self.sampler.state_dict(), "further": self.further.state_dict()}
 
     def _run(self, done: Future[Collected], method: Method, progress: Progress, step: int) -> None:
         try:
@@ -113,6 +142,11 @@ class Collector:
                 if len(kept.examples) == wanted:
                     break
             self._rescue(kept, method, progress, step, world)
+            if self.further is not None and method.mixes:
+                rows = [self._shown[n] for n in self.further.next()]
+                groups = range(wanted, wanted + len(rows))
+                alone = replace(method, rollouts=False)
+                kept.take(self.rows(rows, alone, progress, step, groups=groups), only_mixed=False)
             if method.teacher is not None:
                 self.contexts.give(method, kept)
         except NotFinite as error:

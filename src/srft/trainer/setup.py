@@ -28,7 +28,6 @@ from srft.model.adapters import reshard
 from srft.model.loading import check_vocabulary, load_tokenizer
 from srft.model.output_head import unwrap
 from srft.model.policy import Policy
-from srft.model.positions import context_length, described_limit
 from srft.model.scoring_check import check_scoring
 from srft.objective.method import Method
 from srft.objective.methods import get_method
@@ -42,6 +41,13 @@ from srft.rollout.engine import build_engine
 from srft.runs.run_dir import RunDir
 from srft.trainer.fitting import fit_memory, measure_lengths
 from srft.trainer.given import Given
+from srft.trainer.method_checks import (
+    check_data,
+    check_further,
+    check_lengths,
+    check_references,
+    check_tools,
+)
 from srft.trainer.models import build_policy, build_teacher, choose_device, reopen_policy
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 from srft.trainer.train_config import Stage
@@ -141,7 +147,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
     """
     methods = build_methods(config)
     toolbox = given.toolbox(config)
-    _check_tools(methods, toolbox)
+    check_tools(methods, toolbox)
     random.seed(config.train.seed)
     np.random.seed(config.train.seed % 2**32)
     torch.manual_seed(config.train.seed)
@@ -163,7 +169,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             examples, demo_scores = _score_demonstrations(
                 config, examples, scorer, notes, world, toolbox
             )
-        _check_data(methods, examples)
+        check_data(methods, examples)
         needs_reference = any(m.reads_reference(config.teacher.frozen) for m in methods)
         device = choose_device(config)
         evaluation = _evaluation(config, held_out, tokenizer, scorer, tools)
@@ -175,11 +181,11 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         undo.callback(policy.close)
         check_vocabulary(policy.model, tokenizer)
         sampling = _sampling(config, tokenizer, policy.model, tools)
-        _check_lengths(config, methods, policy.model, examples)
+        check_lengths(config, methods, policy.model, examples)
         teacher = build_teacher(config, methods, policy, device, world)
         check_scoring(policy)
         if isinstance(teacher, PolicyTeacher):
-            _check_lengths(config, methods, teacher.policy.model, examples)
+            check_lengths(config, methods, teacher.policy.model, examples)
             check_scoring(teacher.policy)
         engine = _engine(config, policy, sampled, lengths.asked, sampling, tools)
         reshard(policy.model)  # the optimizer is to be given the shards
@@ -224,40 +230,6 @@ def _engine(
     return engine if tools is None else tools.over(engine, sampling.stop_token_ids)
 
 
-def _check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
-    """Raises ConfigError where a response would begin within a demonstration, whose calls were not made."""
-    for method in methods:
-        if toolbox is not None and (method.prefix or method.rescue):
-            raise ConfigError(
-                f"method {method.name} begins rollouts with part of a demonstration, whose calls of tools "
-                "nobody has made: not with tools or environments; use srft, sft or grpo, for example"
-            )
-
-
-def _check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
-    """Raises ConfigError where a stage cannot have the reference it asks for."""
-    stages, lora = config.resolved_stages, config.model.lora is not None
-    reads = [method.reads_reference(config.teacher.frozen) for method in methods]
-    own = [number for number, stage in enumerate(stages) if stage.reference == "stage"]
-    for number in own:
-        if not reads[number]:
-            raise ConfigError(
-                f"stages[{number}].reference: {stages[number].method} reads no reference here: set "
-                "objective.kl_coefficient, or leave it out"
-            )
-        if lora:
-            raise ConfigError(
-                f"stages[{number}].reference: with model.lora the reference is the model under the adapters; "
-                "leave it out, or train without adapters"
-            )
-    later = [n for n, m in enumerate(reads) if m and own and n > own[0] and n not in own]
-    if later:
-        raise ConfigError(
-            f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by its "
-            f"own reference: set stages[{later[0]}].reference to stage"
-        )
-
-
 def _tokenizer(
     config: SRFTConfig, given: Given, model: PreTrainedModel | None
 ) -> PreTrainedTokenizerBase:
@@ -283,7 +255,8 @@ def build_methods(config: SRFTConfig) -> list[Method]:
         get_method(stage.method, _corrected(config, stage), longest_response=longest)
         for stage in config.resolved_stages
     ]
-    _check_references(config, methods)
+    check_references(config, methods)
+    check_further(config, methods)
     return methods
 
 
@@ -424,57 +397,6 @@ def _score_demonstrations(
         kept_examples.append(replace(example, demonstration_ids=ids, demonstration_masks=masks))
         kept_scores.append(list(itertools.compress(scores, kept)))
     return kept_examples, kept_scores
-
-
-def _check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
-    with_demo = sum(bool(example.demonstration_ids) for example in examples)
-    for method in methods:
-        reads_demos = (
-            method.demonstrations
-            or method.prefix
-            or method.interleave
-            or method.rescue
-            or method.teacher == "demonstration"
-        )
-        if reads_demos and not with_demo:
-            raise DataError(
-                f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
-                "column with data.columns.demonstration=NAME, or use a method that needs none, such as grpo"
-            )
-
-
-def _check_lengths(
-    config: SRFTConfig,
-    methods: Sequence[Method],
-    model: PreTrainedModel,
-    examples: Sequence[TokenizedExample],
-) -> None:
-    """Every sequence must fit the model's window.
-
-    Raises:
-        ConfigError: one does not.
-    """
-    window = context_length(model.config)
-    if window is None:
-        return
-    limit = described_limit(model.config)
-    prompt = max(len(example.prompt_ids) for example in examples)
-    demo = max((len(d) for e in examples for d in e.demonstration_ids), default=0)
-    if any(method.rollouts for method in methods):
-        given = demo if any(method.prefix for method in methods) else 0
-        if prompt + given + config.rollout.max_tokens > window:
-            raise ConfigError(
-                f"the longest prompt ({prompt} tokens) and rollout.max_tokens={config.rollout.max_tokens} "
-                f"exceed {limit}; or lower rollout.max_tokens or data.max_prompt_tokens"
-            )
-    longest = max(
-        (len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids), default=0
-    )
-    if any(method.demonstrations for method in methods) and longest > window:
-        raise ConfigError(
-            f"a prompt with its demonstration has {longest} tokens, more than {limit}; or lower "
-            "data.max_demonstration_tokens"
-        )
 
 
 def _sampling(

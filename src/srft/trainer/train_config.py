@@ -20,6 +20,12 @@ class TrainConfig(Section):
         100, ge=1, description="Training steps: rollout batches, not optimizer steps."
     )
     prompts_per_step: int = Field(16, ge=1, description="Prompts in one step.")
+    demonstrations_per_step: int = Field(
+        0,
+        ge=0,
+        description="Further prompts in one step of which the demonstrations alone are trained on, without "
+        "rollouts; they come in an order of their own.",
+    )
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         "adamw",

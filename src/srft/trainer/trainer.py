@@ -24,7 +24,6 @@ from typing import Any, Literal
 from rich.console import Console
 
 from srft.config import SRFTConfig
-from srft.data.sampler import PromptSampler
 from srft.errors import AlarmError, NumericalError
 from srft.objective.method import Method, Progress
 from srft.parallel.world import join_world
@@ -113,10 +112,9 @@ class TrainingLoop:
         self.model = self.setup.policy.model
         self.tokenizer = self.setup.policy.tokenizer
         self.optimizer, self.scheduler = choose_optimizer(self.model, self.args, given)
-        train, run = self.args.train, self.args.run
-        rows, shuffle = len(self.setup.train), self.args.data.shuffle
-        self.sampler = PromptSampler(rows, train.prompts_per_step, train.seed, shuffle)
-        self.collector = Collector(self.setup, self.sampler, self.run)
+        run = self.args.run
+        self.collector = Collector(self.setup, self.run)
+        self.sampler = self.collector.sampler
         self.evaluator = Evaluator(self.setup, self.args, self.run)
         self.checkpoints = Checkpointer(
             self.run.checkpoints, run.keep_checkpoints, self.world, run.background_checkpoints
@@ -262,7 +260,7 @@ class TrainingLoop:
             "step": self.train_state.step,
             "method": method.name,
             "stage": self.train_state.stage,
-            "epoch": self.sampler.epoch,
+            **self.collector.epochs,
             "learning_rate": rate,
             **figures,
             **result.metrics,
@@ -435,7 +433,7 @@ class TrainingLoop:
         self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
         began = self.train_state.go_on(self.args.resolved_stages)
         restore(checkpoint, self.model, self.optimizer, self.world)
-        self.sampler.load_state_dict(checkpoint.state["sampler"])
+        self.collector.go_on(checkpoint.state["sampler"])
         told = checkpoint.state.get("callbacks", {})
         self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
         if self.scheduler is not None and "scheduler" in checkpoint.state:

@@ -1,0 +1,110 @@
+"""What a method asks of a recipe and of its data, looked at before any compute is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from srft.config import SRFTConfig
+from srft.environments.toolbox import Toolbox
+from srft.errors import ConfigError, DataError
+from srft.model.positions import context_length, described_limit
+from srft.objective.method import Method
+from srft.types import TokenizedExample
+
+
+def check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
+    """Raises ConfigError where a response would begin within a demonstration, whose calls were not made."""
+    for method in methods:
+        if toolbox is not None and (method.prefix or method.rescue):
+            raise ConfigError(
+                f"method {method.name} begins rollouts with part of a demonstration, whose calls of tools "
+                "nobody has made: not with tools or environments; use srft, sft or grpo, for example"
+            )
+
+
+def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
+    """Raises ConfigError where a stage cannot have the reference it asks for."""
+    stages, lora = config.resolved_stages, config.model.lora is not None
+    reads = [method.reads_reference(config.teacher.frozen) for method in methods]
+    own = [number for number, stage in enumerate(stages) if stage.reference == "stage"]
+    for number in own:
+        if not reads[number]:
+            raise ConfigError(
+                f"stages[{number}].reference: {stages[number].method} reads no reference here: set "
+                "objective.kl_coefficient, or leave it out"
+            )
+        if lora:
+            raise ConfigError(
+                f"stages[{number}].reference: with model.lora the reference is the model under the adapters; "
+                "leave it out, or train without adapters"
+            )
+    later = [n for n, m in enumerate(reads) if m and own and n > own[0] and n not in own]
+    if later:
+        raise ConfigError(
+            f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by its "
+            f"own reference: set stages[{later[0]}].reference to stage"
+        )
+
+
+def check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
+    with_demo = sum(bool(example.demonstration_ids) for example in examples)
+    for method in methods:
+        reads_demos = (
+            method.demonstrations
+            or method.prefix
+            or method.interleave
+            or method.rescue
+            or method.teacher == "demonstration"
+        )
+        if reads_demos and not with_demo:
+            raise DataError(
+                f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
+                "column with data.columns.demonstration=NAME, or use a method that needs none, such as grpo"
+            )
+
+
+def check_lengths(
+    config: SRFTConfig,
+    methods: Sequence[Method],
+    model: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+) -> None:
+    """Every sequence must fit the model's window.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    window = context_length(model.config)
+    if window is None:
+        return
+    limit = described_limit(model.config)
+    prompt = max(len(example.prompt_ids) for example in examples)
+    demo = max((len(d) for e in examples for d in e.demonstration_ids), default=0)
+    if any(method.rollouts for method in methods):
+        given = demo if any(method.prefix for method in methods) else 0
+        if prompt + given + config.rollout.max_tokens > window:
+            raise ConfigError(
+                f"the longest prompt ({prompt} tokens) and rollout.max_tokens={config.rollout.max_tokens} "
+                f"exceed {limit}; or lower rollout.max_tokens or data.max_prompt_tokens"
+            )
+    longest = max(
+        (len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids), default=0
+    )
+    if any(method.demonstrations for method in methods) and longest > window:
+        raise ConfigError(
+            f"a prompt with its demonstration has {longest} tokens, more than {limit}; or lower "
+            "data.max_demonstration_tokens"
+        )
+
+
+def check_further(config: SRFTConfig, methods: Sequence[Method]) -> None:
+    """Raises ConfigError where further demonstrations are asked for and no method would be given them."""
+    if not config.train.demonstrations_per_step or any(method.mixes for method in methods):
+        return
+    names = " and ".join(dict.fromkeys(method.name for method in methods))
+    raise ConfigError(
+        "train.demonstrations_per_step: is for methods that train on rollouts and on demonstrations, as srft "
+        f"does; {names} would ignore it: leave it out (supervised methods take train.prompts_per_step)"
+    )
