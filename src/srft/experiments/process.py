@@ -30,6 +30,9 @@ FINISHED = "finished.json"
 LOG = "log.txt"
 GREEDY = "greedy.jsonl"
 """In a run directory: the evaluation at the end once more, each token the likeliest."""
+_ADDED = (("train", "demonstrations_per_step", 0),)
+"""Settings that came after runs had been published, with the value that means what was done before: it is
+not part of a digest, so that these runs are still known."""
 HEAVY = ("checkpoints", "model", "best", "refused")
 """What is not copied with a run's records."""
 
@@ -85,6 +88,9 @@ def recipe_digest(config: SRFTConfig) -> str:
     same outcome, also where a method's defaults have changed in between."""
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
+    for section, key, before in _ADDED:
+        if values[section].get(key) == before:
+            del values[section][key]
     values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
     values["weights"] = weights_digest(find_model(config.model.path or "", config.model))
     if config.teacher.path:
