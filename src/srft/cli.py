@@ -279,6 +279,7 @@ _LAB_EXPERIMENTS = {
     "table3": "Ablations of SRFT and its sensitivity to its coefficients.",
     "methods": "Every method of the table, once.",
     "verdict": "One stage or two: SFT, RL, SFT then RL, and every mixed method from either, all tuned alike.",
+    "beyond": "Candidates for a single stage that beats two, at one learning rate.",
     "factorial": "What makes srft-official differ from srft, factor by factor.",
     "credit": "Credit per token: distillation and self-distillation beside SFT, RL and SRFT.",
     "defaults": "The choices on which the paper is silent.",

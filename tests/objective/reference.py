@@ -289,6 +289,8 @@ class Objective:
             a *= (1 - p) ** s["demo_focus"]
             if s["demo_ratio"] == "probability":
                 return -a * p, -a * p
+            if s["demo_ratio"] == "one":
+                return -a, -a
             if s["demo_ratio"] == "mixture":
                 value = -a * 2 * p / (1.5 * math.exp(self.old(i, t)) + 0.5)
                 return value, value

@@ -44,7 +44,7 @@ OVERRIDES = {
     "ratio_cap": [None, 1.5],
     "importance_cap": [None, 1.1, 2.0],
     "mask_truncated": [False, True],
-    "demo_ratio": ["probability", "shaped", "mixture"],
+    "demo_ratio": ["probability", "shaped", "mixture", "one"],
     "baseline": ["group", "leave-one-out", "none"],
     "normalize_std": [False, True],
     "std": ["sample", "population"],

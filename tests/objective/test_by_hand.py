@@ -195,6 +195,7 @@ AT_LOGITS = {
 
 ALL, OWN = ("a0", "a1", "b0", "c0", "d0", "d1"), ("a0", "a1", "b0", "c0")
 NO_EPSILON = {"advantage_epsilon": 0.0}
+TEN = {"entropy_coefficient": 0.0, "constant_length": 10}
 # method -> (overrides, part of the loss without an entropy bonus, tokens of the bonus)
 EXPECTED = {
     "srft": (NO_EPSILON, constant(add(SFT_TERM, DEMO_TERM), ROLLOUT_TERM), ()),
@@ -504,6 +505,22 @@ def test_a_demonstration_without_rollouts_is_compared_with_those_of_the_other_pr
     # Without any rollout there is nothing to compare with: a supervised method's batch, say.
     alone = [replace(seqs[3], group=g, reward=r) for g, r in ((0, 1.0), (0, 0.0), (1, 1.0))]
     assert table_of(alone, get_method("srft")).advantage_S.tolist() == [0, 0, 0]
+
+
+def test_a_demonstration_at_ratio_one_is_sft_times_its_advantage():
+    seqs = sequences()
+    loss, gradient, _ = run(get_method("luffy", {"demo_ratio": "one", **TEN}), seqs)
+    other, plain, _ = run(get_method("luffy", {"weight_demo_rl": 0.0, **TEN}), seqs)
+    assert loss - other == pytest.approx(-2 / 3 / 40)
+    # -A / 40 (1[k = y] - p_k) with A = 1/3, at d0 (target 2) and d1 (target 3).
+    by_hand = [[-1 / 2, -1 / 4, 7 / 8, -1 / 8], [-1 / 4, -1 / 4, -1 / 4, 3 / 4]]
+    expected = torch.tensor(by_hand, dtype=torch.float64) * -1 / 3 / 40
+    torch.testing.assert_close((gradient - plain)[-2:], expected)
+    # Times 1 - pi, where tokens that the policy would not have chosen count for more.
+    focused = get_method("luffy", {"demo_ratio": "one", "demo_focus": 1.0, **TEN})
+    gradient = run(focused, seqs)[1]
+    scale = torch.tensor([[7 / 8], [3 / 4]], dtype=torch.float64)
+    torch.testing.assert_close((gradient - plain)[-2:], expected * scale)
 
 
 def test_further_demonstrations_join_the_supervised_mean():

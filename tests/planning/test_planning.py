@@ -136,6 +136,21 @@ def test_checkpointing_adapters_and_half_precision_take_less():
     assert train(lora={"quantization": "nf4"}, dtype="bfloat16")["weights"] < lora["weights"] / 2
 
 
+def test_further_demonstrations_are_sequences_of_a_step():
+    """Two prompts of at most 100 tokens, 4 rollouts of 50 each, demonstrations of 60; 6 further ones."""
+    settings = {
+        "data": {"max_prompt_tokens": 100, "max_demonstration_tokens": 60},
+        "rollout": {"group_size": 4, "max_tokens": 50},
+        "train": {"prompts_per_step": 2, "demonstrations_per_step": 6},
+    }
+    step = make_plan(big(model={"path": "lab"}, **settings), "cpu-16G").case.work.step
+    assert step.sequences == 2 * (4 + 1) + 6
+    assert step.responses == 2 * (4 * 50 + 60) + 6 * 60
+    assert step.total == 2 * 100 + 6 * 100 + step.responses
+    settings["train"].pop("demonstrations_per_step")
+    assert make_plan(big(model={"path": "lab"}, **settings), "cpu-16G").case.work.step.further == 0
+
+
 def test_gradients_of_a_single_pass_come_as_activations_go():
     lab = {"path": "lab"}
     step = {"prompts_per_step": 2, "tokens_per_micro_batch": 65536}

@@ -105,7 +105,8 @@ class Switches(Section):
     demo_ratio: Literal["probability", "shaped", "mixture", "one"] = Field(
         "probability",
         description="Ratio of Eq. 10 with pi_beta = 1: pi (paper), pi / (pi + demo_shaping) (LUFFY, "
-        "released code), or 2 pi / (pi_old + (pi_old + 1) / 2) (RL-PLUS).",
+        "released code), 2 pi / (pi_old + (pi_old + 1) / 2) (RL-PLUS), or one: pi / stopgrad(pi), as if the "
+        "policy had sampled the demonstration, whose gradient is SFT's times the advantage.",
     )
     demo_shaping: float = Field(0.1, gt=0, description="gamma in pi / (pi + gamma).")
     demo_focus: float = Field(

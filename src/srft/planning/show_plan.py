@@ -35,7 +35,8 @@ def _heading(plan: Plan) -> list[str]:
         f"[bold]{shape.name or 'model'}[/]: {shape.parameters:,} parameters{trained}{source}",
         f"[bold]{methods}[/], engine {plan.case.engine}: {plan.config.train.prompts_per_step} prompts x "
         f"{step.group} rollouts of up to {plan.config.rollout.max_tokens:,} tokens"
-        + (f", {step.demonstrations} demonstration each" if step.demonstrations else ""),
+        + (f", {step.demonstrations} demonstration each" if step.demonstrations else "")
+        + (f", {step.further * layout.world:g} further demonstrations" if step.further else ""),
         f"[bold]{plan.cluster.describe()}[/], {world}",
     ]
 
