@@ -1,8 +1,11 @@
-"""Pictures of an experiment: accuracy of the arms with intervals, and curves with bands over seeds.
+"""Pictures of an experiment: accuracy of the arms with intervals, accuracy against what it cost, and training
+curves, with bands over seeds.
 
     python -m benchmarks.lab.pictures lab/longer --out docs/images [--arms sft grpo srft]
 
-reads ``results.json`` and the runs beside it, and writes ``lab-longer.png`` and ``lab-longer-curves.png``.
+reads ``results.json`` and the runs beside it, and writes ``lab-longer.png``, ``lab-longer-cost.png`` and
+``lab-longer-curves.png``. Of published figures, as ``benchmarks/results/lab/longer.json``, it draws the first
+two.
 """
 
 from __future__ import annotations
@@ -29,13 +32,19 @@ _CURVES = (
 _PARTS = {"in": ("in distribution", PALETTE["rollout"]), "out": ("out of it", PALETTE["second"])}
 
 
-def draw(folder: Path, out: Path, arms: Sequence[str] = ()) -> None:
-    """Both pictures of the experiment in ``folder``; curves of ``arms``, or of the first six trained."""
-    result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    trained = list(dict.fromkeys(run["arm"] for run in result["runs"] if run["steps"]))
+def draw(place: Path, out: Path, arms: Sequence[str] = ()) -> None:
+    """The pictures of the experiment in the folder ``place``, or of the published figures in that file; cost
+    and curves are of ``arms``, or of the first six trained."""
+    folder = place if place.is_dir() else None
+    path = place if folder is None else folder / "results.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    name = f"lab-{place.stem if folder is None else place.name}"
+    chosen = arms or list(dict.fromkeys(r["arm"] for r in result["runs"] if r["steps"]))[:6]
     with style():
-        _draw_accuracy(result, out / f"lab-{folder.name}.png")
-        _draw_curves(folder, result, arms or trained[:6], out / f"lab-{folder.name}-curves.png")
+        _draw_accuracy(result, out / f"{name}.png")
+        _draw_cost(result, chosen, out / f"{name}-cost.png")
+        if folder is not None:
+            _draw_curves(folder, result, chosen, out / f"{name}-curves.png")
 
 
 def _draw_accuracy(result: Mapping[str, Any], out: Path) -> None:
@@ -65,6 +74,35 @@ def _draw_accuracy(result: Mapping[str, Any], out: Path) -> None:
         ax.set_title(f"Accuracy {title}")
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         ax.set_yticks(range(len(arms)), [plain_text(arm["name"]) for arm in arms])
+    _save(figure, out)
+
+
+def _draw_cost(result: Mapping[str, Any], arms: Sequence[str], out: Path) -> None:
+    """Accuracy at every evaluation over the FLOPs spent by then: mean, lowest and highest seed."""
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    parts = [part for part in _PARTS if part in result["arms"][0]["accuracy"]]
+    size = (4.9 * len(parts) + 0.4, 4.6)
+    figure, axes = pyplot.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
+    for ax, part in zip(axes[0], parts, strict=True):
+        for number, arm in enumerate(arms):
+            curves = [run.get("curve", []) for run in result["runs"] if run["arm"] == arm]
+            length = min(map(len, curves), default=0)
+            cost = [np.mean([c[i]["flops"] for c in curves]) / 1e12 for i in range(length)]
+            values = np.array([[c[i][part] for i in range(length)] for c in curves])
+            color = CYCLE[number % len(CYCLE)]
+            dashes = "-" if number < len(CYCLE) else "--"
+            label = plain_text(arm)
+            ax.plot(
+                cost, values.mean(0), dashes, marker="o", markersize=4, color=color, label=label
+            )
+            ax.vlines(cost, values.min(0), values.max(0), color=color, alpha=0.35)
+        ax.set_title(f"Accuracy {_PARTS[part][0]}")
+        ax.set_xlabel("TFLOP spent on training and sampling")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _save(figure, out)
 
 
@@ -154,8 +192,10 @@ def _save(figure: Any, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the pictures of an experiment.")
-    parser.add_argument("folder", type=Path, help="folder of one experiment")
+    parser.add_argument(
+        "place", type=Path, help="folder of one experiment, or its published figures"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    parser.add_argument("--arms", nargs="*", default=[], help="arms of the curves")
+    parser.add_argument("--arms", nargs="*", default=[], help="arms of cost and curves")
     options = parser.parse_args()
-    draw(options.folder, options.out, options.arms)
+    draw(options.place, options.out, options.arms)

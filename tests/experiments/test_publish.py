@@ -80,7 +80,8 @@ def test_blocks_are_filled_and_the_rest_of_the_page_stays(tmp_path):
         fill("<!-- lab: other -->\n<!-- end -->", data)
 
 
-def test_the_page_of_results_is_what_the_published_figures_give():
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "<!-- lab: table2" in page
+@pytest.mark.parametrize("name", ["results", "results-paper", "results-methods"])
+def test_the_pages_of_results_are_what_the_published_figures_give(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert "<!-- lab: " in page
     assert fill(page, ROOT / "benchmarks" / "results" / "lab") == page

@@ -87,8 +87,11 @@ def test_costs_count_both_kinds_of_tokens(result):
 def test_the_published_pictures_are_drawn_from_the_records(result, tmp_path):
     write_tables(result, tmp_path / "small")
     draw(tmp_path / "small", tmp_path / "images")
-    for name in ("lab-small.png", "lab-small-curves.png"):
+    for name in ("lab-small.png", "lab-small-cost.png", "lab-small-curves.png"):
         assert (tmp_path / "images" / name).stat().st_size > 10_000
+    draw(tmp_path / "small" / "results.json", tmp_path / "published")
+    drawn = [path.name for path in (tmp_path / "published").iterdir()]
+    assert sorted(drawn) == ["lab-results-cost.png", "lab-results.png"]
 
 
 def test_tables_say_everything_there_is(result, tmp_path):

@@ -136,7 +136,7 @@ def _asft_terms(switches: Switches) -> tuple[Term, ...]:
 
 
 _PLAIN_SFT = {"sft_coefficient": 1.0, "sft_entropy_sign": 0}
-# Where the paper is silent: the constant average, measured against the others in docs/results.md.
+# Where the paper is silent: the constant average, measured against the others in docs/results-paper.md.
 _SRFT = {"weight_cap": 10.0, "average": "constant"}
 _SRFT_READS = ("rollout_term", "literal_means", "weight_sft", "weight_demo_rl", "weight_rollout")
 _ON_POLICY = {"demos_in_group": False}
