@@ -315,6 +315,9 @@ def _add_lab_experiment(name: str, text: str) -> None:
         arm: Annotated[
             list[str] | None, typer.Option(help="Arms to train, beside the reference; else all.")
         ] = None,
+        reference: Annotated[
+            str, typer.Option(help="Arm that the others are compared with; else the experiment's.")
+        ] = "",
         recipe: Annotated[
             Path | None,
             typer.Option(
@@ -325,7 +328,16 @@ def _add_lab_experiment(name: str, text: str) -> None:
         from srft.experiments.command import run_experiments
 
         stopped = run_experiments(
-            name, out, seeds, jobs, overrides or [], only or [], console, recipe, arm or []
+            name,
+            out,
+            seeds,
+            jobs,
+            overrides or [],
+            only or [],
+            console,
+            recipe,
+            arm or [],
+            reference,
         )
         if stopped:
             raise typer.Exit(STOPPED_EXIT_CODES[stopped])

@@ -106,5 +106,10 @@ def test_arms_can_be_chosen_and_bring_what_they_need():
     chosen = with_arms(EXPERIMENTS["verdict"], ["sft->srft", "chord"])
     assert [arm.name for arm in chosen.arms] == ["sft", "sft->grpo", "chord", "sft->srft"]
     assert with_arms(EXPERIMENTS["verdict"], []) == EXPERIMENTS["verdict"]
+    other = with_arms(EXPERIMENTS["verdict"], ["chord"], "sft->srft")
+    assert [arm.name for arm in other.arms] == ["sft", "chord", "sft->srft"]
+    assert other.reference == "sft->srft"
+    with pytest.raises(ConfigError, match="--reference: credit has no arm 'grop'; did you mean"):
+        with_arms(EXPERIMENTS["credit"], [], "grop")
     with pytest.raises(ConfigError, match=r"no arm .srtf..*srft"):
         with_arms(EXPERIMENTS["credit"], ["srtf"])

@@ -26,9 +26,11 @@ def run_experiments(
     console: Console,
     recipe: Path | None = None,
     arms: Sequence[str] = (),
+    reference: str = "",
 ) -> str | None:
     """Runs one experiment, or the ``only`` ones of the questions, on the built-in problems or on those of a
     user's ``recipe``, and prints each one's table. ``arms``: those to train; none stands for all.
+    ``reference``: the arm to compare with, in place of the experiment's own.
     Returns the signal that ended the work early, or None.
 
     Raises:
@@ -38,7 +40,7 @@ def run_experiments(
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     for chosen in names:
-        experiment = with_arms(EXPERIMENTS[chosen], arms)
+        experiment = with_arms(EXPERIMENTS[chosen], arms, reference)
         result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)
         if result.arms:
             console.print(render(result))
@@ -54,20 +56,27 @@ def run_experiments(
     return None
 
 
-def with_arms(experiment: Experiment, names: Sequence[str]) -> Experiment:
-    """The experiment with these arms, its reference and what they start from alone; without names, as it is.
+def with_arms(experiment: Experiment, names: Sequence[str], reference: str = "") -> Experiment:
+    """The experiment with these arms, its reference and what they start from alone; without names, with all.
+    ``reference``: one of its arms, in place of its own.
 
     Raises:
         ConfigError: it has no arm of a name.
     """
     known = {arm.name: arm for arm in experiment.arms}
-    for name in names:
+    asked = [
+        *(("--arm", name) for name in names),
+        *([("--reference", reference)] * bool(reference)),
+    ]
+    for option, name in asked:
         if name not in known:
             hint = did_you_mean(name, known, f"; its arms are {', '.join(known)}")
-            raise ConfigError(f"--arm: {experiment.name} has no arm {name!r}{hint}")
-    wanted = {*(names or known), experiment.reference}
+            raise ConfigError(f"{option}: {experiment.name} has no arm {name!r}{hint}")
+    reference = reference or experiment.reference
+    wanted = {*(names or known), reference}
     wanted |= {known[name].start for name in wanted}
-    return replace(experiment, arms=tuple(a for a in experiment.arms if a.name in wanted))
+    arms = tuple(arm for arm in experiment.arms if arm.name in wanted)
+    return replace(experiment, arms=arms, reference=reference)
 
 
 def _questions(only: Sequence[int]) -> list[str]:
