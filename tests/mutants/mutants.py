@@ -39,7 +39,8 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("count_S / (count_S - 1).clamp(min=1)", "count_S / count_S.clamp(min=1)"),
         ('count_G - 1 if std == "sample" else count_G', "count_G"),
         ("silent_S = (constant_S & member_S) | (count_S == 0)", "silent_S = count_S == 0"),
-        ("if switches.demos_in_group else ~table.is_demo_S", "if True else ~table.is_demo_S"),
+        ("torch.full_like(alone_S, switches.demos_in_group)", "torch.full_like(alone_S, True)"),
+        ("torch.where(alone_S, of_all, of_group)", "of_group"),
         ("torch.where(constant_S, 1.0, std_S", "torch.where(count_S < 0, 1.0, std_S"),
     ),
     ("objective/entropy_weights.py", _OBJECTIVE): (
@@ -261,13 +262,20 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("_check_logprobs([sequence for _, _, sequence in drawn])", "pass"),
         ("if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:", "if False:"),
         ("self.logged = session.metrics", "pass"),
+        ("self.sampled_groups += other.sampled_groups", "self.sampled_groups += len(other.examples)"),
         ("seed = request_seed(setup.config.train.seed, round_)", "seed = request_seed(setup.config.train.seed)"),
     ),
     ("trainer/collector.py", ("trainer/test_collect.py", "trainer/test_servers.py", "trainer/test_reward_functions.py")): (
-        ("self.sampler.load_state_dict(self._position)", "pass"),
+        ("self.go_on(self._position)", "pass"),
         ("if every and (step + 1) % every == 0:", "if False:"),
-        ("return self._position if self._next is not None else self.sampler.state_dict()", "return self.sampler.state_dict()"),
+        ("return self._position if self._next is not None else self._state()", "return self._state()"),
         ("self.setup.scorer.trainer_state = trl_state(self.setup, step)", "pass"),
+    ),
+    ("trainer/collector.py", ("trainer/test_methods_train.py", "trainer/test_resume.py")): (
+        ("seed = request_seed(train.seed, 1)", "seed = train.seed"),
+        ("alone = replace(method, rollouts=False)", "alone = method"),
+        ('if self.further is not None and "further" in position:', "if False:"),
+        ("groups = range(wanted, wanted + len(rows))", "groups = range(len(rows))"),
     ),
     ("trainer/sample_log.py", ("trainer/test_collect.py", "trainer/test_reward_functions.py")): (
         ("replace(scored, batch_entropy=seen.entropy, ", "replace(scored, "),

@@ -79,6 +79,7 @@ def test_further_demonstrations_are_trained_on_without_rollouts(recipe, monkeypa
     metrics = read_jsonl(trainer.train().run_dir / "metrics.jsonl")
     drawn = [step.rows[2:] for step in steps]
     assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(10))
+    assert (drawn[0] + drawn[1])[:8] != [row for step in steps for row in step.rows[:2]]
     assert [[len(r) for r in step.rollouts] for step in steps] == [[3, 3, 0, 0, 0, 0, 0]] * 4
     for step, row in zip(steps, metrics, strict=True):
         shown = [demo for demos in step.demos for demo in demos]
