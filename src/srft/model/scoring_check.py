@@ -162,10 +162,10 @@ def _compared(policy: Policy, causal: bool = True) -> float:
                 stack.enter_context(telling(base))
             if causal:  # in float32 whatever the policy computes in, so once is enough
                 _check_causal(policy, sequences, base.device)
-            worst = _worst_difference(policy, sequences, packed)
+            worst, largest = _worst_difference(policy, sequences, packed)
     finally:
         model.train(was_training)
-    tolerance = _tolerance(policy)
+    tolerance = _tolerance(policy, largest)
     if not worst <= tolerance:
         kind = base.config.model_type
         raise ModelError(
@@ -196,10 +196,17 @@ def _random_sequences(vocabulary: int) -> list[TrainingSequence]:
     ]
 
 
-def _tolerance(policy: Policy) -> float:
-    """Rounding of half precision moves single log-probabilities by tenths of a nat."""
+def _tolerance(policy: Policy, largest: float) -> float:
+    """Rounding of half precision moves single log-probabilities by tenths of a nat, and it grows with them:
+    ``largest`` is the size of the largest, in nats, which is 10 to 50 for most models."""
     half = (torch.bfloat16, torch.float16)
-    return 0.5 if any(dtype in half for dtype in policy.computes_in()) else 5e-4
+    usual = 0.5 if any(dtype in half for dtype in policy.computes_in()) else 5e-4
+    return usual * max(1.0, largest / 50)
+
+
+def _largest(logprobs: Tensor) -> float:
+    """The size of the largest log-probability that is finite; 0.0 where none is."""
+    return float(logprobs[logprobs.isfinite()].abs().amax()) if logprobs.isfinite().any() else 0.0
 
 
 def _own_logits(policy: Policy, input_ids: Tensor) -> Tensor:
@@ -226,7 +233,7 @@ def _check_causal_at(policy: Policy, input_ids: Tensor) -> None:
         for ids in (input_ids, input_ids, input_ids[:, :half])
     )
     kind = unwrap(policy.model).config.model_type
-    tolerance = _tolerance(exact)
+    tolerance = _tolerance(exact, _largest(whole))
     noise = float((whole - again).abs().max())
     if noise > tolerance:
         raise ModelError(
@@ -246,7 +253,8 @@ def _check_causal_at(policy: Policy, input_ids: Tensor) -> None:
 
 def _worst_difference(
     policy: Policy, sequences: Sequence[TrainingSequence], packed: PackedBatch
-) -> float:
+) -> tuple[float, float]:
+    """Of our scores from the model's own, in nats, and the size of the largest of its log-probabilities."""
     scores = policy.score(packed)
     device = packed.input_ids_N.device
     logprobs, entropies = [], []
@@ -259,4 +267,5 @@ def _worst_difference(
         logprobs.append(logp.gather(1, target[:, None])[:, 0])
         entropies.append(-(logp.exp() * logp).sum(dim=-1))
     ours = torch.cat([scores.logprob_T, scores.entropy_T])
-    return float((ours - torch.cat([*logprobs, *entropies])).abs().max())
+    worst = float((ours - torch.cat([*logprobs, *entropies])).abs().max())
+    return worst, _largest(torch.cat(logprobs))
