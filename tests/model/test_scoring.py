@@ -266,6 +266,20 @@ def test_self_check_allows_for_the_rounding_of_large_logits(make_model, scale) -
         check_scoring(Policy(model, TokenizerOf61()))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("least", [-1e4, torch.finfo(torch.float32).min])
+def test_tokens_that_are_never_said_do_not_hide_looking_ahead(make_model, least) -> None:
+    """Their log-probabilities are huge, and no measure of how much rounding there is."""
+    model = make_model("llama")
+    never = torch.arange(61) % 3 == 0
+    silence = lambda module, args, out: out.masked_fill(never, least)  # noqa: E731
+    model.lm_head.register_forward_hook(silence)
+    ahead = lambda module, args, out: out + 1e-3 * out.mean(dim=1, keepdim=True)  # noqa: E731
+    model.model.layers[0].mlp.register_forward_hook(ahead)
+    with pytest.raises(ModelError, match="not a causal language model"):
+        _check_causal_at(Policy(model, TokenizerOf61()), torch.arange(1, 13)[None])
+
+
 def test_self_check_finds_random_numbers_in_evaluation_mode(make_model) -> None:
     model = make_model("llama")
     noisy = lambda module, args, out: out + 0.1 * torch.randn_like(out)  # noqa: E731
