@@ -49,6 +49,7 @@ def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
 
 
 def check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
+    """Raises DataError where a method reads demonstrations and no row has one."""
     with_demo = sum(bool(example.demonstration_ids) for example in examples)
     for method in methods:
         reads_demos = (
