@@ -173,6 +173,14 @@ def _copy(tree: Path) -> Path:
     return tree
 
 
+def search_path(tree: Path, paths: list[str]) -> list[str]:
+    """Where modules are found: the tree's in place of ours. The environment, which `make` builds inside of the
+    repository, stays."""
+    ours = (ROOT, ROOT / "src")
+    kept = (path for path in paths if path and Path(path).resolve() not in ours)
+    return [str(tree / "src"), str(tree), *kept]
+
+
 def _restore(task: Task, tree: Path) -> None:
     if task.mutant is not None:
         path = Path("src/srft") / task.mutant.file
@@ -197,14 +205,10 @@ def _start(task: Task, tree: Path) -> int:
         for source_fd, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source_fd, target)
         os.chdir(tree)
-        # The tree's own package and tests, for this process and those it starts.
+        # The tree's own package and tests in place of ours, for this process and those it starts.
         for name in [name for name in sys.modules if name.partition(".")[0] in ("srft", "tests")]:
             del sys.modules[name]
-        sys.path[:] = [
-            str(tree / "src"),
-            str(tree),
-            *(p for p in sys.path if str(ROOT) not in p and p),
-        ]
+        sys.path[:] = search_path(tree, sys.path)
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tests.mutants.__main__ import search_path
 from tests.mutants.mutants import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
@@ -37,3 +38,9 @@ def test_a_mutation_can_be_made(mutant: Mutant):
     assert ast.dump(ast.parse(mutated)) != ast.dump(ast.parse(source))
     for test in mutant.tests:
         assert (ROOT / "tests" / test).is_file()
+
+
+def test_the_tree_takes_our_place_and_the_environment_stays(tmp_path: Path):
+    inside = str(ROOT / ".venv/lib/python3/site-packages")
+    found = search_path(tmp_path, ["", str(ROOT / "src"), str(ROOT), inside, "/usr/lib/python3"])
+    assert found == [str(tmp_path / "src"), str(tmp_path), inside, "/usr/lib/python3"]
