@@ -174,8 +174,8 @@ def _copy(tree: Path) -> Path:
 
 
 def search_path(tree: Path, paths: list[str]) -> list[str]:
-    """Where modules are found: the tree's in place of ours. The environment, which `make` builds inside of the
-    repository, stays."""
+    """Where modules are found: the tree's in place of ours. The environment, which ``make`` builds inside of
+    the repository, stays."""
     ours = (ROOT, ROOT / "src")
     kept = (path for path in paths if path and Path(path).resolve() not in ours)
     return [str(tree / "src"), str(tree), *kept]
