@@ -145,6 +145,12 @@ def test_real_runs_train_finish_and_leave_no_checkpoints(experiment, tmp_path, s
     assert not (folder / "checkpoints").exists() and not (folder / "model").exists()
     assert (folder / "finished.json").is_file() and (folder / "log.txt").is_file()
     assert result.arms[0].sampled_tokens > 0 and result.arms[0].flops > 0
+    # The same command with one seed more: what the finished runs chose by themselves is no other setting.
+    chosen = (folder / "config.yaml").read_text()
+    assert "auto" in base_recipe(experiment, settings).to_yaml() and "autocast: auto" not in chosen
+    more = run_experiment(experiment, tmp_path, 2, 1, settings, QUIET)
+    assert [arm.seeds for arm in more.arms] == [2, 2]
+    assert (folder / "config.yaml").read_text() == chosen
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from srft.runs.lock import hold
 from srft.runs.run_dir import RunDir, recipe_changes
 from srft.terminal import Terminal
 from srft.trainer.clean_stop import StopRequest
+from srft.trainer.fitting import as_chosen
 from srft.trainer.setup import build_methods
 
 _POLL_SECONDS = 0.5
@@ -140,8 +141,9 @@ def check_unmixed(plan: Sequence[Job]) -> None:
         if not path.is_file():
             continue
         other = finished_digest(job.folder)
-        recipe = job.config.to_yaml(redacted=True)
-        changed = [c for c in recipe_changes(RunDir(job.folder), recipe) if c[:4] != "run."]
+        run = RunDir(job.folder)
+        recipe = as_chosen(job.config, run).to_yaml(redacted=True)
+        changed = [c for c in recipe_changes(run, recipe) if c[:4] != "run."]
         if changed or (other is not None and other != job.digest):
             what = "; ".join(changed[:5]) or (
                 "the base model's weights, the training file or a method's defaults"

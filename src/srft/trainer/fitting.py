@@ -187,6 +187,12 @@ def chosen_before(run: RunDir) -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if value != "auto"}
 
 
+def as_chosen(config: SRFTConfig, run: RunDir) -> SRFTConfig:
+    """The recipe, with what the run in this folder chose where the recipe leaves it to be chosen."""
+    chosen = chosen_before(run)
+    return replaced(config, {key: chosen[key] for key in chosen if get(config, key) == "auto"})
+
+
 def refusal(room: Room, peak: float) -> ConfigError:
     """What is said where a run does not fit, with settings each of which would lower its peak."""
     assert room.fitted is not None
