@@ -101,6 +101,7 @@ def test_an_experiment_goes_on_where_only_its_records_are_left(tuned, tmp_path, 
         there = tmp_path / "there" / records.parent.name
         there.mkdir(parents=True)
         shutil.copy(records, there)
+        assert str(tmp_path) not in records.read_text()  # a machine's paths are not published with it
     after, jobs = run(tuned, tmp_path / "there", settings, seeds=3)
     # The failed trial left no figures: it is tried again.
     assert [f"{job.arm}/{job.seed}" for job in jobs] == [
@@ -116,6 +117,7 @@ def test_an_experiment_goes_on_where_only_its_records_are_left(tuned, tmp_path, 
             theirs.scores,
             theirs.curve,
         )
+        assert theirs.folder == ours.folder.replace("/here/", "/there/")
 
 
 def test_a_start_is_a_stage_and_what_it_leaves_the_reference(settings, tmp_path):

@@ -28,14 +28,17 @@ class Records:
 
     def of(self, job: Job) -> RunFigures:
         """The figures of a finished job that was added."""
-        return replace(self._figures[job.digest], arm=job.arm, seed=job.seed)
+        figures = self._figures[job.digest]
+        return replace(figures, arm=job.arm, seed=job.seed, folder=str(job.folder))
 
     def add(self, job: Job) -> None:
         """Reads the run of a finished job, unless it is there already."""
         with self._lock:
             if job in self:
                 return
-            figures = read_figures(job)
+            # Where the folders stand on this machine is nobody else's business, and changes.
+            place = Path(*job.folder.parts[-3:]).as_posix()
+            figures = replace(read_figures(job), folder=place)
             self._figures[job.digest] = figures
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
