@@ -101,7 +101,9 @@ def test_an_experiment_goes_on_where_only_its_records_are_left(tuned, tmp_path, 
         there = tmp_path / "there" / records.parent.name
         there.mkdir(parents=True)
         shutil.copy(records, there)
-        assert str(tmp_path) not in records.read_text()  # a machine's paths are not published with it
+        assert (
+            str(tmp_path) not in records.read_text()
+        )  # a machine's paths are not published with it
     after, jobs = run(tuned, tmp_path / "there", settings, seeds=3)
     # The failed trial left no figures: it is tried again.
     assert [f"{job.arm}/{job.seed}" for job in jobs] == [

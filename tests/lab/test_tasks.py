@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from benchmarks.lab.restyle import WORDS, restyle
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from srft.cli import app
@@ -15,6 +17,7 @@ from srft.lab import (
     IN_DISTRIBUTION,
     OUT_OF_DISTRIBUTION,
     TASK_SETS,
+    base_model_path,
     lab_eval,
     lab_train,
     make_problem,
@@ -240,3 +243,20 @@ def test_the_hard_set_trains_beyond_the_corpus_and_keeps_a_family_back():
     assert deeper == {"story", "poly", "machine", "total"}
     with pytest.raises(ValueError, match="choice"):
         lab_eval(1, families=("choice",), tasks="lab-hard")
+
+
+def test_an_expert_of_its_own_style_keeps_every_step():
+    """benchmarks.lab.restyle: only words change, all of which the base model knows."""
+    assert (
+        restyle("v = 9 * 7 = 3 ; c = 3 * 7 = 1 #### 1")
+        == "v is 9 * 7 is 3 . c is 3 * 7 is 1 #### 1"
+    )
+    vocabulary = AutoTokenizer.from_pretrained(base_model_path()).get_vocab()
+    assert set(WORDS.values()) <= vocabulary.keys()
+    for row in lab_train(40, tasks="lab-hard"):
+        before, after = row["demonstration"].split(), restyle(row["demonstration"]).split()
+        assert (
+            len(before) == len(after)
+            and after[-2:] == before[-2:]
+            and not WORDS.keys() & set(after)
+        )
