@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.experiments.fakes import write_run
 
 from srft.experiments.arm_results import compare, estimate, gather, read_figures, t_interval
 from srft.experiments.arm_tables import markdown, render, write_tables
+from srft.experiments.catalog import EXPERIMENTS
 from srft.experiments.experiment import base_recipe
 from srft.experiments.process import Ledger, Outcome
 from srft.experiments.runner import plan_jobs
@@ -98,6 +101,22 @@ def test_tables_say_everything_there_is(result, tmp_path):
     text = markdown(result)
     assert "| srft | 2 | 85.0 |  | 85.0 |  |" in text
     assert "| grpo | 2 | 50.0 | -35.0 {" in text and "| base | 0 | 0 |" in text
-    console = Console(width=200, record=True, quiet=False, file=(tmp_path / "t").open("w"))
-    console.print(render(result))
-    assert "-35.0 [" in console.export_text()
+
+
+def shown(result, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(render(result, console))
+    return console.export_text()
+
+
+def test_a_terminal_of_80_columns_holds_every_row_in_one_line(result):
+    """The verdict's longest name beside its figures; the intervals stand where there is room for them."""
+    assert "-35.0 [" in shown(result, 200)
+    longest = "srft-official, interleaved, no bonus"
+    assert longest in {arm.name for arm in EXPERIMENTS["verdict"].arms}
+    result = replace(result, arms=tuple(replace(arm, name=longest) for arm in result.arms))
+    lines = shown(result, 80).splitlines()
+    assert sum(longest in line and line.rstrip().endswith("0.00") for line in lines) == len(
+        result.arms
+    )
+    assert "-35.0" in "".join(lines) and "[" not in "".join(lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from srft.experiments.arm_results import ArmFigures, Difference, Estimate, ExperimentResult
@@ -135,33 +137,41 @@ def cost_rows(arms: Sequence[ArmFigures]) -> Rows:
     return head, rows
 
 
-def render(result: ExperimentResult) -> Table:
-    """Accuracy, difference with its interval over seeds, and FLOPs, for a terminal of 80 columns; the
+def render(result: ExperimentResult, console: Console) -> Table:
+    """Accuracy, difference and FLOPs for a terminal, with the intervals over seeds where they have room; the
     rest is in tables.md."""
+    table = _table(result, intervals=True)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    return table if needed <= console.width else _table(result, intervals=False)
+
+
+def _table(result: ExperimentResult, intervals: bool) -> Table:
     reference = result.experiment.reference
     parts = [p for p in _PARTS if any(p in arm.accuracy for arm in result.arms)]
     table = Table(
-        title=f"{result.experiment.title}: accuracy, and difference to {reference} in points",
+        title=f"{result.experiment.title}: accuracy in % in and out of distribution, and points more than "
+        f"{reference}",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
     table.add_column("arm", overflow="fold")
     for part in parts:
-        table.add_column(f"{part} of distr." if part == "out" else "in distr.", justify="right")
-        table.add_column("difference", justify="right", no_wrap=True)
+        table.add_column(part, justify="right", no_wrap=True)
+        table.add_column("more", justify="right", no_wrap=True)
     table.add_column("TFLOP", justify="right", no_wrap=True)
     for arm in result.arms:
         cells = [arm.name]
         for part in parts:
             cells.append(f"{100 * arm.accuracy[part].mean:.1f}")
-            cells.append(_short(arm.difference.get(part)))
+            cells.append(_short(arm.difference.get(part), intervals))
         style = "bold" if arm.name == reference else None
         table.add_row(*cells, f"{arm.flops / 1e12:.2f}", style=style)
     return table
 
 
-def _short(value: Difference | None) -> str:
+def _short(value: Difference | None, intervals: bool) -> str:
     if value is None or value.of == 0:
         return ""
-    interval = value.estimate.seeds or value.estimate.problems
+    interval = (value.estimate.seeds or value.estimate.problems) if intervals else None
     ends = "" if interval is None else r" \[{:+.1f}, {:+.1f}]".format(*(100 * x for x in interval))
     return f"{100 * value.estimate.mean:+.1f}{ends} {_MARKS[value.verdict]}".rstrip()

@@ -43,7 +43,7 @@ def run_experiments(
         experiment = with_arms(EXPERIMENTS[chosen], arms, reference)
         result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)
         if result.arms:
-            console.print(render(result))
+            console.print(render(result, console))
         for run, error in result.failed.items():
             console.print(f"[red]failed[/] {run}: {escape(error)}", highlight=False, soft_wrap=True)
         console.print(f"tables: {out / chosen}", highlight=False, soft_wrap=True)
