@@ -9,7 +9,8 @@ and fills every block of the page that stands between
     <!-- end -->
 
 with the table of that experiment. Arms may be named, with an underscore for every space:
-``<!-- lab: table2 sft grpo srft -->``. ``lab-short:`` leaves out all but accuracy and FLOPs. Without
+``<!-- lab: table2 sft grpo srft -->``. ``lab-short:`` leaves out all but accuracy and FLOPs;
+``lab-effects:`` is what each factor of a factorial is worth (``effects.py``). Without
 ``--out`` the page is filled from what ``--data`` holds. ``--world sums`` names what was made by ``--recipe``
 on other problems: ``<!-- lab: credit-sums -->``.
 """
@@ -24,13 +25,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import figure2
+from benchmarks.lab import effects, figure2
 
 from srft.errors import ConfigError
 from srft.runs.files import markdown_grid
 
 _BLOCK = re.compile(
-    r"(<!-- lab(?P<short>-short)?: (?P<name>[\w-]+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)",
+    r"(<!-- lab(?P<kind>-short|-effects)?: (?P<name>[\w-]+)(?P<arms>[^\n]*) -->\n).*?(<!-- end -->)",
     re.DOTALL,
 )
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}
@@ -80,7 +81,9 @@ def fill(page: str, data: Path) -> str:
         if "shifts" in result:
             return f"{match[1]}{figure2.table(result)}\n<!-- end -->"
         wanted = [arm.replace("_", " ") for arm in match["arms"].split()]
-        short = match["short"] is not None
+        if match["kind"] == "-effects":
+            return f"{match[1]}{effects.table(result)}\n<!-- end -->"
+        short = match["kind"] == "-short"
         return f"{match[1]}{table(result, wanted, short)}\n<!-- end -->"
 
     return _BLOCK.sub(block, page)
