@@ -13,7 +13,8 @@ class Verifier:
     isolated: runs in the worker pool, because one hostile answer can take hours or all memory.
     needs_answer: the example must have an answer.
     options: names of the options it takes.
-    columns: the dataset columns it reads. prompt_end: reads the end of the prompt as well.
+    columns: the dataset columns it reads. asked, prompt_end: reads the question, or the end of the prompt,
+        as well.
     packages: what workers have imported before they are shut off from the disk.
     """
 
@@ -22,20 +23,28 @@ class Verifier:
     needs_answer: bool = True
     options: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    asked: bool = False
     prompt_end: bool = False
     packages: tuple[str, ...] = ()
 
 
 REWARDS: dict[str, Verifier] = {
     "math": Verifier(
-        "srft.rewards.verifiers:check_math", isolated=True, options=("announced_only",)
+        "srft.rewards.verifiers:check_math",
+        isolated=True,
+        options=("announced_only",),
+        asked=True,
     ),
-    "exact": Verifier("srft.rewards.verifiers:check_exact", options=("case_sensitive",)),
+    "exact": Verifier(
+        "srft.rewards.verifiers:check_exact", options=("case_sensitive",), asked=True
+    ),
     "choice": Verifier(
         "srft.rewards.verifiers:check_choice", columns=("options", "choices", "answer_index")
     ),
     "numeric": Verifier(
-        "srft.rewards.verifiers:check_numeric", options=("tolerance", "relative_tolerance")
+        "srft.rewards.verifiers:check_numeric",
+        options=("tolerance", "relative_tolerance"),
+        asked=True,
     ),
     "countdown": Verifier(
         "srft.rewards.countdown:check_countdown",

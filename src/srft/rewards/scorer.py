@@ -33,7 +33,7 @@ from srft.rewards.functions import (
 from srft.rewards.pool import VerifierPool
 from srft.rewards.registry import REWARDS, Verifier
 from srft.rewards.reward_config import RewardConfig, RewardSpec
-from srft.rewards.verifiers import OTHER_ANSWERS, PROMPT_END, Verdict
+from srft.rewards.verifiers import ASKED, OTHER_ANSWERS, PROMPT_END, Verdict
 from srft.types import Example
 
 
@@ -210,6 +210,8 @@ class Scorer:
         columns = {name: example.columns[name] for name in present}
         if example.other_answers:
             columns[OTHER_ANSWERS] = list(example.other_answers)
+        if verifier.asked:
+            columns[ASKED] = example.asked
         if verifier.prompt_end:
             columns[PROMPT_END] = example.prompt_end
         if verifier.isolated:

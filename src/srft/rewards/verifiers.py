@@ -27,6 +27,7 @@ from srft.rewards.quantities import (
     with_powers,
     without_e_notation,
 )
+from srft.rewards.undone import left_undone
 
 Status = Literal["ok", "text_only", "no_answer", "bad_gold", "timeout", "memory", "crash"]
 
@@ -52,6 +53,7 @@ NO_ANSWER, BAD_GOLD = Verdict(0.0, "no_answer"), Verdict(None, "bad_gold")
 # What the scorer puts beside the row's columns.
 OTHER_ANSWERS = "other_answers"
 PROMPT_END = "prompt_end"
+ASKED = "asked"
 
 Check = Callable[[str, str, Mapping[str, Any], Mapping[str, Any]], Verdict]
 
@@ -71,6 +73,21 @@ def _any_of(check: Check) -> Check:
             found = check(text, other, columns, options)
             verdict = found if (found.score or 0.0) >= (verdict.score or 0.0) else verdict
         return verdict
+
+    return checked
+
+
+def _worked_out(check: Check) -> Check:
+    """`check`, to which an answer that leaves the arithmetic of the question (the column `asked`) undone
+    is wrong."""
+
+    @functools.wraps(check)
+    def checked(
+        text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Verdict:
+        verdict = check(text, answer, columns, options)
+        undone = verdict.score == 1.0 and left_undone(text, answer, columns.get(ASKED, ""))
+        return WRONG if undone else verdict
 
     return checked
 
@@ -183,6 +200,7 @@ def _parsed(text: str, said: str | None, announced_only: bool) -> list[Any]:
 
 
 @_any_of
+@_worked_out
 def check_math(
     text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
@@ -282,6 +300,7 @@ def squeezed(text: str) -> str:
 
 
 @_any_of
+@_worked_out
 def check_exact(
     text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
@@ -347,6 +366,7 @@ def _led_to(said: str) -> str:
 
 
 @_any_of
+@_worked_out
 def check_numeric(
     text: str, answer: str, columns: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Verdict:
