@@ -209,13 +209,24 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('used == given if options.get("use_all", True) else used <= given', "used <= given"),
         ("value == goal and allowed", "value == goal"),
     ),
-    ("rewards/verifiers.py", ("rewards/test_verifiers.py", "rewards/test_pool.py", "rewards/test_scorer.py")): (
+    ("rewards/verifiers.py", ("rewards/test_verifiers.py", "rewards/test_agreement.py")): (
+        ("return left != right and not product", "return False"),
+        ("abs(value - target) <= max(allowed, relative * abs(target))", "abs(value - target) <= allowed"),
+        ("if number and _APART.fullmatch(last) and read_quantity(last) is None:", "if False:"),
+    ),
+    ("rewards/undone.py", ("rewards/test_undone.py",)): (
+        (" or _asks_for(asked, gold)", ""),
+        ("any(_is_number(one) and _same(_value(one), gold) for _, one in found)", "False"),
+        ("math.gcd(int(_value(top)), below) == 1", "True"),
     ),
     ("rewards/scorer.py", ("rewards/test_scorer.py",)): (
         ("part.weight * value for part", "value for part"),
         ("reward > self.correct_threshold, status", "reward >= self.correct_threshold, status"),
         ("math.fsum(applicable) if applicable else math.nan", "math.fsum(applicable)"),
         ("self._extras[column] = list(values)", "pass"),
+    ),
+    ("rewards/scorer.py", ("rewards/test_undone.py",)): (
+        ("columns[ASKED] = example.asked", "pass"),
     ),
     ("rewards/functions.py", ("rewards/test_scorer.py", "rewards/test_deadline.py")): (
         ("if isinstance(value, numbers.Real) and math.isfinite(value):", "if isinstance(value, numbers.Real):"),
