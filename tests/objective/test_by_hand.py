@@ -481,6 +481,17 @@ def test_prefix_rft_keeps_the_most_uncertain_tokens_of_all_prefixes_together():
     assert gradient[2].abs().max().item() > 0.0  # its own prefix's only token
 
 
+def test_prefix_rft_keeps_seven_of_twenty_five_where_their_share_is_rounded_up():
+    assert 0.28 * 25 > 7  # in binary
+    logits = [[0.1 * k, 0.0] for k in range(25)]
+    given, own = (Seq(0, False, r, True, [0] * n, logits[:n]) for r, n in ((1.0, 25), (0.0, 1)))
+    given.prefix = 25
+    share = {"prefix_entropy_share": 0.28, "prefix_entropy_scope": "sequence"}
+    _, gradient, _ = run(get_method("prefix-rft", share, longest_response=25), [given, own])
+    kept = gradient[:25].abs().amax(dim=1) > 0
+    assert kept.tolist() == [True] * 7 + [False] * 18
+
+
 @pytest.mark.parametrize("method", ["grpo", "dr-grpo", "rloo"])
 def test_equal_rewards_are_exactly_zero_where_their_mean_is_rounded(method):
     rewards = [0.1, 0.1, 0.1]

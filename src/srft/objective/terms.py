@@ -312,7 +312,7 @@ def _keptin_prefix(batch: TokenBatch, switches: Switches) -> Tensor:
     rank_T[order] = torch.arange(len(order), device=order.device)
     rank_T = rank_T - start_S[index.sequence_T]
     share_S = index.sequences.prefix_S.double() * switches.prefix_entropy_share
-    # 0.55 * 20 is 11.000000000000002: eleven tokens, not twelve.
+    # 0.28 * 25 is 7.000000000000001: seven tokens, not eight.
     quota_T = torch.ceil(share_S - 1e-9)[index.sequence_T]
     return ~prefix_T | (rank_T < quota_T)
 
