@@ -19,7 +19,6 @@ from srft.objective.table import token_index
 
 V = 5
 PROPERTY = settings(
-    max_examples=400,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -131,10 +130,9 @@ def _sequence(draw, rng, group, demo, pattern, prefixes):
 
 
 @st.composite
-def cases(draw):
-    """(method, sequences, progress, batch entropy)."""
-    # Those with the most of their own are drawn more often.
-    name = draw(st.sampled_from([*sorted(METHODS), *["srft"] * 6, *["prefix-rft"] * 3]))
+def cases(draw, name=""):
+    """(method, sequences, progress, batch entropy); any method where none is named."""
+    name = name or draw(st.sampled_from(sorted(METHODS)))
     method = draw(methods(name))
     seqs = draw(sequences(prefixes=name in ("uft", "prefix-rft")))
     if draw(st.integers(0, 2)) == 0:  # one optimizer step: the old policy is the current one
@@ -180,9 +178,14 @@ def flatten(gradient):
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no effect")
 
 
-@PROPERTY
-@given(cases())
-def test_counts_loss_and_gradient_at_every_logit_equal_the_reference(case):
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_counts_loss_and_gradient_at_every_logit_equal_the_reference(name):
+    """Of each method as many as its switches need; drawn among all methods, some would hardly be seen."""
+    examples = 60 if name in ("srft", "prefix-rft") else 20
+    settings(PROPERTY, max_examples=examples)(given(cases(name))(compare))()
+
+
+def compare(case):
     method, seqs, progress, batch_entropy = case
     slow = objective(case)
     found = counts(method, index_of(seqs, table_of(seqs, method)))

@@ -88,6 +88,10 @@ def rlsd_advantage(batch: TokenBatch, switches: Switches) -> Tensor:
     gap_T = batch.teacher_logprob_T - batch.old_logprob_T
     bound = switches.rlsd_clip
     weight_T = torch.exp(torch.sign(advantage_T) * gap_T).clamp(max(0.0, 1 - bound), 1 + bound)
+    taught_T = batch.index.sequences.taught_S[batch.index.sequence_T]
+    weight_T = torch.where(
+        taught_T, weight_T, 1.0
+    )  # the gap to the policy itself is not that to the old one
     return advantage_T * (1 - switches.rlsd_mix + switches.rlsd_mix * weight_T)
 
 
