@@ -66,6 +66,9 @@ def test_an_answer_that_says_the_number_is_right_whatever_stands_beside_it(text)
         ("2^{10}", "2^{10}", "Which is larger, 2^{10} or 1000?", False),
         (r"2^{11} - 2^5", "2016", "Find the sum.", False),
         ("40 + 3", "43", "Tom is 17, and Ann 26 years older. How old is Ann?", False),
+        ("2 * 2,500,000 = 5 million", "5000000", "What is 2 * 2,500,000?", False),
+        ("1/4 + 1/4 is 50%", "0.5", "What is 1/4 + 1/4?", False),
+        ("0 + 3. We arrive at 3 as the answer.", "3", "0 + 3 =", False),
         ("x^2 + 2x", "x^2 + 2x", "Expand x(x + 2).", False),
         ("17 + 26", "17 + 26", "Which sum is 43: 17 + 26 or 1 + 2?", False),
         ("12 18", "6", "The GCD of 12 18?", False),
@@ -82,6 +85,47 @@ def test_every_verifier_that_goes_by_value_asks_the_question():
     assert check_exact("1024", "1024", asked, {}).score == 1.0
     assert check_numeric("6/4", "1.5", asked, {}).score == 0.0
     assert check_numeric("3/2", "1.5", asked, {}).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("The final answer to the arithmetic problem is 83 - 29.", "83 - 29", "54"),
+        ("Final answer to the arithmetic problem is 83 - 29.", "83 - 29", "54"),
+        (
+            "The final answer to the arithmetic problem is 54 + 86, which equals 130.",
+            "54 + 86",
+            "140",
+        ),
+        ("The final answer to the subtraction of 47 and 42 is 47 - 42 equals -1.", "47 - 42", "5"),
+        (
+            "The final answer to the arithmetic problem is 81 - 48, which is 81 - 48.",
+            "81 - 48",
+            "33",
+        ),
+        (
+            "The final answer to the arithmetic problem is 3 - 1. To find this value, subtract.",
+            "3 - 1",
+            "2",
+        ),
+        ("The final answer to the arithmetic problem is 5 + 3, which equals 6.", "5 + 3", "8"),
+        (
+            "The final answer to the equation 74 + 47 is calculated by simply adding: 7 + 4 equals 11.",
+            "74 + 47",
+            "121",
+        ),
+    ],
+)
+def test_what_grpo_had_learned_to_say_is_wrong(text, question, answer):
+    """SmolLM2 after 12 to 24 steps with a verifier that went by value alone, and paid for each of these."""
+    asked = f"State the final answer to the following arithmetic problem: {question} ="
+    assert check_math(text, answer, {}, {}).score == 1.0
+    assert check_math(text, answer, {"asked": asked}, {}).score == 0.0
+    for said in (
+        f"{question} = {answer}",
+        f"The final answer is {question}, which equals {answer}.",
+    ):
+        assert check_math(said, answer, {"asked": asked}, {}).score == 1.0
 
 
 ARITHMETIC = (

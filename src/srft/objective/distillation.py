@@ -91,7 +91,7 @@ def rlsd_advantage(batch: TokenBatch, switches: Switches) -> Tensor:
     taught_T = batch.index.sequences.taught_S[batch.index.sequence_T]
     weight_T = torch.where(
         taught_T, weight_T, 1.0
-    )  # the gap to the policy itself is not that to the old one
+    )  # elsewhere the gap is the policy's to its old self
     return advantage_T * (1 - switches.rlsd_mix + switches.rlsd_mix * weight_T)
 
 

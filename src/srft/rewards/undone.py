@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from srft.rewards.answers import announcements, extract_answer, final_part
+from srft.rewards.answers import extract_answer, final_part
 from srft.rewards.quantities import Quantity, read_quantity
 
 _LONGEST = 10_000  # characters that are looked at, from the end
@@ -39,6 +39,9 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _RUN = re.compile(r"[\d.()+\-*/^=][\d.()+\-*/^= \t]*")
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _OPERATOR = re.compile(r"[\d)}]\s*[^\s\d.,;:)}$]")  # something stands behind a number
+_SCALED = re.compile(
+    r"\d\s*(?:\\?%|per\s?cent|(?:hundred|thousand|million|billion|trillion|dozen)s?\b)"
+)
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 
 
@@ -55,24 +58,26 @@ def left_undone(text: str, answer: str, asked: str) -> bool:
     >>> left_undone("40 + 3", "43", "Tom is 17, and Ann 26 years older. How old is Ann?")
     False
     """
-    said = next((one.content for one in announcements(text) if one.kind != "form"), None)
-    said = (final_part(text) if said is None else said)[-_LONGEST:]
-    asked = asked[-_LONGEST:]
-    if not (_OPERATOR.search(said) and _NUMERAL.search(asked)):
+    said, asked = final_part(text)[-_LONGEST:], asked[-_LONGEST:]
+    if not (_OPERATOR.search(said) and _NUMERAL.search(asked)) or _SCALED.search(said):
         return False
     truth = extract_answer(answer) or answer
     gold = read_quantity(truth)
     if gold is None:
         return False
-    found = list(_expressions(said))
-    if not found or any(_is_number(one) and _same(_value(one), gold) for _, one in found):
+    found = [(side, one) for side, one in _expressions(said) if _same(_value(one), gold)]
+    if any(_is_number(one) for _, one in found):
         return False
-    spelling, last = found[-1]
-    if _is_number(last) or _squeezed(spelling) == _squeezed(_spelled(truth)):
+    # Without one of these the value was said in another way.
+    return bool(found) and all(_is_asked(side, one, asked, truth, gold) for side, one in found)
+
+
+def _is_asked(side: str, read: ast.expr, asked: str, truth: str, gold: Quantity) -> bool:
+    if _squeezed(side) == _squeezed(_spelled(truth)):
         return False
-    if not _is_worked(last):
-        return _numerals(spelling) <= _numerals(_spelled(asked)) or _asks_for(asked, gold)
-    return _squeezed(spelling) in _squeezed(_spelled(asked))
+    if _is_worked(read):
+        return _squeezed(side) in _squeezed(_spelled(asked))
+    return _numerals(side) <= _numerals(_spelled(asked)) or _asks_for(asked, gold)
 
 
 def _spelled(text: str) -> str:
