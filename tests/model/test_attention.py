@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
 
 from srft.data.packing import pack
 from srft.errors import ModelError
 from srft.model import fast
 from srft.model.packed_attention import (
+    _Seen,
     can_pack,
     packed_attention,
     packed_layout,
@@ -152,3 +157,14 @@ def test_attention_that_is_not_causal_is_refused() -> None:
 def test_models_without_replaceable_attention_are_known(family, make_model) -> None:
     sizes = {"n_head": 4} if family == "bloom" else {}
     assert not can_pack(make_model(family, **sizes))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_windows_and_chunks_are_those_of_transformers(size):
+    q, k = torch.arange(17)[:, None], torch.arange(17)[None, :]
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    windows = sliding_window_causal_mask_function(size)(zero, zero, q, k)
+    chunks = chunked_causal_mask_function(size, torch.zeros(1, dtype=torch.int64))(zero, zero, q, k)
+    assert torch.equal(_Seen(window=size).pairs(q, k), windows)
+    assert torch.equal(_Seen(chunk=size).pairs(q, k), chunks)
+    assert torch.equal(_Seen().pairs(q, k), k <= q)

@@ -120,7 +120,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("1.0 - (z / head.softcap).square_()", "1.0 - (z / head.softcap)"),
         ("factor = head.logit_scale / head.temperature", "factor = head.logit_scale"),
         ("grad_bias[v] += dz.sum", "grad_bias[v] = dz.sum"),
-        ("inside = (target >= v.start) & (target < v.stop)", "inside = target >= v.start"),
+        ("inside = (target >= v.start) & (target < v.stop)", "inside = target < v.stop"),
     ),
     ("model/packed_attention.py", ("model/test_attention.py", "model/test_scoring.py")): (
         ("seen & (k > q - self.window)", "seen & (k >= q - self.window)"),
@@ -209,14 +209,14 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('used == given if options.get("use_all", True) else used <= given', "used <= given"),
         ("value == goal and allowed", "value == goal"),
     ),
-    ("rewards/verifiers.py", ("rewards/test_verifiers.py", "rewards/test_agreement.py")): (
+    ("rewards/verifiers.py", ("rewards/test_verifiers.py", "rewards/test_precedence.py", "rewards/test_spellings.py")): (
         ("return left != right and not product", "return False"),
         ("abs(value - target) <= max(allowed, relative * abs(target))", "abs(value - target) <= allowed"),
         ("if number and _APART.fullmatch(last) and read_quantity(last) is None:", "if False:"),
     ),
     ("rewards/undone.py", ("rewards/test_undone.py",)): (
         (" or _asks_for(asked, gold)", ""),
-        ("any(_is_number(one) and _same(_value(one), gold) for _, one in found)", "False"),
+        ("any(_is_number(one) for _, one in found)", "False"),
         ("math.gcd(int(_value(top)), below) == 1", "True"),
     ),
     ("rewards/scorer.py", ("rewards/test_scorer.py",)): (
