@@ -31,7 +31,9 @@ def test_a_sum_that_was_asked_for_has_to_be_worked_out(text):
 @pytest.mark.parametrize(
     "text",
     ["43", "43.0", "17 + 26 = 43", "43 = 17 + 26", "43 (= 17 + 26)", "First, 17 + 26 = 43. The answer is 43.",
-     r"\boxed{43}", "17 + 26 makes 43", "The answer is 43, since 17 + 26 is that.", "#### 43", "forty is 43"],
+     r"\boxed{43}", "17 + 26 makes 43", "The answer is 43, since 17 + 26 is that.", "#### 43", "forty is 43",
+     "17 + 26 = **43**", "**43**: 17 + 26 = *43*", "17 + 26 = 43.", "1. 17 + 26 = 43", "17 + 26 = `43`",
+     "17 + 26\n= 43", "(43)"],
 )  # fmt: skip
 def test_an_answer_that_says_the_number_is_right_whatever_stands_beside_it(text):
     assert not left_undone(text, "43", SUM)
@@ -66,6 +68,9 @@ def test_an_answer_that_says_the_number_is_right_whatever_stands_beside_it(text)
         ("2^{10}", "2^{10}", "Which is larger, 2^{10} or 1000?", False),
         (r"2^{11} - 2^5", "2016", "Find the sum.", False),
         ("40 + 3", "43", "Tom is 17, and Ann 26 years older. How old is Ann?", False),
+        ("It is **17 + 26**.", "43", "What is 17 + 26?", True),
+        ("**17 + 26**", "43", "What is 17 + 26?", True),
+        ("Step 1. 17 + 26", "43", "What is 17 + 26?", True),
         ("2 * 2,500,000 = 5 million", "5000000", "What is 2 * 2,500,000?", False),
         ("1/4 + 1/4 is 50%", "0.5", "What is 1/4 + 1/4?", False),
         ("0 + 3. We arrive at 3 as the answer.", "3", "0 + 3 =", False),

@@ -28,15 +28,16 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"[\u2212\u2013]", "-"),
         (r"\\[dtc]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*(-?[\d.]+)\s*\}", r"\1/\2"),
         (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"(\1)/(\2)"),
-        (r"\\(?:left|right)(?![A-Za-z])|\\[()\[\]]|\$|\*\*(?=[^\d\s(-])", " "),
+        (r"\\(?:left|right)(?![A-Za-z])|\\[()\[\]]|\$", " "),
         (r"\\[,!;: ]|~", " "),
         (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
-        (r"\*\*", "^"),
+        (r"(?<=[\d)])\s*\*\*\s*(?=[\d(-])", "^"),
         (r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1"),
         (r"(?<=\d)\s*x\s*(?=[\d(-])", " * "),
     )
 )
 _RUN = re.compile(r"[\d.()+\-*/^=][\d.()+\-*/^= \t]*")
+_SIDES = re.compile(r"=|\.\s")
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
 _OPERATOR = re.compile(r"[\d)}]\s*[^\s\d.,;:)}$]")  # something stands behind a number
 _SCALED = re.compile(
@@ -89,8 +90,8 @@ def _spelled(text: str) -> str:
 def _expressions(text: str) -> Iterator[tuple[str, ast.expr]]:
     """What can be read as arithmetic, number or expression, each side of an equation by itself."""
     for run in _RUN.findall(_spelled(text)):
-        for side in run.split("="):
-            side = side.strip(" \t.")
+        for side in _SIDES.split(run):
+            side = side.strip(" \t.*")  # of a sentence, or of Markdown
             if len(side) <= _LONGEST_RUN and (read := _read(side)) is not None:
                 yield side, read
 
