@@ -152,6 +152,21 @@ def test_the_policy_to_stop_stops(recipe):
         run.trainer.train()
 
 
+@pytest.mark.parametrize(("poisoned", "last"), [((1, 2, 3, 4, 5), 4), ((1, 2, 4, 5), None)])
+def test_more_refused_steps_in_a_row_than_allowed_end_the_run(recipe, poisoned, last):
+    config = recipe(
+        train={"steps": 6, "max_nonfinite": 2}, rollout={"group_size": 2, "max_tokens": 6}
+    )
+    trainer = SRFTTrainer(args=config)
+    parameter = next(trainer.model.parameters())
+    parameter.register_hook(lambda g: g * NAN if trainer.train_state.step in poisoned else None)
+    if last is None:  # the step between them begins the count anew
+        assert trainer.train().step == 6
+        return
+    with pytest.raises(NumericalError, match=f"step {last}: .*, 3 in a row"):
+        trainer.train()
+
+
 def test_weights_that_break_down_end_the_run_and_spare_the_checkpoint(recipe, tmp_path):
     """Whatever poisons the weights themselves cannot be refused: the run ends, resumable."""
     config = recipe(train={"steps": 30, "max_nonfinite": 2}, run={"checkpoint_every": 1})

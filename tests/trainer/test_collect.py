@@ -105,6 +105,23 @@ def test_demonstrations_alone_are_learned_at_temperature_one(recipe):
     trainer.close()
 
 
+def test_step_round_and_group_decide_what_is_sampled(recipe):
+    """Attempts to rescue a group sample the same group of the same step again, in another round."""
+    trainer = SRFTTrainer(
+        args=recipe(method="grpo", rollout={"temperature": 1.0}, reward={}), reward_funcs=lengths
+    )
+
+    def sampled(step, round_, group):
+        method = trainer.setup.methods[0]
+        found = trainer.collector.rows([0], method, Progress(0, 1), step, round_, [group])
+        return [r.sequence.response_ids for r in found.rollouts[0]]
+
+    first = sampled(0, 0, 0)
+    assert sampled(0, 0, 0) == first
+    assert all(sampled(*other) != first for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
+    trainer.close()
+
+
 @pytest.mark.parametrize("divisor", [1, 2, 3, 1000])
 def test_rollouts_to_which_no_reward_applies_are_left_out_of_their_group(recipe, tmp_path, divisor):
     """Some of a group, all of it, or all of the step."""
