@@ -24,6 +24,32 @@ def check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
             )
 
 
+def check_teacher(config: SRFTConfig, methods: Sequence[Method]) -> None:
+    """Raises ConfigError where a method learns from a teacher and the recipe names none, both, or one that
+    cannot do it."""
+    settings = config.teacher
+    wanting = [method for method in methods if method.teacher == "model"]
+    if not wanting:
+        return
+    if (settings.path is None) == (settings.server is None):
+        raise ConfigError(
+            f"method {wanting[0].name} learns from a teacher: set teacher.path (a model folder, hub id or "
+            "run directory) or teacher.server (a vLLM server's address), one of the two"
+        )
+    if settings.server is not None:
+        full = next((method.name for method in wanting if method.divergence), None)
+        if full is not None:
+            raise ConfigError(
+                f"method {full} compares whole distributions, which a server does not return: set "
+                "teacher.path, or objective.distill_form=sampled"
+            )
+        if config.rollout.temperature != 1.0:
+            raise ConfigError(
+                f"teacher.server scores at temperature 1, but rollout.temperature is "
+                f"{config.rollout.temperature}: set it to 1, or use teacher.path"
+            )
+
+
 def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
     """Raises ConfigError where a stage cannot have the reference it asks for."""
     stages, lora = config.resolved_stages, config.model.lora is not None

@@ -92,33 +92,16 @@ def build_teacher(
     device: torch.device,
     world: World,
 ) -> Teacher | None:
-    """The frozen model that ``teacher`` names, for methods that learn from one; None where none does.
+    """The frozen model that ``teacher`` names, for methods that learn from one; None where none does. The
+    recipe has passed ``check_teacher``.
 
     Raises:
-        ConfigError: a method needs one and the recipe names none, both, or one that cannot do it.
         ModelError: it cannot be loaded, or has another tokenizer than the policy.
     """
     settings = config.teacher
-    wanting = [method for method in methods if method.teacher == "model"]
-    if not wanting:
+    if all(method.teacher != "model" for method in methods):
         return None
-    if (settings.path is None) == (settings.server is None):
-        raise ConfigError(
-            f"method {wanting[0].name} learns from a teacher: set teacher.path (a model folder, hub id or "
-            "run directory) or teacher.server (a vLLM server's address), one of the two"
-        )
     if settings.server is not None:
-        full = next((method.name for method in wanting if method.divergence), None)
-        if full is not None:
-            raise ConfigError(
-                f"method {full} compares whole distributions, which a server does not return: set "
-                "teacher.path, or objective.distill_form=sampled"
-            )
-        if config.rollout.temperature != 1.0:
-            raise ConfigError(
-                f"teacher.server scores at temperature 1, but rollout.temperature is "
-                f"{config.rollout.temperature}: set it to 1, or use teacher.path"
-            )
         return ServerTeacher(settings.server, settings.timeout_s)
     assert settings.path is not None
     source = find_model(settings.path)

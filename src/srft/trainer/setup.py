@@ -46,6 +46,7 @@ from srft.trainer.method_checks import (
     check_further,
     check_lengths,
     check_references,
+    check_teacher,
     check_tools,
 )
 from srft.trainer.models import build_policy, build_teacher, choose_device, reopen_policy
@@ -256,6 +257,7 @@ def build_methods(config: SRFTConfig) -> list[Method]:
         for stage in config.resolved_stages
     ]
     check_references(config, methods)
+    check_teacher(config, methods)
     check_further(config, methods)
     return methods
 
