@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -128,6 +129,20 @@ def test_two_commands_in_one_folder_are_refused(experiment, tmp_path, settings):
 
     result, _ = run(experiment, tmp_path, settings, rule, seeds=1)
     assert not result.failed
+
+
+def test_a_model_is_known_by_its_weights_wherever_it_stands(
+    experiment, tmp_path, settings, tiny_model
+):
+    moved = shutil.copytree(tiny_model, tmp_path / "moved")
+    here, there = (
+        [
+            job.digest
+            for job in plan_jobs(experiment, base_recipe(experiment, given), tmp_path, 1, {})
+        ]
+        for given in (settings, [f"model.path={moved}", *settings[1:]])
+    )
+    assert settings[0].startswith("model.path=") and here == there
 
 
 def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):

@@ -93,6 +93,8 @@ def recipe_digest(config: SRFTConfig) -> str:
             del values[section][key]
     values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
     values["weights"] = weights_digest(find_model(config.model.path or "", config.model))
+    if Path(config.model.path or "").expanduser().exists():  # where it stands is another matter
+        values["model"]["path"] = values["weights"]
     if config.teacher.path:
         values["teacher"]["path"] = weights_digest(find_model(config.teacher.path))
     train = config.data.train
