@@ -30,18 +30,13 @@ def test_a_sum_that_was_asked_for_has_to_be_worked_out(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["43", "43.0", "17 + 26 = 43", "43 = 17 + 26", "43 (= 17 + 26)", "First, 17 + 26 = 43. The answer is 43.",
-     r"\boxed{43}", "17 + 26 makes 43", "The answer is 43, since 17 + 26 is that.", "#### 43", "forty is 43",
-     "17 + 26 = **43**", "**43**: 17 + 26 = *43*", "17 + 26 = 43.", "1. 17 + 26 = 43", "17 + 26 = `43`",
-     "17 + 26\n= 43", "(43)"],
+    ["43", "43.0", "17 + 26 = 43", "43 = 17 + 26", "First, 17 + 26 = 43. The answer is 43.",
+     r"\boxed{43}", "17 + 26 makes 43", "#### 43", "forty is 43", "17 + 26 = **43**",
+     "**43**: 17 + 26 = *43*", "17 + 26 = 43.", "1. 17 + 26 = 43", "17 + 26 = `43`", "17 + 26\n= 43", "(43)"],
 )  # fmt: skip
 def test_an_answer_that_says_the_number_is_right_whatever_stands_beside_it(text):
     assert not left_undone(text, "43", SUM)
-    if text not in (
-        "The answer is 43, since 17 + 26 is that.",
-        "43 (= 17 + 26)",
-    ):  # not read as one number
-        assert check_math(text, "43", {"asked": SUM}, {}).score == 1.0
+    assert check_math(text, "43", {"asked": SUM}, {}).score == 1.0
 
 
 @pytest.mark.parametrize(
@@ -58,6 +53,9 @@ def test_an_answer_that_says_the_number_is_right_whatever_stands_beside_it(text)
         ("92/524", "23/131", "Simplify the fraction 92/524", True),
         (r"\frac{92}{524}", "23/131", r"Simplify the fraction $\frac{92}{524}$", True),
         ("23/131", "23/131", "Simplify the fraction 92/524", False),
+        (r"\frac46", "2/3", r"Simplify $\frac{4}{6}$", True),
+        ("43 (= 17 + 26)", "43", "What is 17 + 26?", False),
+        ("The answer is 43, since 17 + 26 is that.", "43", "What is 17 + 26?", False),
         ("86 / 2", "43", "What is 86 / 2?", True),
         ("2^{10}", "1024", "What is 2^10?", True),
         ("4.3 * 10^4", "43000", "Write 4.3 * 10^4 as an ordinary number.", True),

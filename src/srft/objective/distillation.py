@@ -89,9 +89,8 @@ def rlsd_advantage(batch: TokenBatch, switches: Switches) -> Tensor:
     bound = switches.rlsd_clip
     weight_T = torch.exp(torch.sign(advantage_T) * gap_T).clamp(max(0.0, 1 - bound), 1 + bound)
     taught_T = batch.index.sequences.taught_S[batch.index.sequence_T]
-    weight_T = torch.where(
-        taught_T, weight_T, 1.0
-    )  # elsewhere the gap is the policy's to its old self
+    # Elsewhere the gap is the policy's to its old self.
+    weight_T = torch.where(taught_T, weight_T, 1.0)
     return advantage_T * (1 - switches.rlsd_mix + switches.rlsd_mix * weight_T)
 
 

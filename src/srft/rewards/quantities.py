@@ -87,15 +87,20 @@ def _with_point(number: re.Match[str]) -> str:
     return number[0] if several else f"{number['a']}{number['c'] or ''}{whole}.{number['d']}"
 
 
-_SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
-    (re.compile(r"\\[,!;: ]|\\(?:left|right|q?quad|displaystyle)(?![A-Za-z])|~"), " "),
-    (re.compile(r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![A-Za-z])"), "°"),
+OPERATORS: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])|[\u00d7\u00b7\u22c5]"), "*"),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])|[≈≃]"), "="),
     (re.compile(rf"\\[dtc]?frac\s*(?:\{{\s*(-?{_DIGITS})\s*\}}|(\d))\s*(?:\{{\s*({_DIGITS})\s*\}}|(\d))"),
      lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}"),
     (re.compile(r"\\(?:div|slash)(?![A-Za-z])|\u00f7|\{/\}"), "/"),
+)  # fmt: skip
+"""Signs and commands for products and fractions of numbers, and how they are spelled here."""
+
+_SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"\\[,!;: ]|\\(?:left|right|q?quad|displaystyle)(?![A-Za-z])|~"), " "),
+    (re.compile(r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![A-Za-z])"), "°"),
+    *OPERATORS,
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\(?:approx|simeq)(?![A-Za-z])|[≈≃]"), "="),
     (re.compile(r"\{\.\}"), "."),
     (re.compile(r"^\s*(?:[\u2013\u2014]|(?:negative|minus)\s)(?=\s?\$?[\d.])"), "-"),
     (re.compile(r"\\[()\[\]]|(?<=\d)\$(?=\s)|\s+"), " "),

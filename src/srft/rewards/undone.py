@@ -10,39 +10,34 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import operator
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 from srft.rewards.answers import extract_answer, final_part
-from srft.rewards.quantities import Quantity, read_quantity
+from srft.rewards.quantities import OPERATORS, Quantity, read_quantity
 
 _LONGEST = 10_000  # characters that are looked at, from the end
 _LONGEST_RUN = 200
 _MOST_BITS = 4000  # of a power
-_SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), meant)
-    for pattern, meant in (
-        (r"\\(?:times|cdot|ast)(?![A-Za-z])|[\u00d7\u00b7\u22c5\u2217]", " * "),
-        (r"\\div(?![A-Za-z])|[\u00f7\u2215\u2044]", " / "),
-        (r"[\u2212\u2013]", "-"),
-        (r"\\[dtc]?frac\s*\{\s*(-?[\d.]+)\s*\}\s*\{\s*(-?[\d.]+)\s*\}", r"\1/\2"),
-        (r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"(\1)/(\2)"),
-        (r"\\(?:left|right)(?![A-Za-z])|\\[()\[\]]|\$", " "),
-        (r"\\[,!;: ]|~", " "),
-        (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),
-        (r"(?<=[\d)])\s*\*\*\s*(?=[\d(-])", "^"),
-        (r"\^\s*\{\s*(-?\d+)\s*\}", r"^\1"),
-        (r"(?<=\d)\s*x\s*(?=[\d(-])", " * "),
-    )
+_SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
+    *OPERATORS,
+    (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"(\1)/(\2)"),
+    (re.compile(r"[\u2212\u2013]"), "-"),
+    (re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[()\[\],!;: ]|[$~]"), " "),
+    (re.compile(r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<=[\d)])\s*\*\*\s*(?=[\d(-])"), "^"),
+    (re.compile(r"\^\s*\{\s*(-?\d+)\s*\}"), r"^\1"),
+    (re.compile(r"(?<=\d)\s*x\s*(?=[\d(-])"), "*"),
 )
 _RUN = re.compile(r"[\d.()+\-*/^=][\d.()+\-*/^= \t]*")
-_LAST = re.compile(
-    r"[=#:{A-Za-z]\s*\$?(-?\d+)[\s.}$*]*$"
-)  # the number itself, and no operator before it
+# The number itself, and no operator before it.
+_LAST = re.compile(r"[=#:{A-Za-z]\s*\$?(-?\d+)[\s.}$*]*$")
 _SIDES = re.compile(r"=|\.\s")
 _LEADING_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
-_OPERATOR = re.compile(r"[\d)}]\s*[^\s\d.,;:)}$]")  # something stands behind a number
+_OPERATOR = re.compile(r"[\d)}]\s*[^\s\d.,;:)}$]|frac")  # something stands behind a number
 _SCALED = re.compile(
     r"\d\s*(?:\\?%|per\s?cent|(?:hundred|thousand|million|billion|trillion|dozen)s?\b)"
 )
@@ -116,10 +111,10 @@ def _read(side: str) -> ast.expr | None:
 
 
 _OPERATIONS = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
 
 

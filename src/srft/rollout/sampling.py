@@ -114,6 +114,8 @@ def _block_sums(weight_AV: Tensor) -> Tensor:
 def _inverse(weight_AV: Tensor, cumulative_AB: Tensor, target_A1: Tensor) -> Tensor:
     """The first token at which the running sum of weights exceeds the target, int64 [A, 1]."""
     vocabulary, device = weight_AV.shape[-1], weight_AV.device
+    if vocabulary <= _BLOCK:
+        return _within(weight_AV.double().cumsum(dim=-1), target_A1)
     # A row of NaN yields an index past the end; clamped so that the caller meets a NaN
     # log-probability and can say so, instead of an index out of range.
     block_A1 = torch.searchsorted(cumulative_AB, target_A1, right=True)
@@ -123,7 +125,12 @@ def _inverse(weight_AV: Tensor, cumulative_AB: Tensor, target_A1: Tensor) -> Ten
     token_AK = block_A1 * _BLOCK + torch.arange(_BLOCK, device=device)
     inside_AK = weight_AV.gather(-1, token_AK.clamp(max=vocabulary - 1)).double()
     running_AK = inside_AK.masked_fill_(token_AK >= vocabulary, 0.0).cumsum(dim=-1)
-    # The block's sum was rounded to float32: what is left of the target may exceed it by that.
+    return (block_A1 * _BLOCK + _within(running_AK, rest_A1)).clamp_(max=vocabulary - 1)
+
+
+def _within(running_AK: Tensor, rest_A1: Tensor) -> Tensor:
+    """The place in a block at which the running sum exceeds what is left of the target."""
+    # The block's sum was rounded to float32: what is left may exceed it by that.
     rest_A1 = torch.minimum(rest_A1, running_AK[:, -1:] * (1 - 1e-15))
-    place_A1 = torch.searchsorted(running_AK, rest_A1, right=True).clamp_(max=_BLOCK - 1)
-    return (block_A1 * _BLOCK + place_A1).clamp_(max=vocabulary - 1)
+    place_A1 = torch.searchsorted(running_AK, rest_A1, right=True)
+    return place_A1.clamp_(max=running_AK.shape[-1] - 1)
