@@ -318,6 +318,12 @@ def _add_lab_experiment(name: str, text: str) -> None:
         reference: Annotated[
             str, typer.Option(help="Arm that the others are compared with; else the experiment's.")
         ] = "",
+        rate: Annotated[
+            list[float] | None,
+            typer.Option(
+                help="verdict: multiples of train.learning_rate to try; one alone is taken untried."
+            ),
+        ] = None,
         recipe: Annotated[
             Path | None,
             typer.Option(
@@ -338,6 +344,7 @@ def _add_lab_experiment(name: str, text: str) -> None:
             recipe,
             arm or [],
             reference,
+            rate or [],
         )
         if stopped:
             raise typer.Exit(STOPPED_EXIT_CODES[stopped])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
 from rich.console import Console
 from tests.experiments.fakes import FakeRunner
 
+from srft.errors import ConfigError
 from srft.experiments.arm_results import holm, p_of_mean
+from srft.experiments.catalog import EXPERIMENTS
+from srft.experiments.command import with_rates
 from srft.experiments.experiment import Arm, Experiment, arm_recipe, base_recipe
 from srft.experiments.process import Outcome
 from srft.experiments.runner import check_arms, run_experiment
@@ -88,6 +92,37 @@ def test_problems_that_arms_are_compared_on_are_not_looked_at_for_rates(tuned, s
     given = [*settings, "data.eval=lab"]
     assert base_recipe(tuned, given).data.eval == "lab"
     assert base_recipe(trial, given).data.eval is None
+
+
+def test_a_single_rate_is_taken_without_a_trial(tuned, tmp_path, settings):
+    result, jobs = run(with_rates(tuned, [0.5, 0.5]), tmp_path, settings)
+    rates = {
+        stage.learning_rate or job.config.train.learning_rate
+        for job in jobs
+        for stage in job.config.resolved_stages
+        if job.arm != "base"
+    }
+    assert rates == {RATES[0]} and len(jobs) == 7  # the base once, three arms under two seeds
+    assert {job.folder.parts[-3] for job in jobs} == {"tuned"} and not result.missing
+    # The arms' own problems, not those that rates are tried on.
+    assert all(job.config.data.eval is not None for job in jobs)
+    table = (tmp_path / "tuned/tables.md").read_text()
+    assert "Every arm's peak learning rate is 0.0001; no other was tried." in table
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "says"),
+    [
+        ("beyond", [1.0], "beyond trains every arm at one learning rate; set train.learning_rate"),
+        ("verdict", [0.0], "--rate 0: give a positive multiple"),
+        ("verdict", [1.0, float("nan")], "--rate nan: give a positive multiple"),
+        ("verdict", [float("inf")], "--rate inf: give a positive multiple"),
+    ],
+)
+def test_rates_that_cannot_be_tried_are_refused(name, rates, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        with_rates(EXPERIMENTS[name], rates)
+    assert with_rates(EXPERIMENTS[name], []) == EXPERIMENTS[name]
 
 
 def test_interrupted_trials_leave_the_arms_untrained(tuned, tmp_path, settings):

@@ -27,20 +27,22 @@ def run_experiments(
     recipe: Path | None = None,
     arms: Sequence[str] = (),
     reference: str = "",
+    rates: Sequence[float] = (),
 ) -> str | None:
     """Runs one experiment, or the ``only`` ones of the questions, on the built-in problems or on those of a
     user's ``recipe``, and prints each one's table. ``arms``: those to train; none stands for all.
-    ``reference``: the arm to compare with, in place of the experiment's own.
+    ``reference``: the arm to compare with, in place of the experiment's own. ``rates``: multiples of the
+    learning rate that each arm tries, in place of the experiment's.
     Returns the signal that ended the work early, or None.
 
     Raises:
-        ConfigError: an unknown question or arm, or a wrong setting.
+        ConfigError: an unknown question or arm, a wrong setting, or rates for an experiment that tries none.
     """
     names = _questions(only) if name == "questions" else [name]
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     for chosen in names:
-        experiment = with_arms(EXPERIMENTS[chosen], arms, reference)
+        experiment = with_rates(with_arms(EXPERIMENTS[chosen], arms, reference), rates)
         result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)
         if result.arms:
             console.print(render(result, console))
@@ -77,6 +79,26 @@ def with_arms(experiment: Experiment, names: Sequence[str], reference: str = "")
     wanted |= {known[name].start for name in wanted}
     arms = tuple(arm for arm in experiment.arms if arm.name in wanted)
     return replace(experiment, arms=arms, reference=reference)
+
+
+def with_rates(experiment: Experiment, rates: Sequence[float]) -> Experiment:
+    """The experiment in which every arm tries these multiples of the learning rate; without any, its own.
+
+    Raises:
+        ConfigError: it tries none, or a multiple is not positive.
+    """
+    if not rates:
+        return experiment
+    if not experiment.rates:
+        raise ConfigError(
+            f"--rate: {experiment.name} trains every arm at one learning rate; set train.learning_rate=..."
+        )
+    wrong = [rate for rate in rates if not 0 < rate < float("inf")]
+    if wrong:
+        raise ConfigError(
+            f"--rate {wrong[0]:g}: give a positive multiple of train.learning_rate, such as 0.5"
+        )
+    return replace(experiment, rates=tuple(dict.fromkeys(rates)))
 
 
 def _questions(only: Sequence[int]) -> list[str]:

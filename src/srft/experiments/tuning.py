@@ -15,7 +15,8 @@ from srft.runs.files import markdown_grid
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of it. ``accuracy``: arm -> rate -> share of right answers on the held-out problems."""
+    """What came of it. ``accuracy``: arm -> rate -> share of right answers on the held-out problems;
+    empty where there was one rate, so that nothing was tried."""
 
     experiment: Experiment
     rates: tuple[float, ...]
@@ -23,6 +24,8 @@ class Tuned:
 
     def markdown(self) -> str:
         """Every rate's accuracy, the chosen one in bold."""
+        if not self.accuracy:
+            return f"Every arm's peak learning rate is {self.rates[0]:g}; no other was tried."
         chosen = {arm.name: _rate(arm) for arm in self.experiment.arms}
         rows = [
             [name, *(_cell(found.get(rate), rate == chosen[name]) for rate in self.rates)]
@@ -42,9 +45,14 @@ def tune(
     missing, what there is.
 
     ``run`` trains the arms of an experiment under one seed. Arms that go on from another are tuned once
-    that one is. A rate at which training failed is not chosen.
+    that one is. A rate at which training failed is not chosen. A single rate is taken without a run.
     """
     rates = tuple(multiple * learning_rate for multiple in experiment.rates)
+    if len(rates) == 1:
+        same = (
+            a if a.untrained else replace(_at(a, rates[0]), name=a.name) for a in experiment.arms
+        )
+        return Tuned(replace(experiment, arms=tuple(same)), rates, {})
     accuracy: dict[str, dict[float, float]] = {}
     arms = {arm.name: arm for arm in experiment.arms}
     for later in (False, True):
