@@ -12,7 +12,7 @@ with the table of that experiment. Arms may be named, with an underscore for eve
 ``<!-- lab: table2 sft grpo srft -->``. ``lab-short:`` leaves out all but accuracy and FLOPs;
 ``lab-effects:`` is what each factor of a factorial is worth (``effects.py``). Without
 ``--out`` the page is filled from what ``--data`` holds. ``--world sums`` names what was made by ``--recipe``
-on other problems: ``<!-- lab: credit-sums -->``.
+on other problems: ``<!-- lab: verdict-sums -->``.
 """
 
 from __future__ import annotations
