@@ -15,7 +15,7 @@ from tests.experiments.fakes import write_run
 from srft.experiments.arm_results import compare, estimate, gather, read_figures, t_interval
 from srft.experiments.arm_tables import markdown, render, write_tables
 from srft.experiments.catalog import EXPERIMENTS
-from srft.experiments.experiment import base_recipe
+from srft.experiments.experiment import Arm, base_recipe
 from srft.experiments.process import Ledger, Outcome
 from srft.experiments.runner import plan_jobs
 
@@ -45,6 +45,19 @@ def test_accuracy_is_the_mean_over_seeds_and_problems(result):
         "out": {"long": pytest.approx(0.85)},
     }
     assert arms["base"].accuracy["out"].mean == pytest.approx(0.3)
+
+
+def test_the_line_above_a_table_says_how_far_arms_differ(experiment, tmp_path, settings, result):
+    assert result.setting["steps"] == "2" and result.setting["learning_rate"] == "0.0002"
+    longer = Arm("slow", "sft", steps=3, recipe={"train": {"learning_rate": 0.2 * 4e-5}})
+    differing = replace(experiment, arms=(*experiment.arms, longer), reference="grpo")
+    plan = plan_jobs(differing, base_recipe(differing, settings), tmp_path / "differing", 1, {})
+    for job in plan:
+        write_run(job, 0.5)
+    found = gather(differing, plan, Ledger({job.name: Outcome("finished") for job in plan}))
+    # The base model's stand-in of one step at 1e-12 is not an arm that is trained.
+    assert found.setting["steps"] == "2 to 6"
+    assert found.setting["learning_rate"] == "8e-06 to 0.0002"
 
 
 def test_of_several_evaluation_sets_the_first_is_in_distribution(experiment, tmp_path, settings):

@@ -186,19 +186,30 @@ def gather(
 
 def _setting(plan: Sequence[Job], reference: str) -> dict[str, Any]:
     """The reference's settings, which all arms share but for what they say, for the line above the
-    table."""
+    table; of steps and of learning rates the least and the most that an arm takes."""
     config = next(job.config for job in plan if job.arm == reference)
+    trained = [job.config for job in plan if not job.untrained] or [config]
+    rates = [
+        stage.learning_rate or one.train.learning_rate
+        for one in trained
+        for stage in one.resolved_stages
+    ]
     return {
         "seeds": 1 + max(job.seed for job in plan),
-        "steps": max(job.config.total_steps for job in plan),
+        "steps": _span([one.total_steps for one in trained]),
         "prompts_per_step": config.train.prompts_per_step,
         "group_size": config.rollout.group_size,
-        "learning_rate": config.train.learning_rate,
+        "learning_rate": _span(rates),
         "max_tokens": config.rollout.max_tokens,
         "temperature": config.evaluation.temperature,
         "samples_per_problem": config.evaluation.n or 1,
         "base": Path(config.model.path or "").name,
     }
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):g}", f"{max(values):g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def read_figures(job: Job) -> RunFigures:
