@@ -31,7 +31,7 @@ def train_tokenizer(files: list[Path], vocabulary: int) -> PreTrainedTokenizerFa
     texts = (
         str(value)
         for file in files
-        for line in file.read_text().splitlines()
+        for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n")
         for value in json.loads(line).values()
     )
     core.train_from_iterator(texts, trainer)

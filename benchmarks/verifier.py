@@ -114,7 +114,7 @@ def real_answers(data_dir: Path, n: int) -> list[Row]:
                 answer = row["reward_model"]["ground_truth"]
                 rows.append((f"{file.name}:{i}", answer, f"Therefore $\\boxed{{{answer}}}$."))
     for name in ("test", "train"):
-        lines = (data_dir / "gsm8k" / f"{name}.jsonl").read_text().splitlines()
+        lines = (data_dir / "gsm8k" / f"{name}.jsonl").read_text("utf-8").rstrip("\n").split("\n")
         for i, line in enumerate(lines, start=1):
             solution = json.loads(line)["answer"]
             rows.append((f"{name}.jsonl:{i}", solution.split("####")[1].strip(), solution))

@@ -63,11 +63,13 @@ def split(train: list[Problem], test: list[Problem]) -> dict[str, list[Problem]]
 
 
 def _words(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(text.casefold().split())
 
 
 def _read(path: Path) -> list[Problem]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not str.splitlines: it would also cut at U+2028 within a text.
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def main() -> None:

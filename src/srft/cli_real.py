@@ -134,7 +134,9 @@ def easy_gsm8k() -> Path | None:
     source = Path(os.environ.get("SRFT_DATA_DIR") or ".") / "gsm8k/test.jsonl"
     if not source.is_file():
         return None
-    rows = (json.loads(line) for line in source.read_text(encoding="utf-8").splitlines())
+    # Not str.splitlines: it would also cut at U+2028 within a text.
+    with source.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     easy = [row for row in rows if row["answer"].count("<<") <= _EASY_STEPS][:_EASY]
     path = _cache() / "easy-gsm8k.jsonl"
     write_whole(path, "".join(json.dumps(row) + "\n" for row in easy))

@@ -1,5 +1,7 @@
 """benchmarks.lab.easy_gsm8k: which problems of GSM8K the verdict's third world is made of."""
 
+import json
+
 from benchmarks.lab import easy_gsm8k
 from benchmarks.lab.easy_gsm8k import calculations, short, split
 
@@ -37,6 +39,13 @@ def test_no_question_is_both_trained_and_asked(monkeypatch):
     parts = split(train, test)
     asked = {name: [row["question"] for row in rows] for name, rows in parts.items()}
     assert asked == {"train": ["b?", "d?"], "held-out": ["a?", "e?", "f?"], "three": ["c?"]}
+
+
+def test_a_line_separator_within_a_question_does_not_end_the_row(tmp_path):
+    rows = [problem("First,\u2028then?", "1+0=1"), problem("b?", "1+0=1")]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    assert easy_gsm8k._read(path) == rows
 
 
 def test_the_real_files(real_data, tmp_path, capsys, monkeypatch):

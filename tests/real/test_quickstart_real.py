@@ -59,9 +59,10 @@ def test_where_it_cannot_be_had_the_message_says_what_to_do(pip, member, tmp_pat
 
 
 def test_easy_problems_take_at_most_two_calculations(monkeypatch, tmp_path):
-    rows = [{"question": f"q{n}", "answer": "<<1+1=2>>" * n + "#### 2"} for n in range(1, 5)]
+    rows = [{"question": f"q{n}", "answer": "<<1+1=2>>" * n + "\u2028#### 2"} for n in range(1, 5)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "gsm8k").mkdir()
-    (tmp_path / "gsm8k/test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "gsm8k/test.jsonl").write_text("\n".join(lines), "utf-8")
     monkeypatch.setenv("SRFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRFT_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path / "gsm8k")
