@@ -123,6 +123,17 @@ def test_latin_1_says_how_to_convert(tmp_path, name):
         ("a.jsonl", "[" * 100_000, "not JSON"),
         ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "not JSON"),
         ("a.csv", "prompt,prompt\na,b\n", "more than once"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "prompt": "b"}',
+            "a.jsonl:1: this line is not JSON: an object has `prompt` more",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": [{"role": "user", "content": "a", "content": "b"}]}',
+            "has `content` more than once",
+        ),
+        ("a.json", '[{"prompt": "a", "prompt": "b"}]', "has `prompt` more than once"),
         ("a.csv", "prompt,\na,b\n", "column 2 of the header has no name"),
         ("a.csv", "prompt;answer\na;b\n", "separated by ';'"),
         ("a.csv", "prompt,answer\na,b,c\n", "a.csv:2: has 3 fields and the header has 2"),

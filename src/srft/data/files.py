@@ -74,13 +74,23 @@ def _text(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """JSON, or ValueError with a short reason: nesting and huge numbers have their own errors."""
+    """JSON, or ValueError with a short reason: nesting and huge numbers have their own errors, and of a name
+    that an object has twice json.loads would keep one value without a word."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_named_once)
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"an object has {quoted(repeated)} more than once")
+    return found
 
 
 def _reason(error: ValueError) -> str:
