@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -190,3 +193,36 @@ def test_an_error_in_a_real_run_names_its_reason(tmp_path, settings):
     result = run_experiment(experiment, tmp_path, 1, 1, settings, QUIET)
     assert "DataError" in result.failed["srft/seed0"]
     assert "Traceback" in (tmp_path / "bad/srft/seed0/log.txt").read_text()
+
+
+ORPHAN = """
+import multiprocessing, os, signal
+from types import SimpleNamespace
+from srft.experiments.process import ProcessRunner
+
+if __name__ == "__main__":
+    runner = ProcessRunner()
+    config = SimpleNamespace(to_yaml=lambda: "nonsense: 1")
+    assert runner.run(SimpleNamespace(config=config, digest="")).status == "failed"
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_training_process_ends_when_its_parent_is_killed(tmp_path):
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert said.returncode == -signal.SIGKILL, said.stderr
+    (pid,) = map(int, said.stdout.split())
+    deadline = time.monotonic() + 30
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

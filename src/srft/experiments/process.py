@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -198,10 +199,10 @@ class ProcessRunner:
         try:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(
-                    1, mp_context=get_context("spawn"), initializer=_one_thread
+                    1, mp_context=get_context("spawn"), initializer=_begin
                 )
                 self._pid = self._pool.submit(os.getpid).result()
-            stopped = self._pool.submit(train_one, job.config.to_yaml(), job.digest).result()
+            stopped = self._pool.submit(_train_or_leave, job.config.to_yaml(), job.digest).result()
         except BrokenProcessPool:
             self.close()
             return Outcome("failed", "its process died (out of memory, or killed from outside)")
@@ -227,9 +228,29 @@ class ProcessRunner:
         self._pool = self._pid = None
 
 
-def _one_thread() -> None:
-    """Runs side by side are faster on one thread each, and a thread count is part of the rounding."""
+def _begin() -> None:
+    """Runs side by side are faster on one thread each, and a thread count is part of the rounding. A process
+    whose parent has died would wait for work for ever: it stops its run where it can be resumed."""
     import torch
+
+    threading.Thread(target=_outlive, daemon=True).start()
 
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _outlive() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train_or_leave(recipe: str, digest: str) -> str | None:
+    """``train_one``; ends the process where nobody is left to hear of it."""
+    try:
+        return train_one(recipe, digest)
+    finally:
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
