@@ -25,6 +25,7 @@ from srft.evaluation.open_model import find_model, template_of
 from srft.runs.files import read_jsonl
 from srft.runs.reading import read_run
 from srft.trainer import checkpoint as checkpoints
+from srft.trainer import clean_stop
 from srft.trainer import collector as collector_module
 from srft.trainer import trainer as trainer_module
 from srft.trainer.api import SRFTTrainer
@@ -172,14 +173,19 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(recipe, tmp_path, 
     assert checkpoints.list_checkpoints(run_dir / "checkpoints")[-1].name == f"step_{done:06d}"
 
 
-@pytest.mark.slow
-def test_a_second_signal_acts_at_once():
+def test_signals_at_once_are_one_request_and_a_later_one_acts(monkeypatch):
+    """``timeout 3h srft train ...`` signals its command twice, and it could die of the second."""
+    now = [100.0]
+    monkeypatch.setattr(clean_stop.time, "monotonic", lambda: now[0])
     # Shells start what runs in their background with this signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with StopRequest() as stop:
             signal.raise_signal(signal.SIGINT)
             assert stop.requested == "SIGINT"
+            now[0] += 0.9
+            signal.raise_signal(signal.SIGINT)
+            now[0] += 0.2
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
     finally:

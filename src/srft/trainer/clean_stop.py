@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_ONE_REQUEST = 1.0
+"""Seconds in which signals are one request: ``timeout`` sends one to its command and another to the group."""
 
 
 class Interrupted(BaseException):
@@ -18,14 +21,15 @@ class Interrupted(BaseException):
 class StopRequest:
     """Context manager that turns the first SIGINT or SIGTERM into ``requested`` (the signal's name).
 
-    A second one acts as usual, for those who cannot wait. Outside the main thread signals belong to
-    somebody else, and nothing is installed.
+    Another one, a second later or more, acts as usual, for those who cannot wait. Outside the main thread
+    signals belong to somebody else, and nothing is installed.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         self._previous: dict[int, Any] = {}
         self._leaves = False
+        self._asked = 0.0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -49,10 +53,13 @@ class StopRequest:
             return None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-        self._restore()
-        if self._leaves:
-            raise Interrupted
+        if self.requested is None:
+            self.requested, self._asked = signal.Signals(number).name, time.monotonic()
+            if self._leaves:
+                raise Interrupted
+        elif time.monotonic() - self._asked >= _ONE_REQUEST:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
