@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from srft.lab import base_model_path
+from srft.lab.data import Row
 from srft.lab.tasks import ANSWER_MARK, FAMILIES, Problem, make_problem
 
 BATCH = 100
@@ -68,6 +70,29 @@ def is_correct(response: str, problem: Problem) -> bool:
     """Whether what follows the last answer mark is the answer."""
     _, mark, answer = response.rpartition(ANSWER_MARK)
     return bool(mark) and answer.strip() == problem.answer
+
+
+@torch.no_grad()
+def loss_of(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
+    """Mean of -log p of the tokens of responses, nats; `pairs`: ids of prompt and response."""
+    total, count = 0.0, 0
+    for prompt, response in pairs:
+        ids = torch.tensor([[*prompt, *response]], device=model.device)
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        total += float(functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum"))
+        count += len(response)
+    return total / count
+
+
+def demonstration_ids(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
+    """Ids of prompt and demonstration, without an end token."""
+    return [
+        (
+            tokenizer(row["prompt"]).input_ids,
+            tokenizer(row["demonstration"], add_special_tokens=False).input_ids,
+        )
+        for row in rows
+    ]
 
 
 @torch.no_grad()

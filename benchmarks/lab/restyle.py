@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from benchmarks.lab.measure import demonstration_ids, loss_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srft.lab import base_model_path
@@ -30,21 +31,12 @@ def restyle(demonstration: str) -> str:
     return " ".join(WORDS.get(word, word) for word in demonstration.split())
 
 
-@torch.inference_mode()
 def surprise(rows: Sequence[Row]) -> float:
     """Mean of -log p of a demonstration's tokens under the base model, nats; the end token not counted."""
     path = base_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    total, count = 0.0, 0
-    for row in rows:
-        prompt = tokenizer(row["prompt"]).input_ids
-        demonstration = tokenizer(row["demonstration"], add_special_tokens=False).input_ids
-        logits = model(torch.tensor([prompt + demonstration])).logits[0]
-        logprobs = logits.log_softmax(dim=-1)[len(prompt) - 1 : -1]
-        total -= float(logprobs.gather(1, torch.tensor(demonstration)[:, None]).sum())
-        count += len(demonstration)
-    return total / count
+    return loss_of(model, demonstration_ids(tokenizer, rows))
 
 
 def main() -> None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn import functional
+from benchmarks.lab.measure import demonstration_ids, loss_of
 from transformers import TrainerCallback
 
 from srft.experiments.catalog import EXPERIMENTS
@@ -39,43 +37,24 @@ def first_within(curve: Curve, share: float = WITHIN) -> int:
     return min(step for step, loss in curve.items() if loss <= bound)
 
 
-@torch.no_grad()
-def loss_of(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
-    """Mean of -log p of the tokens of responses, nats; ``pairs``: ids of prompt and response."""
-    total, count = 0.0, 0
-    for prompt, response in pairs:
-        ids = torch.tensor([[*prompt, *response]], device=model.device)
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-        total += float(functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum"))
-        count += len(response)
-    return total / count
-
-
 class Watch(TrainerCallback):
     """Measures before the first step and after every ``EVERY``."""
 
     def __init__(self) -> None:
-        tasks = TASK_SETS["lab-hard"]
-        self.rows = lab_eval(PROBLEMS, families=tuple(tasks.inside), tasks="lab-hard")
         self.curve: Curve = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._measure(state.global_step, **kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % EVERY == 0:
-            self._measure(state.global_step, **kwargs)
-
-    def _measure(self, step: int, *, model: Any, processing_class: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any, processing_class: Any, **kwargs: Any
+    ) -> None:
+        families = tuple(TASK_SETS["lab-hard"].inside)
+        rows = lab_eval(PROBLEMS, families=families, tasks="lab-hard")
         end = processing_class.eos_token_id
-        pairs = [
-            (
-                processing_class(row["prompt"]).input_ids,
-                [*processing_class(row["demonstration"], add_special_tokens=False).input_ids, end],
-            )
-            for row in self.rows
-        ]
-        self.curve[step] = loss_of(model, pairs)
+        self.pairs = [(p, [*d, end]) for p, d in demonstration_ids(processing_class, rows)]
+        self.curve[0] = loss_of(model, self.pairs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        if state.global_step % EVERY == 0:
+            self.curve[state.global_step] = loss_of(model, self.pairs)
 
 
 def curve_of(seed: int, out: Path, rate: float) -> Curve:

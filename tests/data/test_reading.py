@@ -126,7 +126,7 @@ def test_latin_1_says_how_to_convert(tmp_path, name):
         (
             "a.jsonl",
             '{"prompt": "a", "prompt": "b"}',
-            "a.jsonl:1: this line is not JSON: an object has `prompt` more",
+            "a.jsonl:1: an object has `prompt` more than once",
         ),
         (
             "a.jsonl",
@@ -134,6 +134,11 @@ def test_latin_1_says_how_to_convert(tmp_path, name):
             "has `content` more than once",
         ),
         ("a.json", '[{"prompt": "a", "prompt": "b"}]', "has `prompt` more than once"),
+        (
+            "a.csv",
+            'prompt,answer\n"[{""role"": ""user"", ""content"": ""a"", ""content"": ""b""}]",1\n',
+            "a.csv:2: an object has `content` more than once",
+        ),
         ("a.csv", "prompt,\na,b\n", "column 2 of the header has no name"),
         ("a.csv", "prompt;answer\na;b\n", "separated by ';'"),
         ("a.csv", "prompt,answer\na,b,c\n", "a.csv:2: has 3 fields and the header has 2"),

@@ -209,16 +209,21 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_training_process_ends_when_its_parent_is_killed(tmp_path):
-    script = tmp_path / "orphan.py"
+    script, said = tmp_path / "orphan.py", tmp_path / "said.txt"
     script.write_text(ORPHAN)
-    said = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert said.returncode == -signal.SIGKILL, said.stderr
-    (pid,) = map(int, said.stdout.split())
+    with said.open("w") as output:  # a file: an orphan would hold a pipe open
+        killed = subprocess.run([sys.executable, script], stdout=output, stderr=output, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, said.read_text()
+    pid = int(said.read_text().splitlines()[-1])
     deadline = time.monotonic() + 30
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _alive(pid)
+    left = _alive(pid)
+    if left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 def _alive(pid: int) -> bool:

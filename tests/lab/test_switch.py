@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.lab.switch import first_within, loss_of
+from benchmarks.lab.measure import loss_of
+from benchmarks.lab.switch import first_within
 
 
 @pytest.mark.parametrize(

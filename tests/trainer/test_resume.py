@@ -174,9 +174,9 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(recipe, tmp_path, 
 
 
 def test_signals_at_once_are_one_request_and_a_later_one_acts(monkeypatch):
-    """``timeout 3h srft train ...`` signals its command twice, and it could die of the second."""
+    """``timeout 3h srft lab ...`` signals its command twice: it died of the second, without its tables."""
     now = [100.0]
-    monkeypatch.setattr(clean_stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clean_stop, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     # Shells start what runs in their background with this signal ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

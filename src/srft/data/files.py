@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from srft.data.row_errors import Problems, quoted
+from srft.data.row_errors import Problems, RowError, named_once, quoted, repeated
 from srft.errors import DataError, did_you_mean
 
 
@@ -74,23 +74,14 @@ def _text(path: Path) -> str:
 
 
 def _parse(text: str) -> Any:
-    """JSON, or ValueError with a short reason: nesting and huge numbers have their own errors, and of a name
-    that an object has twice json.loads would keep one value without a word."""
+    """JSON, or ValueError with a short reason: nesting and huge numbers have their own errors. RowError for a
+    name that stands twice."""
     try:
-        return json.loads(text, object_pairs_hook=_named_once)
+        return json.loads(text, object_pairs_hook=named_once)
     except json.JSONDecodeError:
         raise
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"an object has {quoted(repeated)} more than once")
-    return found
 
 
 def _reason(error: ValueError) -> str:
@@ -132,6 +123,9 @@ def read_jsonl(path: Path, problems: Problems) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             value = _parse(line)
+        except RowError as error:
+            problems.add(where, str(error))
+            continue
         except ValueError as error:
             problems.add(
                 where, f"this line is not JSON: {_reason(error)}; each line must be one object"
@@ -145,6 +139,8 @@ def read_json(path: Path, problems: Problems) -> Iterator[Row]:
     text = _text(path)
     try:
         value = _parse(text)
+    except RowError as error:
+        raise DataError(f"{path}: {error}") from None
     except ValueError as error:
         first, _, rest = text.strip().partition("\n")
         if rest and _is_object(first):
@@ -170,7 +166,7 @@ def read_json(path: Path, problems: Problems) -> Iterator[Row]:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(_parse(text), dict)
-    except ValueError:
+    except (RowError, ValueError):
         return False
 
 
@@ -217,10 +213,9 @@ def read_csv(path: Path, problems: Problems) -> Iterator[Row]:
 
 def _header(header: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in header]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if twice := repeated(names):
         raise DataError(
-            f"{path}:1: the header names {quoted(repeated)} more than once; rename the columns"
+            f"{path}:1: the header names {quoted(twice)} more than once; rename the columns"
         )
     if "" in names:
         raise DataError(
@@ -252,9 +247,8 @@ def read_parquet(path: Path, problems: Problems) -> Iterator[Row]:
             f"{path}: this is not a Parquet file ({_first_line(error)}). An interrupted download or"
             " a Git LFS pointer looks like this: fetch the file again"
         ) from None
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path}: has {quoted(repeated)} more than once; rename the columns")
+    if twice := repeated(names):
+        raise DataError(f"{path}: has {quoted(twice)} more than once; rename the columns")
     number = 0
     try:
         for batch in file.iter_batches(batch_size=1000):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from srft.data.row_errors import RowError
+from srft.data.row_errors import RowError, named_once
 from srft.types import Message, Spoken
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -95,10 +95,10 @@ def is_message(value: Any) -> bool:
 
 def from_text(value: Any, wanted: Callable[[Any], bool] = is_message) -> Any:
     """The list of messages (or tools) that a text writes out as JSON or as Python would, as CSV files
-    and some exports hold them; anything else as it is."""
+    and some exports hold them; anything else as it is. Raises RowError where a name stands twice in one."""
     if not isinstance(value, str) or not _WRITTEN_OUT.match(value):
         return value
-    for read in (json.loads, ast.literal_eval):
+    for read in (_read_json, ast.literal_eval):
         try:
             found = read(value.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -107,6 +107,10 @@ def from_text(value: Any, wanted: Callable[[Any], bool] = is_message) -> Any:
         if isinstance(found, list) and found and all(map(wanted, found)):
             return found
     return value
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=named_once)
 
 
 def is_coded(text: str) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from srft.errors import DataError
 
@@ -25,6 +25,21 @@ def quoted(names: Iterable[str]) -> str:
 
 class RowError(Exception):
     """One row cannot be used; caught within this package and collected, never seen by users."""
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """Names that stand more than once, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` for json.loads, which by itself keeps the last value of a name that stands twice.
+    Raises RowError for such a name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = quoted(repeated([name for name, _ in pairs]))
+        raise RowError(f"an object has {twice} more than once; keep one, or rename the other")
+    return found
 
 
 class Problems:

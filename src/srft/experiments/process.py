@@ -229,17 +229,17 @@ class ProcessRunner:
 
 
 def _begin() -> None:
-    """Runs side by side are faster on one thread each, and a thread count is part of the rounding. A process
-    whose parent has died would wait for work for ever: it stops its run where it can be resumed."""
+    """Runs side by side are faster on one thread each, and a thread count is part of the rounding."""
     import torch
-
-    threading.Thread(target=_outlive, daemon=True).start()
 
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
 
 
-def _outlive() -> None:
+def _stop_with_parent() -> None:
+    """A process whose parent has died would wait for work for ever: it ends, a run of its where it can be
+    resumed."""
     parent = parent_process()
     assert parent is not None
     parent.join()
