@@ -305,6 +305,28 @@ def test_lab_stands_for_the_base_model_with_its_own_weights(monkeypatch, tmp_pat
     assert find_model("lab").place == str(tmp_path / "base")
 
 
+def test_a_folder_lab_without_a_model_is_not_taken_for_the_base_model(monkeypatch, tmp_path):
+    """`srft lab` writes into a folder ``lab`` by default: every later use of the base model met it."""
+    from srft.config import parse_config
+    from srft.experiments.process import recipe_digest
+    from srft.lab import base_model_path
+    from srft.model.loading import load_tokenizer, resolved_config
+
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_config({"model": {"path": "lab"}, "data": {"train": "lab"}, "method": "srft"})
+    before = recipe_digest(recipe)
+    (tmp_path / "lab" / "table2").mkdir(parents=True)
+    assert find_model("lab").place == str(base_model_path())
+    assert recipe_digest(recipe) == before
+    assert resolved_config(recipe.model)[0] == str(base_model_path())
+    assert load_tokenizer(recipe.model).name_or_path == str(base_model_path())
+    (tmp_path / "lab" / "config.yaml").write_text("method: srft")  # now it is a run
+    with pytest.raises(ModelError, match="neither an exported model"):
+        find_model("lab")
+    (tmp_path / "lab" / "config.json").write_text("{}")  # and now a model
+    assert find_model("lab").place == "lab"
+
+
 def test_weights_digest_changes_with_any_weights(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(3_000_000))

@@ -17,7 +17,7 @@ from srft.data.data_config import DataConfig
 from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import CheckpointError, ConfigError, ModelError
 from srft.model.gguf import is_gguf
-from srft.model.model_config import ModelConfig, holds_model
+from srft.model.model_config import ModelConfig, holds_model, is_lab
 from srft.runs.run_dir import RunDir
 from srft.types import RolloutEngine
 
@@ -75,7 +75,8 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
     """
     given = settings.model_dump(exclude_unset=True, exclude={"path"}) if settings else {}
     path = Path(reference).expanduser()
-    if str(reference) == "lab" and not path.exists():
+    run = RunDir(path)
+    if is_lab(reference) and not run.is_run:
         return Source("lab", ModelConfig(path=str(lab.base_model_path()), **given))
     if is_gguf(path):
         return Source(path.stem, ModelConfig(path=str(path), **given))
@@ -85,7 +86,6 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
         )
     if not path.is_dir():
         return Source(str(reference), ModelConfig(path=str(reference), **given))
-    run = RunDir(path)
     for folder in (path, run.model, run.best):
         if holds_model(folder):
             config = ModelConfig(path=str(folder), **given)

@@ -29,7 +29,7 @@ from srft.model.adapters import (
     merge_adapter,
 )
 from srft.model.fast import prepare_compute, restorer
-from srft.model.model_config import ADAPTER_CONFIG, ModelConfig
+from srft.model.model_config import ADAPTER_CONFIG, ModelConfig, is_lab
 from srft.model.output_head import unwrap
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
@@ -208,7 +208,7 @@ def _model_config(config: ModelConfig) -> Any:
     if not config.path:
         raise ModelError("no model given: set model.path to a hub name or a folder")
     folder = Path(config.path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not is_lab(config.path) and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} holds no config.json: point model.path at a folder that save_pretrained "
             "(or a training run's export) has written"
@@ -254,7 +254,7 @@ def resolved_config(config: ModelConfig) -> tuple[str, Any]:
 def _source(path: str) -> str:
     """What transformers is given: a folder, a hub name, or the lab's base model for ``lab``."""
     folder = Path(path).expanduser()
-    if path == "lab" and not folder.exists():
+    if is_lab(path):
         from srft.lab import base_model_path
 
         return str(base_model_path())

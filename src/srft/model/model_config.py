@@ -21,6 +21,12 @@ def holds_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
+def is_lab(reference: str | Path) -> bool:
+    """Whether ``reference`` is the base model that comes along: ``lab``, unless a folder of that name here
+    holds a model. (`srft lab` writes into a folder ``lab``, which holds none.)"""
+    return str(reference) == "lab" and not holds_model(Path("lab"))
+
+
 class LoraConfig(Section):
     """Low-rank adapters (LoRA): the model's own weights stay as they are, and each adapted matrix W
     becomes W + scale B A, of which only A and B are trained."""
