@@ -346,6 +346,19 @@ def test_a_file_where_a_folder_is_to_be_is_refused_first(tmp_path, capsys, argum
     assert code == 2 and "is a file" in " ".join(err.replace("│", " ").split())
 
 
+def test_an_experiment_in_its_default_folder_trains_the_built_in_model(tmp_path, monkeypatch):
+    """As the documentation has it, without --out: its folder is called like the model, ``lab``."""
+    monkeypatch.chdir(tmp_path)
+    sizes = ["train.steps=1", "train.prompts_per_step=1", "data.limit=4", "data.eval_limit=8"]
+    run = [sys.executable, "-m", "srft", "lab", "table1", "--seeds", "1", "--arm", "base", *sizes]
+    for finished in (2, 0):  # the second time everything is there
+        done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout + done.stderr).count("finished ") == finished
+    results = json.loads((tmp_path / "lab" / "table1" / "results.json").read_text())
+    assert not results["failed"] and [arm["name"] for arm in results["arms"]] == ["base", "srft"]
+
+
 PROBLEM = json.dumps({"problem": "a = 1 + 1 ; a ?", "solution": "2"})
 
 
