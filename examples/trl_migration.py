@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import EarlyStoppingCallback
@@ -49,6 +50,8 @@ def main(
             eval_strategy="steps",
             eval_steps=10,
             metric_for_best_model="accuracy",
+            use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(),
             **more,
         ),
         train_dataset=rows(1, 200),

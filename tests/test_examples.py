@@ -41,14 +41,8 @@ def test_srft_from_scratch_learns(capsys):
 
 def test_a_script_for_trl(tiny_model, tmp_path):
     pytest.importorskip("trl")
-    result = example("trl_migration").main(
-        str(tiny_model),
-        str(tmp_path / "out"),
-        max_steps=2,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-    )
+    out = str(tmp_path / "out")
+    result = example("trl_migration").main(str(tiny_model), out, max_steps=2, report_to="none")
     assert result.step == 2 and (tmp_path / "out/final/model.safetensors").is_file()
 
 

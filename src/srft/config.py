@@ -34,8 +34,13 @@ class SRFTConfig(Section):
     """Everything that defines a run. ``srft train recipe.yaml key=value`` and
     ``SRFTTrainer(args=SRFTConfig(...))`` read the same fields."""
 
-    def __init__(self, /, where_: str = "SRFTConfig", **values: Any) -> None:
+    def __init__(self, /, *recipe: Any, where_: str = "SRFTConfig", **values: Any) -> None:
         """Raises ConfigError for an unknown key (with the nearest name) and a wrong value."""
+        if recipe:
+            raise ConfigError(
+                f"{where_}: takes its sections by name: SRFTConfig(method='grpo', train={{'steps': 50}}), or "
+                "SRFTConfig(**sections) for a dict of them; srft.config.load_config(path) reads a file"
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -179,7 +184,7 @@ def parse_config(values: Any, where: str = "config") -> SRFTConfig:
         raise ConfigError(
             f"{where}: a recipe is a mapping of sections, not {type(values).__name__}"
         )
-    return SRFTConfig(where, **{str(key): value for key, value in values.items()})
+    return SRFTConfig(where_=where, **{str(key): value for key, value in values.items()})
 
 
 def section(name: str, values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -22,6 +23,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        value = _path_as_text(value)
         field = cls.model_fields[info.field_name or ""]
         kinds = set(_kinds(field.annotation))
         if (
@@ -42,6 +44,17 @@ class Section(BaseModel):
             if seconds and number > _LONGEST_S:
                 raise ValueError(f"is {number:g} seconds; at most {_LONGEST_S:g} (30 years)")
         return value
+
+
+def _path_as_text(value: Any) -> Any:
+    """Recipes are text: what Python has as a path is written out, also in a list or mapping of such."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple) and any(isinstance(item, PurePath) for item in value):
+        return [_path_as_text(item) for item in value]
+    if isinstance(value, dict) and any(isinstance(item, PurePath) for item in value.values()):
+        return {key: _path_as_text(item) for key, item in value.items()}
+    return value
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:

@@ -17,11 +17,13 @@ from transformers import (
 )
 
 from srft import SRFTConfig, SRFTTrainer
-from srft.errors import CheckpointError, ConfigError, DataError
+from srft.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError
 from srft.evaluation.open_model import environment_of, find_model
 from srft.lab import lab_train
 from srft.runs.files import read_jsonl
+from srft.runs.run_dir import choose_run_dir
 from srft.trainer.callbacks import TRL_NAMES
+from srft.trainer.checkpoint import list_checkpoints
 
 KEEP = {"failed_demonstrations": "keep"}
 
@@ -55,13 +57,13 @@ for _event in (
 
 @pytest.fixture
 def start(recipe, rows):
-    def build(callbacks=(), **sections):
+    def build(callbacks=(), reward_funcs=thirds, **sections):
         sections = {"method": "grpo", "reward": KEEP, "train": {"steps": 3}, **sections}
         return SRFTTrainer(
             args=recipe(**sections),
             train_dataset=rows,
             eval_dataset=rows[:4],
-            reward_funcs=thirds,
+            reward_funcs=reward_funcs,
             callbacks=list(callbacks),
         )
 
@@ -341,3 +343,105 @@ def test_a_dict_of_sections_is_a_recipe(recipe, rows):
     assert environment["given"] == {"data": [f"{type(rows).__name__} given in Python"]}
     assert not environment_of(find_model(result.run_dir)).tools  # data are no tools
     assert math.isfinite(result.metrics["loss"])
+
+
+def test_an_evaluation_that_fails_at_the_end_loses_no_step(start):
+    class Fails(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            metrics["eval_loss"]  # there is none
+
+    trainer = start([Fails()], run={"checkpoint_every": 0})
+    with pytest.raises(KeyError):
+        trainer.train()
+    assert [p.name for p in list_checkpoints(trainer.run.checkpoints)] == ["step_000003"]
+    again = start([], run={"checkpoint_every": 0})
+    assert again.train(resume_from_checkpoint=True).evaluations[-1]["step"] == 3
+
+
+def test_the_same_trainer_does_not_begin_anew_with_weights_that_have_moved(start):
+    calls = []
+
+    def judge(completions, **columns):
+        calls.append(len(completions))
+        if len(calls) > 2:
+            raise ValueError("judge was down")
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = start([], reward_funcs=judge, run={"checkpoint_every": 0})
+    with pytest.raises(RewardError):
+        trainer.train()
+    with pytest.raises(CheckpointError, match="before a checkpoint was written"):
+        trainer.train(resume_from_checkpoint=True)
+    assert len(read_jsonl(trainer.run.metrics)) == trainer.train_state.step > 0
+
+
+def test_a_callback_that_is_added_later_is_given_arguments_too(start):
+    seen = []
+
+    class Looks(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append(args.output_dir)
+
+    trainer = start()
+    trainer.add_callback(Looks)
+    trainer.train()
+    assert seen == [str(trainer.run.path)]
+
+
+def test_what_scripts_call_at_their_end(start):
+    trainer = start()
+    result = trainer.train()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", {"a": 1})
+    trainer.save_metrics("eval", {"b": 2.5})
+    trainer.save_state()
+    written = json.loads((trainer.run.path / "all_results.json").read_text())
+    assert written == {"a": 1, "b": 2.5}
+    state = json.loads((trainer.run.path / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_saving_among_other_files_leaves_them(start, tmp_path, monkeypatch):
+    """As transformers' save_model does; the folder was replaced as a whole, whatever it held."""
+    trainer = start()
+    (trainer.run.model).mkdir()
+    (trainer.run.model / "mine.txt").write_text("x")
+    trainer.train()
+    place = tmp_path / "outputs"
+    (place / "run1").mkdir(parents=True)
+    (place / "run1" / "metrics.jsonl").write_text("x")
+    (place / "model-00001-of-00002.safetensors").write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    for folder in (place, link, trainer.run.model):
+        trainer.save_model(folder)
+        assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+    assert (place / "run1" / "metrics.jsonl").is_file() and link.is_symlink()
+    assert not (place / "model-00001-of-00002.safetensors").exists()
+    assert (trainer.run.model / "mine.txt").is_file()
+    monkeypatch.chdir(place)
+    trainer.save_model(".")
+    trainer.save_model(tmp_path / "own")
+    first = (tmp_path / "own").stat().st_ino
+    trainer.save_model(tmp_path / "own")  # nothing but a model: replaced as a whole
+    assert (tmp_path / "own").stat().st_ino != first
+    assert sorted(p.name for p in place.iterdir() if p.name[0] == ".") == []
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert trainer.save_model("~/final") == tmp_path / "home" / "final"
+
+
+def test_runs_begun_in_one_second_have_folders_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    for _ in range(3):
+        run = choose_run_dir(None, ["srft"])
+        run.path.mkdir(parents=True)
+        made.append(run.path)
+    assert len(set(made)) == 3
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert choose_run_dir("~/out", []).path == tmp_path / "out"
+    with pytest.raises(ModelError, match="the model of this run is"):
+        folder = tmp_path / "run" / "model"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        SRFTTrainer(model=str(tmp_path / "run"), args={"data": {"train": "lab"}})

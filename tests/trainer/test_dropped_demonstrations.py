@@ -21,7 +21,7 @@ def test_more_than_a_few_percent_are_a_warning_with_examples(wrong, loud):
     notes: list[str] = []
     config = SRFTConfig(model={"path": "m"}, data={"train": "d.jsonl"}, reward="numeric")
     with Scorer("numeric") as scorer:
-        kept, _ = _score_demonstrations(config, examples, scorer, notes, World(), None)
+        kept, _ = _score_demonstrations(config, examples, scorer, notes, World(), None, True)
     assert sum(bool(item.demonstration_ids) for item in kept) == 100 - wrong
     assert len(notes) == bool(wrong)
     for note in notes:

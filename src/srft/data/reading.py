@@ -140,31 +140,48 @@ def load_splits(config: DataConfig, seed: int = 0) -> Splits:
 
     ``seed`` decides which rows ``eval_fraction`` holds out, and makes the lab's problems.
     """
-    columns = _roles(config.columns)
-    eval_columns = columns if config.eval_columns is None else _roles(config.eval_columns)
     notes: list[str] = []
-    shared: dict[str, Any] = {"invalid_rows": config.invalid_rows, "seed": seed, "notes": notes}
-    training: dict[str, Any] = {
-        "split": config.split,
-        "subset": config.subset,
-        "limit": config.limit,
-    }
     train: list[Example] = []
     for source in [config.train] if isinstance(config.train, str) else config.train:
-        train += load_examples(source, columns=columns, **training, **shared)
+        train += load_examples(
+            source,
+            split=config.split,
+            subset=config.subset,
+            columns=_roles(config.columns),
+            limit=config.limit,
+            invalid_rows=config.invalid_rows,
+            seed=seed,
+            notes=notes,
+        )
+    return with_evaluation(train, config, seed, notes)
+
+
+def with_evaluation(
+    train: list[Example], config: DataConfig, seed: int, notes: list[str]
+) -> Splits:
+    """Training examples, and beside them the evaluation sets that ``data`` names or holds out of them."""
     if config.eval_fraction > 0:
-        return replace(_hold_out(train, config.eval_fraction, seed), notes=tuple(notes))
-    subset = config.eval_subset or config.subset
-    evaluating: dict[str, Any] = {
-        "split": config.eval_split,
-        "subset": subset,
-        "limit": config.eval_limit,
-    }
-    evaluation = {
-        name: load_examples(source, columns=eval_columns, evaluation=True, **evaluating, **shared)
-        for name, source in _named(config.eval).items()
-    }
-    return Splits(train, evaluation, tuple(notes))
+        splits = _hold_out(train, config.eval_fraction, seed)
+    else:
+        named = _named(config.eval).items()
+        sets = {name: evaluation_set(source, config, seed, notes) for name, source in named}
+        splits = Splits(train, sets)
+    return replace(splits, notes=tuple(notes))
+
+
+def evaluation_set(source: str, config: DataConfig, seed: int, notes: list[str]) -> list[Example]:
+    """The problems of one source, as ``data`` says evaluation data are read."""
+    return load_examples(
+        source,
+        split=config.eval_split,
+        subset=config.eval_subset or config.subset,
+        columns=_roles(config.columns if config.eval_columns is None else config.eval_columns),
+        limit=config.eval_limit,
+        invalid_rows=config.invalid_rows,
+        seed=seed,
+        evaluation=True,
+        notes=notes,
+    )
 
 
 def _roles(columns: Mapping[Any, str]) -> dict[str, str]:

@@ -37,6 +37,7 @@ from srft.rewards.scorer import Scorer
 from srft.runs.environment import environment as machine
 from srft.runs.files import to_json, write_whole
 from srft.runs.lock import hold
+from srft.runs.run_dir import RunDir
 from srft.terminal import Terminal
 from srft.types import Example, SamplingParams, TokenizedExample
 
@@ -91,8 +92,9 @@ def evaluate_model(
     """Evaluate a model on suites or on a dataset, and write what was found.
 
     model_path: folder, run directory, checkpoint or hub name (``find_model``). config: what to evaluate on
-    and how to sample; ``config.suites`` or ``config.dataset`` is needed. out_dir: default
-    ``evaluations/<model>``; started again on the same folder, it goes on where it stopped.
+    and how to sample; ``config.suites`` or ``config.dataset`` is needed. out_dir: the folder written to,
+    ``evaluations/<model>``, or ``evaluations/<run>-model`` (``-step_000100``) of what lies in a run; started
+    again on the same folder, it goes on where it stopped.
     label: name in the tables. data, environment: template settings and tools; None takes the recipe's beside
     the model. reward: verifier of ``config.dataset`` (default math, or the environment's own reward);
     benchmarks have their own. rollout: a RolloutConfig that names the engine and its settings. progress: show
@@ -107,7 +109,7 @@ def evaluate_model(
     config = config or EvaluationConfig(suites=["math5"])
     source = find_model(model_path, model)
     label = label or str(model_path)
-    folder = Path(out_dir) if out_dir else Path("evaluations") / Path(str(model_path)).name
+    folder = Path(out_dir).expanduser() if out_dir else Path("evaluations") / _called(model_path)
     environment = environment or environment_of(source)
     toolbox = build_toolbox(environment)
     sets = evaluation_sets(config, reward, toolbox)
@@ -139,6 +141,15 @@ def evaluate_model(
             summary = _summary(about, earlier, results, sets, config, pending)
             _write(folder, summary)
     return ModelEvaluation(folder, results, summary)
+
+
+def _called(model: str | Path) -> str:
+    """What an evaluation's folder is called: ``one-model`` and ``one-step_2`` of ``runs/one/model`` and
+    ``runs/one/checkpoints/step_2``, since every run has such."""
+    path = Path(model).expanduser()
+    path = path.resolve() if path.exists() else path
+    parent = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return f"{parent.name}-{path.name}" if RunDir(parent).is_run else path.name
 
 
 def load_results(path: str | Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from srft.model.adapters import (
     merge_adapter,
 )
 from srft.model.fast import prepare_compute, restorer
-from srft.model.model_config import ADAPTER_CONFIG, ModelConfig, is_lab
+from srft.model.model_config import ADAPTER_CONFIG, ModelConfig, holds_model, is_lab
 from srft.model.output_head import unwrap
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
@@ -204,15 +204,25 @@ def _base_of(adapters: Path) -> str:
     return str(base)
 
 
+def _check_folder(path: str) -> None:
+    """Raises ModelError where ``path`` is a folder here that holds no model."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or is_lab(path) or holds_model(folder):
+        return
+    hint = (
+        "point model.path at a folder that save_pretrained (or a training run's export) has written"
+    )
+    for trained in (folder / "model", folder / "best"):
+        if holds_model(trained):
+            hint = f"the model of this run is {trained}"
+            break
+    raise ModelError(f"{folder} holds no config.json: {hint}")
+
+
 def _model_config(config: ModelConfig) -> Any:
     if not config.path:
         raise ModelError("no model given: set model.path to a hub name or a folder")
-    folder = Path(config.path).expanduser()
-    if folder.is_dir() and not is_lab(config.path) and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{folder} holds no config.json: point model.path at a folder that save_pretrained "
-            "(or a training run's export) has written"
-        )
+    _check_folder(config.path)
     with _clear(
         f"cannot read a model configuration from {config.path!r}",
         "Check model.path (a folder, or a name on the hub that this machine can reach); models "
@@ -339,6 +349,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises ModelError where it cannot be read or has no end-of-sequence token.
     """
     name = config.tokenizer or config.path
+    if config.tokenizer is None:
+        _check_folder(config.path)
     with _clear(
         f"cannot load a tokenizer from {name!r}",
         "Check that model.path is a folder or a hub name that this machine can reach; a model "

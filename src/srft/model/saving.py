@@ -39,17 +39,20 @@ def save_model(
     name, where the model does not hold it whole: of adapters, as peft names them. end_token_ids: all
     tokens at which whoever generates is to stop; none keeps the model's own.
 
-    Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that
-    was there before is replaced. Returns the folder.
+    Everything goes to a temporary folder beside it, is flushed to disk and renamed; a folder that holds an
+    earlier model and nothing else is replaced. Where it holds more, the files are put among what is there,
+    one by one. Returns the folder.
 
     Raises:
         CheckpointError: the disk is full or not writable, or what was written is not the whole model;
             a folder that was there is untouched.
     """
     folder = Path(folder)
-    temporary = folder.with_name(f".writing-{folder.name}")
+    place = folder.resolve()
+    whole = not _others(place)
+    temporary = place.with_name(f".writing-{place.name}") if whole else place / ".writing-model"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)  # what a process killed here has left
         temporary.mkdir()
         with _savable_generation_config(model, end_token_ids) as ends, quiet_transformers():
@@ -63,7 +66,7 @@ def save_model(
         tokenizer.save_pretrained(temporary)
         for name, text in (files or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        put_in_place(temporary, folder)
+        (put_in_place if whole else _put_among)(temporary, place)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: the model could not be written ({error}). Free space or make the folder "
@@ -161,6 +164,38 @@ def _without_weights(model: Any) -> Any:
         plain = type(model)(config)
     plain.generation_config = model.generation_config
     return plain
+
+
+_MODEL_FILES = (
+    *("config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.*", "additional_chat_templates", "vocab.*", "merges.txt"),
+    *("*.model", "*processor*.json", "processor_config.json", "README.md"),
+)
+_WEIGHTS = (
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("adapter_model.safetensors", "adapter_config.json"),
+)
+
+
+def _others(folder: Path) -> list[Path]:
+    """What lies in ``folder`` and is no file of a model."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return [p for p in inside if not any(map(p.match, (*_MODEL_FILES, *_WEIGHTS)))]
+
+
+def _put_among(temporary: Path, folder: Path) -> None:
+    """Flush to the disk and move file by file into ``folder``, whose older weights are removed."""
+    for path in temporary.rglob("*"):
+        fsync(path)
+    written = {path.name for path in temporary.iterdir()}
+    for old in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        if old.name not in written:
+            old.unlink()
+    for path in temporary.iterdir():
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        path.replace(folder / path.name)
+    fsync(folder)
 
 
 def put_in_place(temporary: Path, folder: Path) -> None:

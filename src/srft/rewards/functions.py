@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -100,13 +101,15 @@ def is_async(function: RewardFunction) -> bool:
 @dataclass(frozen=True)
 class Batch:
     """Completions to score together. token_ids is None where the caller has no tokens, environments
-    where the completions were not made in any."""
+    where the completions were not made in any. known: columns that some row of the data has, in this batch
+    or not."""
 
     examples: Sequence[Example]
     completions: Sequence[str]
     token_ids: Sequence[Sequence[int]] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
     environments: Sequence[Any] | None = None
+    known: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -115,7 +118,7 @@ class Batch:
         """The batch of sample `i` alone."""
         ids = None if self.token_ids is None else [self.token_ids[i]]
         acted = None if self.environments is None else [self.environments[i]]
-        return Batch([self.examples[i]], [self.completions[i]], ids, self.extras, acted)
+        return Batch([self.examples[i]], [self.completions[i]], ids, self.extras, acted, self.known)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments TRL would call a reward function with."""
@@ -129,11 +132,14 @@ class Batch:
                 prompts.append([dict(message) for message in example.prompt])
                 said = getattr(text, "messages", ({"role": "assistant", "content": text},))
                 completions.append([dict(message) for message in said])
-        names = dict.fromkeys(name for example in self.examples for name in example.columns)
+        own = dict.fromkeys(name for example in self.examples for name in example.columns)
+        # A function may use up a list that it is given: every completion has its own, as in TRL.
         values: dict[str, Any] = {
-            name: [example.columns.get(name) for example in self.examples] for name in names
+            name: [_own(example.columns.get(name)) for example in self.examples]
+            for name in (*own, *self.known)
+            if name in own or name != "answer"
         }
-        if any(example.answer is not None for example in self.examples):
+        if "answer" in self.known or any(e.answer is not None for e in self.examples):
             values.setdefault("answer", [_answers(example) for example in self.examples])
         values |= self.extras
         values |= {"prompts": prompts, "completions": completions}
@@ -142,6 +148,10 @@ class Batch:
         if self.environments is not None:
             values["environments"] = list(self.environments)
         return values
+
+
+def _own(value: Any) -> Any:
+    return copy.deepcopy(value) if isinstance(value, list | dict | set) else value
 
 
 def _answers(example: Example) -> str | list[str] | None:
@@ -170,7 +180,8 @@ def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
     values = batch.arguments()
     accepted, missing = _fitted(function, values)
     if missing:
-        columns = sorted(set(values) - {"prompts", "completions", "completion_ids", *batch.extras})
+        ours = {"prompts", "completions", "completion_ids", "environments", *batch.extras}
+        columns = sorted(set(values) - ours)
         tokens = (
             " (no token ids are available in this check)" if "completion_ids" in missing else ""
         )
@@ -179,6 +190,13 @@ def prepare(function: RewardFunction, batch: Batch) -> Callable[[], Any]:
             f"{batch.examples[0].source} has the columns {', '.join(columns) or 'none'}"
         )
     return functools.partial(function, **accepted)
+
+
+def columns_of(examples: Sequence[Example]) -> list[str]:
+    """What functions are given by keyword of any of ``examples``: their columns, and ``answer``."""
+    names = dict.fromkeys(name for example in examples for name in example.columns)
+    answered = any(example.answer is not None for example in examples)
+    return [*names, *(["answer"] if answered and "answer" not in names else [])]
 
 
 def checked(function: RewardFunction, batch: Batch, output: Any) -> list[float | None]:

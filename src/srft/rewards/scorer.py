@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from srft.errors import ConfigError, RewardError
+from srft.errors import ConfigError, DataError, RewardError
 from srft.rewards.functions import (
     AsyncRunner,
     Batch,
     RewardFunction,
+    columns_of,
     function_name,
     load_function,
+    prepare,
     run_functions,
 )
 from srft.rewards.pool import VerifierPool
@@ -116,6 +118,7 @@ class Scorer:
         self.correct_threshold = 0.5 if correct_threshold is None else correct_threshold
         self.trainer_state: Any = None
         self._function_timeout_s = function_timeout_s
+        self._columns: tuple[str, ...] = ()
         self._parts = _parts(items, weights)
         self._checks = {
             part.label: _resolve(part.verifier.check) for part in self._parts if part.verifier
@@ -138,6 +141,37 @@ class Scorer:
     def needs_answer(self) -> bool:
         """Whether some reward compares with the row's answer."""
         return any(part.verifier.needs_answer for part in self._parts if part.verifier)
+
+    @property
+    def calls_functions(self) -> bool:
+        """Whether some reward is a function of the user's."""
+        return any(part.function is not None for part in self._parts)
+
+    def expect(self, examples: Sequence[Example], what: str) -> None:
+        """Before anything is scored: from now on functions are given every column that any of ``examples``
+        has, None where a row has none. ``what`` these are, in messages.
+
+        Raises: RewardError where a function asks for a column that no row has; DataError where a row has no
+        answer and a reward compares with it.
+        """
+        without = [e.source for e in examples if e.answer is None] if self.needs_answer else []
+        if without:
+            raise DataError(
+                f"{what}: {len(without):,} of {len(examples):,} rows have no answer, {without[0]} the first, "
+                "and the reward compares with it. Give them one, leave them out, or use another reward"
+            )
+        if not examples:
+            return
+        names = columns_of(examples)
+        extras = dict.fromkeys(("trainer_state", "log_extra", "log_metric"))
+        batch = Batch(examples[:1], [""], [()], extras, [None], tuple(names))
+        for part in self._parts:
+            if part.function is not None:
+                try:
+                    prepare(part.function, batch)
+                except RewardError as error:
+                    raise RewardError(f"{what}: {error}") from None
+        self._columns = tuple(dict.fromkeys((*self._columns, *names)))
 
     def score(
         self,
@@ -307,6 +341,7 @@ class ScoringSession:
                 "log_metric": self._log_metric,
             },
             environments=None if all(r[3] is None for r in rows) else [r[3] for r in rows],
+            known=self._scorer._columns,
         )
         columns = self._scorer._run_functions(batch)
         for column, noted in self._extras.items():

@@ -95,8 +95,12 @@ class RunDir:
 def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
     """``run.dir``, or ``runs/<methods>-<date>``; nothing is created yet."""
     if given:
-        return RunDir(Path(given))
-    return RunDir(Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}")
+        return RunDir(Path(given).expanduser())
+    folder = Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = folder, 2
+    while path.exists():
+        path, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return RunDir(path)
 
 
 @contextmanager
@@ -140,7 +144,8 @@ def check_unused(run: RunDir) -> None:
     """Raises ConfigError where the folder holds a run."""
     if run.metrics.exists() and run.metrics.stat().st_size:
         raise ConfigError(
-            f"{run.path}: already holds a run. Continue it with --resume, or set run.dir to another folder."
+            f"{run.path}: already holds a run. Continue it with --resume (in Python "
+            "train(resume_from_checkpoint=True)), or set run.dir (TRL's output_dir) to another folder."
         )
 
 

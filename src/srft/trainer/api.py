@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,12 @@ from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
 from srft.model.weight_files import reader_of
 from srft.parallel.sharding import put_tensors
+from srft.runs.files import to_json, write_whole
 from srft.trainer.arguments import arguments_for, lora_from, recipe_from
 from srft.trainer.callbacks import Callbacks, transformers_names
 from srft.trainer.evaluating import figures, predictions
 from srft.trainer.export import export_model
-from srft.trainer.given import Given, held_out
+from srft.trainer.given import Given, held_out, with_names
 from srft.trainer.hub import push
 from srft.trainer.setup import EvaluationData
 from srft.trainer.state import TrainResult
@@ -84,6 +86,7 @@ class SRFTTrainer(TrainingLoop):
         console: Console | None = None,
     ) -> None:
         recipe, notes = recipe_from(args, train_dataset)
+        recipe, train_dataset, eval_dataset = with_names(recipe, train_dataset, eval_dataset)
         settings: dict[str, Any] = {}
         if isinstance(model, str | Path):
             settings["path"], model = str(model), None
@@ -112,6 +115,13 @@ class SRFTTrainer(TrainingLoop):
         made = [item() if isinstance(item, type) else item for item in callbacks or ()]
         arguments = arguments_for(args, recipe) if made or is_trl(args) else None
         super().__init__(recipe, given, console, Callbacks(made, arguments))
+        if arguments is not None and not is_trl(args):
+            self._tell_where(arguments)
+
+    def _tell_where(self, arguments: Any) -> None:
+        """Callbacks are given ``arguments`` with the run directory, which may have been chosen here."""
+        arguments.output_dir = str(self.run.path)
+        self.callbacks.arguments = arguments
 
     # -- what is asked of it before, while and after it trains -------------------------------------
 
@@ -143,6 +153,8 @@ class SRFTTrainer(TrainingLoop):
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         self.callbacks.callbacks.append(callback() if isinstance(callback, type) else callback)
+        if self.callbacks.arguments is None:
+            self._tell_where(arguments_for(None, self.args))
 
     def pop_callback(
         self, callback: TrainerCallback | type[TrainerCallback]
@@ -244,18 +256,31 @@ class SRFTTrainer(TrainingLoop):
     def save_model(self, output_dir: str | Path | None = None) -> Path:
         """Writes the model as it is, its tokenizer and a card with the run's figures, as transformers and
         vLLM load it; none: to ``model`` in the run directory. Returns the folder."""
-        folder = self.run.model if output_dir is None else Path(output_dir)
+        folder = self.run.model if output_dir is None else Path(output_dir).expanduser()
         step = self.train_state.step
-        if folder.resolve() != self.run.path.resolve():
-            return export_model(self.setup.policy, folder, self.args, self.run, step, self.world)
-        # Beside the run's own files, which the folder that is put in place as a whole would replace.
-        inside = folder / ".model"
-        export_model(self.setup.policy, inside, self.args, self.run, step, self.world)
+        return export_model(self.setup.policy, folder, self.args, self.run, step, self.world)
+
+    def log_metrics(self, split: str, metrics: Mapping[str, Any]) -> None:
+        """Prints figures, as transformers' ``Trainer.log_metrics`` does."""
+        self._say(f"***** {split} metrics *****")
+        for name, value in sorted(metrics.items()):
+            self._say(f"  {name} = {value}")
+
+    def save_metrics(self, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
+        """Writes figures to ``<split>_results.json`` in the run directory, and among those of
+        ``all_results.json`` with ``combined``."""
+        if not self.world.main:
+            return
+        write_whole(self.run.path / f"{split}_results.json", to_json(metrics, indent=4))
+        every = self.run.path / "all_results.json"
+        if combined:
+            earlier = json.loads(every.read_text(encoding="utf-8")) if every.exists() else {}
+            write_whole(every, to_json({**earlier, **metrics}, indent=4))
+
+    def save_state(self) -> None:
+        """Writes ``state`` to ``trainer_state.json`` in the run directory."""
         if self.world.main:
-            for path in inside.iterdir():
-                path.replace(folder / path.name)
-            inside.rmdir()
-        return folder
+            self.state.save_to_json(str(self.run.path / "trainer_state.json"))
 
     def push_to_hub(
         self, commit_message: str = "End of training", *, token: str | None = None, **settings: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.leakage import apart
-from srft.data.reading import EVAL_SPLITS, TRAIN_SPLITS, Splits, as_examples, load_splits
+from srft.data.reading import (
+    EVAL_SPLITS,
+    TRAIN_SPLITS,
+    Splits,
+    as_examples,
+    evaluation_set,
+    load_splits,
+    with_evaluation,
+)
 from srft.environments.toolbox import Toolbox, build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.objective.methods import get_method
@@ -56,6 +65,10 @@ class Given:
         found = {key: [getattr(f, "__name__", str(f)) for f in fs] for key, fs in named.items()}
         return {key: names for key, names in found.items() if names}
 
+    def names_no_reward(self, config: SRFTConfig) -> bool:
+        """Whether neither functions are given nor another reward named than the default."""
+        return self.rewards is None and config.reward.rewards == RewardConfig().rewards
+
     def scorer(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Scorer:
         """The recipe's verifier, or the given functions with the recipe's limits; with the rewards of
         environments, of which each has the weight 1.
@@ -63,9 +76,8 @@ class Given:
         Raises:
             ConfigError: there are functions and the recipe names rewards of its own.
         """
-        named = config.reward.rewards
-        if self.rewards is not None and named != RewardConfig().rewards:
-            labels = ", ".join(spec.label for spec in named)
+        if self.rewards is not None and config.reward.rewards != RewardConfig().rewards:
+            labels = ", ".join(spec.label for spec in config.reward.rewards)
             raise ConfigError(
                 f"reward_funcs are given and the recipe names rewards too ({labels}): only one of them could "
                 "act. Leave the names out of args.reward (its limits and thresholds may stay), or add a "
@@ -80,10 +92,11 @@ class Given:
         Raises:
             DataError: it cannot be used.
         """
+        data = config.data
         train: Any = self.train
-        owns = toolbox is not None and None in toolbox.factories
-        placeholder = owns and train is None and "train" not in config.data.model_fields_set
         evaluation = self.evaluation
+        owns = toolbox is not None and None in toolbox.factories
+        placeholder = owns and train is None and "train" not in data.model_fields_set
         if _is_splits(train):
             name = next((name for name in TRAIN_SPLITS if name in train), None)
             if name is None:
@@ -98,15 +111,45 @@ class Given:
         if placeholder:
             splits = Splits([Example(NO_PROMPT)] * config.train.prompts_per_step, {})
         elif train is None:
-            splits = load_splits(config.data, seed=config.data.seed)
+            splits = load_splits(data, seed=data.seed)
         else:
-            splits = Splits(_examples(train, config, _rows_needed(config), notes), {})
+            examples = _examples(train, config, _rows_needed(config), notes)
+            splits = with_evaluation(examples, data, data.seed, [])
         if evaluation is not None:
             splits = replace(splits, eval=held_out(evaluation, config, notes))
         splits = replace(splits, notes=(*self.notes, *splits.notes, *notes))
         if toolbox is not None and toolbox.factories:
             return splits  # an environment may make another problem of the same prompt
-        return apart(splits, drawn=evaluation is None and config.data.eval_fraction > 0)
+        return apart(splits, drawn=evaluation is None and data.eval_fraction > 0)
+
+
+def with_names(config: SRFTConfig, train: Any, evaluation: Any) -> tuple[SRFTConfig, Any, Any]:
+    """The recipe with the names of sources that are given in place of data, and the data that are not such.
+
+    Raises:
+        ConfigError: evaluation data are given, and the recipe names some too.
+    """
+    data, named = config.data, dict[str, Any]()
+    train, evaluation = as_name(train), as_name(evaluation)
+    if evaluation is not None and (data.eval is not None or data.eval_fraction > 0):
+        raise ConfigError(
+            "eval_dataset is given, and args.data names evaluation data too (eval or eval_fraction): only "
+            "one of them could act"
+        )
+    if isinstance(train, str):
+        named["train"], train = train, None
+    sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
+    names = {str(name): as_name(part) for name, part in sets.items()}
+    if all(isinstance(name, str) for name in names.values()):
+        named["eval"], evaluation = names, None
+    return config.model_copy(update={"data": data.model_copy(update=named)}), train, evaluation
+
+
+def as_name(data: Any) -> Any:
+    """A path as the text that names it, and a DataFrame as its rows; anything else as it is."""
+    if isinstance(data, PurePath):
+        return str(data)
+    return data.to_dict("records") if hasattr(data, "to_dict") and hasattr(data, "iloc") else data
 
 
 def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[Example]]:
@@ -115,23 +158,26 @@ def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[
     Raises:
         DataError: they cannot be used.
     """
+    data = as_name(data)
     named = data if _is_splits(data) else {"eval": data}
     return {str(name): _held_out(rows, config, notes) for name, rows in named.items()}
 
 
 def _is_splits(data: Any) -> bool:
-    """Whether it is a DatasetDict, or any mapping of names to sets of rows."""
+    """Whether it is a DatasetDict, or any mapping of names to sets of rows or to names of sources."""
 
     def rows(part: Any) -> bool:
-        first = part[0] if isinstance(part, list | tuple) and part else None
-        return hasattr(part, "column_names") or isinstance(first, Mapping | Example)
+        if isinstance(part, list | tuple):
+            return not part or isinstance(part[0], Mapping | Example)
+        return hasattr(part, "column_names") or isinstance(as_name(part), str | list)
 
-    return isinstance(data, Mapping) and all(map(rows, data.values()))
+    return isinstance(data, Mapping) and bool(data) and all(map(rows, data.values()))
 
 
 def _is_routed(data: Any) -> bool:
     """Whether rows name an environment and no prompt, which is then the environment's."""
-    first = data[0] if hasattr(data, "__getitem__") and hasattr(data, "__len__") and data else {}
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    first = data[0] if indexed and not isinstance(data, Mapping) and len(data) else {}
     return isinstance(first, Mapping) and "environment" in first and "prompt" not in first
 
 
@@ -161,6 +207,9 @@ def _examples(data: Any, config: SRFTConfig, most: int | None, notes: list[str])
 def _held_out(data: Any, config: SRFTConfig, notes: list[str]) -> list[Example]:
     columns = config.data.eval_columns or config.data.columns
     limit = config.data.eval_limit
+    data = as_name(data)
+    if isinstance(data, str):
+        return evaluation_set(data, config.data, config.data.seed, notes)
     if limit is None and not hasattr(data, "__len__"):
         raise DataError(
             "eval_dataset is a stream, which need not end: set args.data.eval_limit to how many of its rows "

@@ -74,18 +74,19 @@ def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
         )
 
 
+def reads_demonstrations(method: Method) -> bool:
+    """Whether it makes any use of demonstrations."""
+    shown = method.teacher == "demonstration"
+    return bool(
+        method.demonstrations or method.prefix or method.interleave or method.rescue or shown
+    )
+
+
 def check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
     """Raises DataError where a method reads demonstrations and no row has one."""
     with_demo = sum(bool(example.demonstration_ids) for example in examples)
     for method in methods:
-        reads_demos = (
-            method.demonstrations
-            or method.prefix
-            or method.interleave
-            or method.rescue
-            or method.teacher == "demonstration"
-        )
-        if reads_demos and not with_demo:
+        if reads_demonstrations(method) and not with_demo:
             raise DataError(
                 f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
                 "column with data.columns.demonstration=NAME, or use a method that needs none, such as grpo"

@@ -48,6 +48,7 @@ from srft.trainer.method_checks import (
     check_references,
     check_teacher,
     check_tools,
+    reads_demonstrations,
 )
 from srft.trainer.models import build_policy, build_teacher, choose_device, reopen_policy
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
@@ -157,6 +158,11 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         raise ConfigError(
             "model.path: not set; give a folder or a hub id, such as model.path=Qwen/Qwen3-0.6B"
         )
+    if config.model.dtype == "float16":
+        raise ConfigError(
+            "model.dtype: float16 is for evaluation only, since losses are not scaled; take bfloat16 or "
+            "float32"
+        )
     tokenizer = _tokenizer(config, given, model)
     tools = build_tools(toolbox, tokenizer, config.data)
     splits = given.read(config, toolbox)
@@ -166,13 +172,14 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
         scorer = given.scorer(config, toolbox)
         undo.callback(scorer.close)
         with console.status("verifying answers and demonstrations"):
-            examples = _check_answers(config, examples, scorer, notes, world)
-            examples, demo_scores = _score_demonstrations(
-                config, examples, scorer, notes, world, toolbox
+            examples, demo_scores = _judge(
+                config, methods, given, examples, scorer, notes, world, toolbox
             )
         check_data(methods, examples)
         needs_reference = any(m.reads_reference(config.teacher.frozen) for m in methods)
         device = choose_device(config)
+        for name, problems in held_out.items():
+            scorer.expect([p.example for p in problems], f"evaluation data {name}")
         evaluation = _evaluation(config, held_out, tokenizer, scorer, tools)
         asked = [data.problems for data in evaluation.values()]
         lengths = measure_lengths(config, methods, examples, asked)
@@ -319,6 +326,37 @@ def _evaluation(
     return sets
 
 
+def _judge(
+    config: SRFTConfig,
+    methods: Sequence[Method],
+    given: Given,
+    examples: list[TokenizedExample],
+    scorer: Scorer,
+    notes: list[str],
+    world: World,
+    toolbox: Toolbox | None,
+) -> tuple[list[TokenizedExample], list[list[Score]]]:
+    """Answers against themselves, demonstrations by the verifier; what is left, and the demonstrations'
+    scores.
+
+    Raises:
+        DataError, RewardError.
+    """
+    answered = any(tokenized.example.answer is not None for tokenized in examples)
+    supervised = not any(method.rollouts for method in methods)
+    if supervised and not answered and given.names_no_reward(config):
+        notes.append("no row has an answer: demonstrations are learned as they are, unverified")
+        right = Score(1.0, {}, correct=True)
+        return examples, [[right] * len(example.demonstration_ids) for example in examples]
+    examples = _check_answers(config, examples, scorer, notes, world)
+    scorer.expect([tokenized.example for tokenized in examples], "training data")
+    read = any(map(reads_demonstrations, methods))
+    if not read and scorer.calls_functions:  # which may cost money, or a judge's time
+        prompts = [replace(e, demonstration_ids=(), demonstration_masks=()) for e in examples]
+        return prompts, [[] for _ in examples]
+    return _score_demonstrations(config, examples, scorer, notes, world, toolbox, read)
+
+
 def _check_answers(
     config: SRFTConfig,
     examples: list[TokenizedExample],
@@ -358,9 +396,10 @@ def _score_demonstrations(
     notes: list[str],
     world: World,
     toolbox: Toolbox | None,
+    read: bool,
 ) -> tuple[list[TokenizedExample], list[list[Score]]]:
     """Scores every demonstration with the verifier that scores rollouts and leaves those out that fail,
-    where the recipe says so.
+    where the recipe says so. read: a method reads them.
 
     Raises:
         RewardError: a reward function failed.
@@ -383,12 +422,12 @@ def _score_demonstrations(
             f"{len(report.failed):,} of {report.total:,} demonstrations ({share:.1%}) fail their own "
             f"verifier:\n{shown}"
         )
-        if policy == "drop" and not report.passed:
+        if policy == "drop" and not report.passed and read:
             raise DataError(
                 f"{text}\nIs {' + '.join(scorer.labels)} the right reward, and does the answer column "
                 "hold the answer? `srft data check` shows them as tokens"
             )
-        if policy == "drop" and share > _FEW:
+        if policy == "drop" and share > _FEW and read:
             text = f"WARNING: part of the data is LEFT OUT of training. {text}"
         notes.append(f"{text}\nreward.failed_demonstrations={policy}")
     kept_examples, kept_scores = [], []

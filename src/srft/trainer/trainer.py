@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from srft.config import SRFTConfig
-from srft.errors import AlarmError, NumericalError
+from srft.errors import AlarmError, CheckpointError, NumericalError
 from srft.objective.method import Method, Progress
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
@@ -140,7 +140,8 @@ class TrainingLoop:
 
         Raises:
             ConfigError: the run directory holds another run.
-            CheckpointError: nothing to resume from, or a checkpoint cannot be written.
+            CheckpointError: the checkpoint that is named is not there, or one cannot be read or written.
+                (Where the run has none yet, it starts from the beginning, and says so.)
             NumericalError, AlarmError: refused steps or an alarm, where these are to stop the run.
             RewardError, RolloutError: from the reward functions and the engine.
             RankError: a process is gone; PeerError: another process failed, and says why.
@@ -172,6 +173,7 @@ class TrainingLoop:
                 metrics = self._step()
             finished = self.finished or stopped_by == "callback"
             if finished and self.train_state.evaluated != self.train_state.step:
+                self._checkpoint(told=False)  # what was trained is not lost where evaluation fails
                 self._evaluate()
             self._checkpoint()
             self.checkpoints.wait()
@@ -414,6 +416,12 @@ class TrainingLoop:
         name = None if which is True else named_checkpoint(self.run, Path(which))
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
+            if self.train_state.step:  # in this very process, whose weights are no longer the first
+                raise CheckpointError(
+                    f"the training ended after step {self.train_state.step} before a checkpoint was written: "
+                    "make the trainer anew, with another run.dir; with a lower run.checkpoint_every less "
+                    "would be lost"
+                )
             self._say("resume: no checkpoint was written yet; starting from the beginning")
             if self.world.main:
                 begin_run(self.run, recipe, self.setup.given.described())
@@ -454,8 +462,8 @@ class TrainingLoop:
         )
         stack.callback(self.trackers.close)
 
-    def _checkpoint(self) -> None:
-        """Saves, unless the last checkpoint holds this very state."""
+    def _checkpoint(self, told: bool = True) -> None:
+        """Saves, unless the last checkpoint holds this very state. told: callbacks hear of it."""
         state = {
             "train": asdict(self.train_state),
             "sampler": self.collector.position(),
@@ -470,7 +478,8 @@ class TrainingLoop:
         check_weights(self.model, self.train_state.step, self.world)
         self.checkpoints.save(self.train_state.step, self.model, self.optimizer, state)
         self.saved = state
-        self.callbacks.saved()
+        if told:
+            self.callbacks.saved()
 
     def _export(self, folder: Path) -> Path:
         self.view.phase("exporting")

@@ -294,7 +294,11 @@ def _run(args: Any, _: Any) -> dict[str, Any]:
         "evaluation.best_mode": "min" if args.greater_is_better is False else "max",
     }
     if args.metric_for_best_model:
-        name = args.metric_for_best_model.removeprefix("eval_")
+        name = args.metric_for_best_model.removeprefix("eval_").removeprefix("eval/")
+        if name == "loss":  # what load_best_model_at_end takes where nothing is named
+            raise ConfigError(
+                "metric_for_best_model: no loss is measured in evaluation; name accuracy or reward"
+            )
         found["evaluation.best_metric"] = name if name == "accuracy" else f"eval/{name}"
     wanted = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
     wanted = [name for name in wanted if name != "none"]
