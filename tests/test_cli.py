@@ -367,8 +367,8 @@ def test_eval_proposes_its_own_options_and_they_do_what_they_say(tmp_path, capsy
     code, _, err = command(capsys, "eval", "lab", "--dataset", path)
     assert code == 3 and "data.columns" not in err
     (proposed,) = [line.strip() for line in err.splitlines() if "--columns" in line]
-    assert proposed == "--columns '{prompt: problem, demonstration: solution}'"
-    options = shlex.split(proposed.replace("demonstration", "answer"))
+    assert proposed == "--columns '{prompt: problem, answer: solution}'"
+    options = shlex.split(proposed)
     run = ["eval", "lab", "--dataset", path, "--max-tokens", "4", "--out", str(tmp_path / "e")]
     code, out, err = command(capsys, *run, "--reward", "exact", *options)
     assert code == 0, err

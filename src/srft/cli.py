@@ -21,6 +21,7 @@ from srft.cli_options import (
     load_recipe,
     print_json,
     show_tables,
+    where_to_resume,
     with_options,
 )
 from srft.errors import LESS_MEMORY, PeerError, SRFTError, out_of_memory
@@ -77,6 +78,8 @@ def train(
     ] = False,
 ) -> None:
     """Train a model: [bold]srft train recipe.yaml train.steps=50[/]."""
+    if resume:
+        overrides = where_to_resume(recipe, overrides or [])
     config = load_recipe(recipe, overrides)
     if dry_run:
         from srft.trainer.setup import build_methods
@@ -92,6 +95,7 @@ def train(
             f"stopped by {result.stopped_by} after step {result.step}; continue with --resume "
             f"run.dir={result.run_dir}",
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 
@@ -143,6 +147,12 @@ def quickstart(
 
     result = run(list(overrides or []), console)
     if result.stopped_by:
+        console.print(
+            f"stopped by {result.stopped_by} after step {result.step}; continue with: "
+            f"srft train {shlex.quote(str(result.run_dir / 'config.yaml'))} --resume",
+            markup=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(STOPPED_EXIT_CODES[result.stopped_by])
 
 

@@ -180,9 +180,13 @@ def sample(
         raise ConfigError("give either a prompt or --lab N")
     asked = [(prompt or "", "")]
     if lab:
-        from srft.lab import lab_eval
+        from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, lab_eval
 
-        asked = [(row["prompt"], row["answer"]) for row in lab_eval(1)[:lab]]
+        each = -(-lab // len([*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION]))
+        rows = lab_eval(each)
+        # Evenly over the families, which stand one after the other.
+        turns = sorted(range(len(rows)), key=lambda place: place % each)
+        asked = [(rows[k]["prompt"], rows[k]["answer"]) for k in turns[:lab]]
     answered = sample_texts(
         model,
         [text for text, _ in asked],

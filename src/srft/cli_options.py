@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 
 from srft.cli_completion import complete_setting
 from srft.errors import ConfigError, DataError, ModelError, RolloutError
@@ -60,6 +62,29 @@ def load_recipe(recipe: str, overrides: list[str] | None) -> Any:
     if "=" in recipe and not Path(recipe).exists():
         return load_config(None, [recipe, *arguments])
     return load_config(recipe, arguments)
+
+
+def where_to_resume(recipe: str, overrides: list[str]) -> list[str]:
+    """The arguments with ``run.dir``: where the recipe is a run's own config.yaml, that run.
+
+    Raises:
+        ConfigError: nothing says which run is to be continued.
+    """
+    from srft.runs.run_dir import RunDir
+
+    if any(override.startswith("run.dir=") for override in overrides):
+        return overrides
+    beside = RunDir(Path(recipe).parent)
+    if Path(recipe).name == beside.config.name and beside.environment.is_file():
+        return [*overrides, f"run.dir={json.dumps(str(beside.path))}"]
+    if load_recipe(recipe, overrides).run.dir is None:
+        runs = [path.parent for path in Path("runs").glob("*/config.yaml")]
+        newest = max(runs, key=lambda run: run.stat().st_mtime, default="runs/NAME")
+        raise ConfigError(
+            f"--resume: which run? Its folder is run.dir, such as run.dir={newest}"
+            + (" (the newest one here)" if runs else "")
+        )
+    return overrides
 
 
 def rollout_section(engine: str | None, rollout: list[str] | None) -> Any:
@@ -158,13 +183,26 @@ def show_tables(tables: Any) -> None:
     """Markdown or rich's tables on the console, wide enough that no cell is cut."""
     from rich.markdown import Markdown
 
-    if isinstance(tables, str):
-        needed = max((len(row) for row in tables.splitlines() if row.startswith("|")), default=0)
-        tables = Markdown(tables)
-    else:
-        needed = console.measure(tables, options=console.options.update(width=300)).maximum
-    wide = Terminal(width=max(console.width, needed), markup=False, quiet=console.quiet)
-    wide.print(tables)
+    parts = _parts_of(tables) if isinstance(tables, str) else [(tables, 0)]
+    for part, needed in parts:
+        if isinstance(part, str):
+            part = Markdown(part)
+        else:
+            needed = console.measure(part, options=console.options.update(width=300)).maximum
+        width = max(console.width, needed)
+        Terminal(width=width, markup=False, quiet=console.quiet).print(part)
+
+
+def _parts_of(text: str) -> list[tuple[str, int]]:
+    """The tables of a Markdown text and what stands between them, each with the width that it needs."""
+    parts: list[tuple[str, int]] = []
+    for is_table, lines in itertools.groupby(text.splitlines(), lambda line: line[:1] == "|"):
+        block = list(lines)
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in block]
+        columns = itertools.zip_longest(*cells, fillvalue="") if is_table else ()
+        # Two blanks on either side of a column, and a rule.
+        parts.append(("\n".join(block), sum(max(map(cell_len, c)) + 5 for c in columns)))
+    return parts
 
 
 def yaml_of(option: str, text: str) -> Any:

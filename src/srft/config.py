@@ -19,7 +19,7 @@ from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.model.model_config import ModelConfig
 from srft.objective.switches import Switches
 from srft.parallel.parallel_config import ParallelConfig
-from srft.rewards.reward_config import RewardConfig
+from srft.rewards.reward_config import RewardConfig, written_out
 from srft.rollout.rollout_config import RolloutConfig
 from srft.secrets import redact_values
 from srft.section import Section
@@ -144,12 +144,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     if path is not None:
         values = _read_yaml(Path(path))
     where = str(path) if path else "overrides"
-    given = [_override(override) for override in overrides]
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), *given)
-        plain = OmegaConf.to_container(merged, resolve=True)
+        recipe = OmegaConf.create(values)
+        # `reward=exact` and `reward.timeout_s=9` may stand in either order.
+        for key, value, text in sorted(map(_override, overrides), key=lambda o: o[0] != ["reward"]):
+            _apply(recipe, key, value, text)
+        plain = OmegaConf.to_container(recipe, resolve=True)
         # What cannot be written as YAML (half a surrogate pair, say) could not be resumed from.
         yaml.safe_dump(plain, allow_unicode=True).encode()
+    except ConfigError:
+        raise
     except _UNREADABLE as error:
         raise ConfigError(f"{where}: {_first_lines(error)}") from error
     return parse_config(plain, where)
@@ -160,16 +164,55 @@ _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, Re
 in place of a section is a TypeError."""
 
 
-def _override(text: str) -> Any:
-    """One ``section.key=value``. Raises ConfigError, naming it."""
-    if "=" not in text or text.startswith("="):
+def _override(text: str) -> tuple[list[str], Any, str]:
+    """The parts of the key, the value and the text of one ``section.key=value``; a number is a place in a
+    list, ``stages.0.steps=5``. Raises ConfigError, naming it."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
         raise ConfigError(f"override {text!r}: write it as key=value, such as train.steps=50")
     try:
-        return OmegaConf.from_dotlist([text])
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        parts = re.sub(r"\[(\w+)\]", r".\1", key.strip()).split(".")
+        return parts, dict(parsed)["value"], text  # type: ignore[arg-type]
     except _UNREADABLE as error:
         raise ConfigError(
             f"override {text[:200]!r}: the value is not YAML: {_first_lines(error)}"
         ) from error
+
+
+def _apply(recipe: Any, key: list[str], value: Any, text: str) -> None:
+    """Sets a key of ``recipe``: of a section those of its settings that are named, anything else as a whole.
+
+    Raises:
+        ConfigError: what is there has no such place.
+    """
+    names_rewards = isinstance(value, Mapping) and value.keys() & {"name", "function", "rewards"}
+    if key[0] == "reward" and (len(key) > 1 or isinstance(value, Mapping)):
+        recipe.reward = written_out(OmegaConf.select(recipe, "reward"))
+    for depth in range(1, len(key)):
+        name = ".".join(key[:depth])
+        there = OmegaConf.select(recipe, name)
+        if there is not None and not OmegaConf.is_config(there):
+            raise ConfigError(
+                f"override {text[:200]!r}: {name} is {there!r}, which has no parts; set {name} as a whole"
+            )
+    merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
+    try:
+        OmegaConf.update(recipe, ".".join(key), value, merge=merge, force_add=True)
+    except _UNREADABLE as error:
+        raise ConfigError(f"override {text[:200]!r}: {_first_lines(error)}") from error
+
+
+def _is_section(key: Sequence[str]) -> bool:
+    """Whether the key is of a section, whose settings are set one by one, and not of one setting."""
+    model: type[BaseModel] = SRFTConfig
+    for part in key:
+        field = model.model_fields.get(part)
+        inside = None if field is None else _model_at(model, [part])
+        if inside is None or inside is model:
+            return False
+        model = inside
+    return True
 
 
 def _first_lines(error: BaseException) -> str:

@@ -58,7 +58,7 @@ def a_third(completions, **_):
 @pytest.fixture
 def config(recipe):
     return recipe(
-        method="grpo",
+        method="srft",
         train={"steps": 4},
         reward={"failed_demonstrations": "keep"},
         run={"checkpoint_every": 2},
@@ -134,7 +134,7 @@ def test_a_run_killed_before_its_first_step_is_resumed_from_the_beginning(
 ):
     kill(another(halt=1))
     run = tmp_path / "run"
-    assert yaml.safe_load((run / "config.yaml").read_text())["method"] == "grpo"
+    assert yaml.safe_load((run / "config.yaml").read_text())["method"] == "srft"
     assert not (run / "metrics.jsonl").exists()
     other = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
     result = SRFTTrainer(args=other, reward_funcs=a_third).train(resume_from_checkpoint=True)

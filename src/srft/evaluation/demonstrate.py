@@ -16,6 +16,7 @@ from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import ProgressCallback, evaluate, tokenize_problems
 from srft.evaluation.open_model import Source, find_model, load, weights_digest
 from srft.evaluation.results import ProblemResult, Sample
+from srft.evaluation.run import functions_of
 from srft.runs.files import write_whole
 from srft.runs.lock import hold
 from srft.types import Example, Message, SamplingParams
@@ -119,6 +120,7 @@ def _identity(config: SRFTConfig, source: Source) -> dict[str, Any]:
     return {
         "weights": weights_digest(source),
         "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
+        **functions_of(config.reward),
         **({"tools": asked.model_dump(mode="json")} if asked.tools or asked.factory else {}),
     }
 
@@ -163,10 +165,12 @@ def _row(example: Example, demonstrations: Sequence[Any]) -> dict[str, Any]:
 def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     import datasets
     import pyarrow
+    from pyarrow import parquet
 
     buffer = io.BytesIO()
     try:
-        datasets.Dataset.from_list([dict(row) for row in rows]).to_parquet(buffer)
+        made = datasets.Dataset.from_list([dict(row) for row in rows])
+        parquet.write_table(made.data.table, buffer)
     except pyarrow.ArrowException as error:
         raise DataError(
             f"the rows cannot be written as Parquet ({error}): a column holds values of several kinds; leave "

@@ -73,7 +73,7 @@ class ScorerLike(Protocol):
 
 @dataclass(frozen=True)
 class _Item:
-    """A problem ready to be asked. ``digest`` stands for the prompt's tokens."""
+    """A problem ready to be asked. ``digest`` stands for the prompt's tokens and the row's columns."""
 
     id: str
     example: Example
@@ -127,7 +127,7 @@ def evaluate(
         raise DataError(f"{name}: no problems to evaluate on.")
     started = time.monotonic()
     settings = {**asdict(params), "seed": seed, **(identity or {})}
-    items = _number(_tokenized(problems, tokenizer, data))
+    items = _number(_tokenized(problems, tokenizer, data), getattr(scorer, "reads", None))
     if share is not None:
         items = [items[number] for number in share]
     total = len(items) * n
@@ -177,8 +177,11 @@ def tokenize_problems(
     return tokenized
 
 
-def _number(problems: Sequence[TokenizedExample]) -> list[_Item]:
-    """Give each problem its id; a repeated problem gets ``-2`` and so on."""
+def _number(
+    problems: Sequence[TokenizedExample], reads: Callable[[Example], Any] | None
+) -> list[_Item]:
+    """Give each problem its id; a repeated problem gets ``-2`` and so on. reads: the columns of a row that
+    its score depends on."""
     seen: Counter[str] = Counter()
     items = []
     for problem in problems:
@@ -186,7 +189,10 @@ def _number(problems: Sequence[TokenizedExample]) -> list[_Item]:
         seen[name] += 1
         if seen[name] > 1:
             name = f"{name}-{seen[name]}"
-        digest = hashlib.sha256(repr(problem.prompt_ids).encode()).hexdigest()[:12]
+        told = repr(problem.prompt_ids)
+        if columns := reads(problem.example) if reads else None:
+            told += repr(sorted(columns.items()))
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
         items.append(_Item(name, problem.example, tuple(problem.prompt_ids), digest))
     return items
 

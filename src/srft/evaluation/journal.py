@@ -97,6 +97,9 @@ class Journal:
         _, header = next(lines, (1, None))
         if header is None:
             return False
+        if data[:whole].count(b"\n") == 1 and isinstance(header, Mapping) and "settings" in header:
+            path.write_bytes(b"")  # begun, and no sample was judged: nothing binds to its settings
+            return False
         _check_settings(path, header, settings)
         for number, row in lines:
             try:

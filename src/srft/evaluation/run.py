@@ -31,6 +31,7 @@ from srft.evaluation.open_model import (
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.evaluation.results import EvaluationResult
 from srft.model.model_config import ModelConfig
+from srft.rewards.functions import source_digest
 from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
 from srft.rewards.scorer import Scorer
@@ -39,7 +40,7 @@ from srft.runs.files import to_json, write_whole
 from srft.runs.lock import hold
 from srft.runs.run_dir import RunDir
 from srft.terminal import Terminal
-from srft.types import Example, SamplingParams, TokenizedExample
+from srft.types import Example, SamplingParams
 
 FORMAT = 1
 
@@ -61,11 +62,12 @@ class ModelEvaluation:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """One set of problems to evaluate: ``benchmark.size`` is that of the whole set as it was read,
+    """One set of problems to evaluate: ``benchmark.size`` is that of ``whole``, the set as it was read,
     ``problems`` what is asked of it, ``reward`` its verifier, ``source`` where it was read. On data that is
     no benchmark environments give rewards too."""
 
     benchmark: Benchmark
+    whole: list[Example]
     problems: list[Example]
     reward: RewardConfig
     source: str
@@ -198,12 +200,12 @@ def evaluation_sets(
     sets = []
     for benchmark in resolve(config.suites):
         problems = load_benchmark(benchmark, config.data_dir, config.seed)
-        size = len(problems)
-        chosen = select(problems, config.limit, config.seed)
-        chosen = [with_system(e, config.system_prompt) for e in chosen]
+        whole = [with_system(e, config.system_prompt) for e in problems]
+        chosen = select(whole, config.limit, config.seed)
         verifier = RewardConfig.model_validate(benchmark.verifier)
         source = source_of(benchmark, config.data_dir)
-        sets.append(EvaluationSet(replace(benchmark, size=size), chosen, verifier, source))
+        sized = replace(benchmark, size=len(whole))
+        sets.append(EvaluationSet(sized, whole, chosen, verifier, source))
     return sets
 
 
@@ -222,6 +224,9 @@ def _dataset_set(
         )
     except DataError as error:  # which names the settings of training data
         text = re.sub(r"\bdata\.(?:eval_)?(columns|split)\b", r"evaluation.\1", str(error))
+        text = text.replace(", and as you have them `demonstration` and `answer`", " and `answer`")
+        if not re.search(r"\{.*\banswer: ", text):  # of a solution alone the answer is read
+            text = re.sub(r"(\{.*)\bdemonstration: ", r"\1answer: ", text)
         raise DataError(text) from error
     acted_alone = toolbox and toolbox.rewards() and "rewards" not in reward.model_fields_set
     named = [] if acted_alone else reward.rewards
@@ -232,13 +237,12 @@ def _dataset_set(
                     f"{example.source}: has no answer, which the reward compares with; give it one "
                     "or leave the row out."
                 )
-    chosen = [replace(with_system(e, config.system_prompt), demonstrations=()) for e in examples]
+    whole = [replace(with_system(e, config.system_prompt), demonstrations=()) for e in examples]
     name = Path(config.dataset).stem or config.dataset
     name = f"{name}-data" if name in BENCHMARKS or name in SUITES else name
     benchmark = Benchmark(name, name, len(examples))
-    return EvaluationSet(
-        benchmark, select(chosen, config.limit, config.seed), reward, config.dataset
-    )
+    chosen = select(whole, config.limit, config.seed)
+    return EvaluationSet(benchmark, whole, chosen, reward, config.dataset)
 
 
 def _run(
@@ -252,7 +256,10 @@ def _run(
 ) -> EvaluationResult:
     benchmark, tools = one_set.benchmark, loaded.tools
     problems = tokenize_problems(one_set.problems, loaded.tokenizer, data, tools)
-    params = _params(benchmark, config, loaded, problems)
+    # Of the whole set, so that a smaller ``limit`` asks the same as a larger one.
+    whole = tokenize_problems(one_set.whole, loaded.tokenizer, data, tools)
+    longest = max(len(p.prompt_ids) for p in whole)
+    params = _params(benchmark, config, loaded, longest)
     identity = {
         "weights": about["weights"],
         "device": loaded.description,
@@ -260,6 +267,7 @@ def _run(
         "reward": one_set.reward.model_dump(
             mode="json", exclude={"workers", "failed_demonstrations"}, exclude_defaults=True
         ),
+        **functions_of(one_set.reward),
         **({"tools": about["tools"]} if tools else {}),
     }
     with one_set.scorer(None if tools is None else tools.toolbox) as scorer:
@@ -280,16 +288,21 @@ def _run(
         )
 
 
+def functions_of(reward: RewardConfig) -> dict[str, Any]:
+    """The functions among the rewards, with what stands in their files."""
+    paths = [spec.function for spec in reward.rewards if spec.function]
+    return {"functions": {path: source_digest(path) for path in paths}} if paths else {}
+
+
 def _params(
     benchmark: Benchmark,
     config: EvaluationConfig,
     loaded: Loaded,
-    problems: Sequence[TokenizedExample],
+    longest: int,
 ) -> SamplingParams:
     """The protocol with the config's changes; max_tokens at most what the model's context leaves
-    beside the longest prompt."""
+    beside the longest prompt (``longest``, in tokens)."""
     max_tokens = config.max_tokens or benchmark.max_tokens
-    longest = max(len(p.prompt_ids) for p in problems)
     if loaded.context is not None:
         max_tokens = min(max_tokens, loaded.context - longest)
         if max_tokens < 1:

@@ -41,8 +41,12 @@ def run_experiments(
     names = _questions(only) if name == "questions" else [name]
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
-    for chosen in names:
-        experiment = with_rates(with_arms(EXPERIMENTS[chosen], arms, reference), rates)
+    if name == "questions" and (arms or reference):
+        wanted = {reference} - {""} | set(arms)
+        having = {n for n in names if wanted & {arm.name for arm in EXPERIMENTS[n].arms}}
+        names = [n for n in names if n in having] or names
+    experiments = {n: with_rates(with_arms(EXPERIMENTS[n], arms, reference), rates) for n in names}
+    for chosen, experiment in experiments.items():
         result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)
         if result.arms:
             console.print(render(result, console))

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import copy
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -81,6 +82,20 @@ def _module_from_file(file: Path, what: str) -> Any:
     sys.modules[spec.name] = module  # dataclasses and pickle look modules up by name
     spec.loader.exec_module(module)
     return module
+
+
+def source_digest(path: str) -> str:
+    """Sixteen hexadecimal digits of the file that holds the function at ``path`` (as for ``load_function``):
+    what was scored by it before it was edited is not what it would say now."""
+    place = path.rpartition(":")[0]
+    if place.endswith(".py"):
+        file: Path | None = Path(place).expanduser()
+    else:
+        found = importlib.util.find_spec(place)
+        file = Path(found.origin) if found is not None and found.origin else None
+    if file is None or not file.is_file():
+        return ""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def function_name(function: RewardFunction) -> str:

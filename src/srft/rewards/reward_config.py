@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -173,6 +173,15 @@ class RewardConfig(Section):
                     f"correct_threshold = {self.correct_threshold:g}: raise a weight or lower it"
                 )
         return self
+
+
+def written_out(section: Any) -> Any:
+    """The section as a mapping, so that a setting can be put beside a reward that is written as a name."""
+    if isinstance(section, str):
+        return _spec(section)
+    if isinstance(section, Sequence):
+        return {"rewards": [_spec(item) for item in section]}
+    return section or {}
 
 
 def _spec(item: Any) -> Any:

@@ -147,6 +147,12 @@ class Scorer:
         """Whether some reward is a function of the user's."""
         return any(part.function is not None for part in self._parts)
 
+    def reads(self, example: Example) -> dict[str, Any]:
+        """The columns of a row that its score may depend on: all of them where functions are called."""
+        names = {n for part in self._parts if part.verifier for n in part.verifier.columns}
+        every = self.calls_functions
+        return {k: v for k, v in example.columns.items() if every or k in names}
+
     def expect(self, examples: Sequence[Example], what: str) -> None:
         """Before anything is scored: from now on functions are given every column that any of ``examples``
         has, None where a row has none. ``what`` these are, in messages.

@@ -29,7 +29,7 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     """The command line of the server, and the environment it adds.
 
     Raises:
-        ConfigError: vLLM is not installed, or no model is named.
+        ConfigError: no model is named.
         ModelError: the model's config cannot be read.
     """
     import torch
@@ -39,8 +39,6 @@ def server_command(config: SRFTConfig, host: str, port: int) -> tuple[list[str],
     from srft.model.positions import context_length
     from srft.rollout.vllm_wire import engine_arguments
 
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError("vLLM is not installed here; docs/rollouts.md says how to install it")
     if not config.model.path:
         raise ConfigError("model.path: not set; a server needs a folder or a hub id")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,7 +103,10 @@ def _as_folder(config: ModelConfig) -> Path:
 
 
 def serve(config: SRFTConfig, host: str, port: int) -> None:
-    """Becomes the server; returns only by raising (see ``server_command``)."""
+    """Becomes the server; returns only by raising: ConfigError where vLLM is not installed, and what
+    ``server_command`` raises."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("vLLM is not installed here; docs/rollouts.md says how to install it")
     command, environment = server_command(config, host, port)
     sys.stdout.flush()
     os.execve(command[0], command, {**os.environ, **environment})

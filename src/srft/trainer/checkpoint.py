@@ -254,6 +254,20 @@ def _set_moments(
     optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
+def check_untrained(step: int, folder: str | None) -> None:
+    """Raises CheckpointError where a resumed run cannot begin anew: the trainer has made ``step`` steps, so
+    that its weights have moved, or no ``folder`` was named, so that it would be another run."""
+    if folder is None:
+        raise CheckpointError(
+            "run.dir (TRL's output_dir) is not set: which run is to be continued?"
+        )
+    if step:
+        raise CheckpointError(
+            f"the training ended after step {step} and before a checkpoint was written: make the trainer "
+            "anew, and set run.checkpoint_every lower"
+        )
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Folders of finished checkpoints, oldest first (not yet checked for damage). One that stepped
     aside for another of the same step counts where that one did not take its place."""

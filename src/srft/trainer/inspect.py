@@ -14,12 +14,14 @@ from srft.data.leakage import WORDS, leakage, repeats
 from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import Toolbox
 from srft.environments.tools import build_tools
+from srft.errors import ConfigError
 from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluation_sets
 from srft.model.loading import load_tokenizer
 from srft.rewards.audit import Finding, check_answers, check_demonstrations
 from srft.rewards.scorer import Scorer
 from srft.trainer.given import Given
+from srft.trainer.setup import UNVERIFIED, build_methods, learns_unverified
 from srft.types import Example, TokenizedExample
 
 _SHOWN = 5
@@ -37,6 +39,10 @@ def check_data(
     Raises:
         ConfigError, DataError, ModelError: the data cannot be read or made into tokens.
     """
+    if not config.model.path:
+        raise ConfigError(
+            "model.path: not set; tokens are counted with its tokenizer: a folder or a hub id, or `lab`"
+        )
     say, given = _Lines(console), Given()
     toolbox = given.toolbox(config)
     splits = given.read(config, toolbox)
@@ -52,7 +58,10 @@ def check_data(
     examples = [item.example for item in tokenized]
     say.head(f"Verifier: {', '.join(spec.label for spec in config.reward.rewards)}")
     with given.scorer(config, toolbox) as scorer:
-        fine = _verify(scorer, toolbox, tokenized, say)
+        if fine := learns_unverified(config, build_methods(config), given, tokenized):
+            say(UNVERIFIED)
+        else:
+            fine = _verify(scorer, toolbox, tokenized, say)
     say.head("Repeats and leakage")
     groups = repeats(examples)
     say(f"prompts that occur more than once: {len(groups):,}, in {sum(map(len, groups)):,} rows")
@@ -94,10 +103,13 @@ def _verify(
     """Answers against themselves, demonstrations against their answers."""
     examples = [item.example for item in tokenized]
     answers = check_answers(examples, scorer)
+    judged = [
+        item for item in tokenized if item.example.answer is not None or not scorer.needs_answer
+    ]
     found = check_demonstrations(
-        examples,
+        [item.example for item in judged],
         scorer,
-        [item.demonstration_ids for item in tokenized],
+        [item.demonstration_ids for item in judged],
         None if toolbox is None else toolbox.acted,
     )
     outcomes = {k: n for k, n in scorer.stats()["pool"].items() if n}

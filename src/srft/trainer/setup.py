@@ -326,6 +326,21 @@ def _evaluation(
     return sets
 
 
+UNVERIFIED = "no row has an answer: demonstrations are learned as they are, unverified"
+
+
+def learns_unverified(
+    config: SRFTConfig,
+    methods: Sequence[Method],
+    given: Given,
+    examples: Sequence[TokenizedExample],
+) -> bool:
+    """Whether there is nothing to judge by and nobody to be judged but the demonstrations."""
+    answered = any(tokenized.example.answer is not None for tokenized in examples)
+    supervised = not any(method.rollouts for method in methods)
+    return supervised and not answered and given.names_no_reward(config)
+
+
 def _judge(
     config: SRFTConfig,
     methods: Sequence[Method],
@@ -342,10 +357,8 @@ def _judge(
     Raises:
         DataError, RewardError.
     """
-    answered = any(tokenized.example.answer is not None for tokenized in examples)
-    supervised = not any(method.rollouts for method in methods)
-    if supervised and not answered and given.names_no_reward(config):
-        notes.append("no row has an answer: demonstrations are learned as they are, unverified")
+    if learns_unverified(config, methods, given, examples):
+        notes.append(UNVERIFIED)
         right = Score(1.0, {}, correct=True)
         return examples, [[right] * len(example.demonstration_ids) for example in examples]
     examples = _check_answers(config, examples, scorer, notes, world)

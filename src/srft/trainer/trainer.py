@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from srft.config import SRFTConfig
-from srft.errors import AlarmError, CheckpointError, NumericalError
+from srft.errors import AlarmError, NumericalError
 from srft.objective.method import Method, Progress
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
@@ -45,6 +45,7 @@ from srft.trainer.callbacks import Callbacks, transformers_names
 from srft.trainer.checkpoint import (
     Checkpoint,
     Checkpointer,
+    check_untrained,
     list_checkpoints,
     load_newest,
     named_checkpoint,
@@ -130,9 +131,8 @@ class TrainingLoop:
     # -- the loop ------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainResult:
-        """Runs all stages; with ``resume_from_checkpoint=True`` from the newest whole checkpoint of the run
-        directory, with a path from that one, and what came after it is dropped. A finished run whose
-        recipe has more steps by then trains on.
+        """Runs all stages; with ``resume_from_checkpoint=True`` from the run's newest whole checkpoint, with
+        a path from that one, what came after it dropped. A finished run of more steps by then trains on.
 
         Ctrl-C and SIGTERM end the step in hand, or leave the evaluation or export in hand to the resumed
         run, write a checkpoint and return, with ``stopped_by`` set; a second one acts at once. Of several
@@ -140,8 +140,7 @@ class TrainingLoop:
 
         Raises:
             ConfigError: the run directory holds another run.
-            CheckpointError: the checkpoint that is named is not there, or one cannot be read or written.
-                (Where the run has none yet, it starts from the beginning, and says so.)
+            CheckpointError: the one that is named is not there, or one cannot be read or written.
             NumericalError, AlarmError: refused steps or an alarm, where these are to stop the run.
             RewardError, RolloutError: from the reward functions and the engine.
             RankError: a process is gone; PeerError: another process failed, and says why.
@@ -172,8 +171,9 @@ class TrainingLoop:
                     break
                 metrics = self._step()
             finished = self.finished or stopped_by == "callback"
-            if finished and self.train_state.evaluated != self.train_state.step:
-                self._checkpoint(told=False)  # what was trained is not lost where evaluation fails
+            evaluated = self.train_state.evaluated == self.train_state.step
+            if finished and self.setup.evaluation and not evaluated:
+                self._checkpoint(told=False)  # so that no failing evaluation loses what was trained
                 self._evaluate()
             self._checkpoint()
             self.checkpoints.wait()
@@ -341,11 +341,10 @@ class TrainingLoop:
     def _watch(self, metrics: Mapping[str, Any]) -> None:
         """Raises the alarms that this step's figures set off."""
         for alarm, message in raised(self.args.alarms, metrics, self.train_state.alarms):
-            self._event("warning", f"step {self.train_state.step}: {message}")
+            message = f"step {self.train_state.step}: {message}"
+            self._event("warning", message)
             if alarm.action == "stop":
-                raise AlarmError(
-                    f"step {self.train_state.step}: {message}. The last checkpoint stays"
-                )
+                raise AlarmError(f"{message}. The last checkpoint stays")
 
     def _advance(self, metrics: Mapping[str, Any]) -> None:
         """Goes on to the next stage, where there is one, when this one is over."""
@@ -416,13 +415,8 @@ class TrainingLoop:
         name = None if which is True else named_checkpoint(self.run, Path(which))
         nothing = self.run.config.exists() and not list_checkpoints(self.run.checkpoints)
         if self.world.from_main(lambda: nothing, "checkpoints"):
-            if self.train_state.step:  # in this very process, whose weights are no longer the first
-                raise CheckpointError(
-                    f"the training ended after step {self.train_state.step} before a checkpoint was written: "
-                    "make the trainer anew, with another run.dir; with a lower run.checkpoint_every less "
-                    "would be lost"
-                )
-            self._say("resume: no checkpoint was written yet; starting from the beginning")
+            check_untrained(self.train_state.step, self.args.run.dir)
+            self._say(f"resume: no checkpoint in {self.run.path} yet; starting from the beginning")
             if self.world.main:
                 begin_run(self.run, recipe, self.setup.given.described())
             return {}
@@ -463,7 +457,7 @@ class TrainingLoop:
         stack.callback(self.trackers.close)
 
     def _checkpoint(self, told: bool = True) -> None:
-        """Saves, unless the last checkpoint holds this very state. told: callbacks hear of it."""
+        """Saves, unless the last checkpoint holds this very state. told: callbacks are."""
         state = {
             "train": asdict(self.train_state),
             "sampler": self.collector.position(),
