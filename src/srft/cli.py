@@ -26,6 +26,7 @@ from srft.cli_options import (
 )
 from srft.errors import LESS_MEMORY, PeerError, SRFTError, out_of_memory
 from srft.failure import fail, leave_quietly
+from srft.paths import at_home
 from srft.section import LARGEST
 from srft.terminal import guard, visible
 from srft.version import __version__
@@ -367,8 +368,9 @@ for _name, _text in _LAB_EXPERIMENTS.items():
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors a user can fix are one line on stderr and an exit code, no traceback."""
     guard()
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments, standalone_mode=True)
+        app(args=[at_home(argument) for argument in given], standalone_mode=True)
     except PeerError as error:
         leave_quietly(error.exit_code)
     except SRFTError as error:

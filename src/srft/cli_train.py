@@ -13,12 +13,15 @@ from srft.config import SRFTConfig, load_config
 from srft.lab import IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, QUICKSTART
 from srft.report.plots import plot_run
 from srft.report.report_page import write_report
+from srft.terminal import Terminal
 from srft.trainer.api import SRFTTrainer
 from srft.trainer.state import TrainResult
 
 
 def run_training(config: SRFTConfig, *, resume: bool, console: Console) -> TrainResult:
     """Trains by ``config``, draws it and writes its report, and prints results and places."""
+    if isinstance(console, Terminal):
+        console.carries_on = True  # what was trained is not lost with a pager or a pipe
     trainer = SRFTTrainer(args=config, console=console)
     result = trainer.train(resume_from_checkpoint=resume)
     # Whoever stops a run waits for it: a launcher some 30 seconds, which a picture may not fit into.

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from srft.data.data_config import DataConfig
@@ -140,47 +138,57 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     Raises:
         ConfigError: no such file, not YAML, an unknown key (with the nearest name), a wrong value.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(Path(path))
+    recipe = _plain(_read_yaml(Path(path))) if path is not None else {}
     where = str(path) if path else "overrides"
+    # `reward=exact` and `reward.timeout_s=9` may stand in either order.
+    for key, value, text in sorted(map(_override, overrides), key=lambda o: o[0] != ["reward"]):
+        try:
+            _apply(recipe, key, value)
+        except ConfigError as error:
+            raise ConfigError(f"override {text[:200]!r}: {error}") from None
     try:
-        recipe = OmegaConf.create(values)
-        # `reward=exact` and `reward.timeout_s=9` may stand in either order.
-        for key, value, text in sorted(map(_override, overrides), key=lambda o: o[0] != ["reward"]):
-            _apply(recipe, key, value, text)
-        plain = OmegaConf.to_container(recipe, resolve=True)
         # What cannot be written as YAML (half a surrogate pair, say) could not be resumed from.
-        yaml.safe_dump(plain, allow_unicode=True).encode()
-    except ConfigError:
-        raise
+        yaml.safe_dump(recipe, allow_unicode=True).encode()
     except _UNREADABLE as error:
         raise ConfigError(f"{where}: {_first_lines(error)}") from error
-    return parse_config(plain, where)
+    return parse_config(recipe, where)
 
 
-_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
-"""What YAML and OmegaConf raise: UnicodeError and numbers of too many digits are ValueErrors; a list
-in place of a section is a TypeError."""
+_UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What YAML raises: UnicodeError and numbers of too many digits are ValueErrors."""
+
+
+def _plain(values: Any) -> Any:
+    """A copy in which nothing is shared: an alias in YAML is its anchor's very object."""
+    if isinstance(values, dict):
+        return {key: _plain(value) for key, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, list) else values
 
 
 def _override(text: str) -> tuple[list[str], Any, str]:
     """The parts of the key, the value and the text of one ``section.key=value``; a number is a place in a
     list, ``stages.0.steps=5``. Raises ConfigError, naming it."""
-    key, sign, value = text.partition("=")
+    key, sign, written = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"override {text!r}: write it as key=value, such as train.steps=50")
+    parts = re.sub(r"\[(\w+)\]", r".\1", key.strip()).split(".")
+    if written[:1] not in "\"'[{" and _COMMENT.search(written):
+        return parts, written.strip(), text  # `rule #1` is no comment in a line of its own
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-        parts = re.sub(r"\[(\w+)\]", r".\1", key.strip()).split(".")
-        return parts, dict(parsed)["value"], text  # type: ignore[arg-type]
+        value = yaml.load(written, _UniqueKeys)
     except _UNREADABLE as error:
         raise ConfigError(
             f"override {text[:200]!r}: the value is not YAML: {_first_lines(error)}"
         ) from error
+    if isinstance(value, (dict, list)) and written.strip()[:1] not in "[{":
+        value = written.strip()  # `Q: {prompt}` is a template
+    return parts, _plain(value), text
 
 
-def _apply(recipe: Any, key: list[str], value: Any, text: str) -> None:
+_COMMENT = re.compile(r"(?:^|\s)#")
+
+
+def _apply(recipe: dict[str, Any], key: list[str], value: Any) -> None:
     """Sets a key of ``recipe``: of a section those of its settings that are named, anything else as a whole.
 
     Raises:
@@ -188,19 +196,29 @@ def _apply(recipe: Any, key: list[str], value: Any, text: str) -> None:
     """
     names_rewards = isinstance(value, Mapping) and value.keys() & {"name", "function", "rewards"}
     if key[0] == "reward" and (len(key) > 1 or isinstance(value, Mapping)):
-        recipe.reward = written_out(OmegaConf.select(recipe, "reward"))
-    for depth in range(1, len(key)):
-        name = ".".join(key[:depth])
-        there = OmegaConf.select(recipe, name)
-        if there is not None and not OmegaConf.is_config(there):
-            raise ConfigError(
-                f"override {text[:200]!r}: {name} is {there!r}, which has no parts; set {name} as a whole"
-            )
-    merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
-    try:
-        OmegaConf.update(recipe, ".".join(key), value, merge=merge, force_add=True)
-    except _UNREADABLE as error:
-        raise ConfigError(f"override {text[:200]!r}: {_first_lines(error)}") from error
+        recipe["reward"] = written_out(recipe.get("reward"))
+    place: Any = recipe
+    for depth, part in enumerate(key):
+        name, last = ".".join(key[:depth]), depth + 1 == len(key)
+        at: Any = part
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                raise ConfigError(f"{name} is a list, whose places are 0 to {len(place) - 1}")
+            at = int(part)
+        elif not isinstance(place, dict):
+            raise ConfigError(f"{name} is {place!r}, which has no parts; set {name} as a whole")
+        there = place[at] if isinstance(place, list) else place.get(at)
+        if last:
+            merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
+            place[at] = _merged(there, value) if merge else value
+        else:
+            place[at] = place = {} if there is None else there
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
 
 
 def _is_section(key: Sequence[str]) -> bool:
@@ -216,7 +234,7 @@ def _is_section(key: Sequence[str]) -> bool:
 
 
 def _first_lines(error: BaseException) -> str:
-    """The part of a message that says what is wrong; OmegaConf adds lines on its own insides."""
+    """The part of a message that says what is wrong."""
     lines = str(error).splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[:2])[:500]
 
@@ -256,11 +274,19 @@ def section_from(name: str, overrides: Sequence[str]) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe types alone; a key given twice is an error, where YAML would keep the last."""
+    """YAML's safe types alone, without dates and with 1e-6 as a number. Keys are text (also ``on``, ``no``);
+    one that is given twice is an error, where YAML would keep the last."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the class above
+        first: [item for item in items if not item[0].endswith(":timestamp")]
+        for first, items in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                key.tag = "tag:yaml.org,2002:str"
             line = key.start_mark.line + 1
             if key.value != "<<" and isinstance(key.value, str):
                 if key.value in seen:
@@ -272,6 +298,13 @@ class _UniqueKeys(yaml.SafeLoader):
                     )
                 seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

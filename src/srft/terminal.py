@@ -35,7 +35,17 @@ def _escape(match: re.Match[str]) -> str:
 
 
 class Terminal(Console):
-    """Rich's console; what it renders is `visible`, the codes are its own."""
+    """Rich's console; what it renders is `visible`, the codes are its own.
+
+    carries_on: where whoever reads the output is gone, the work goes on unseen; else the process ends.
+    """
+
+    carries_on = False
+
+    def on_broken_pipe(self) -> None:
+        if not self.carries_on:
+            super().on_broken_pipe()
+        self.quiet = True
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)

@@ -11,6 +11,7 @@ from typing import Any
 
 from srft.data.data_config import DataConfig
 from srft.errors import DataError
+from srft.paths import local_path
 from srft.runs.files import is_number, jsonl_lines
 from srft.runs.run_dir import RunDir
 from srft.types import Example
@@ -99,7 +100,7 @@ def read_responses(
 
 
 def _read(place: str | Path, first_group: int, columns: Mapping[str, str] | None) -> list[Response]:
-    path = Path(place).expanduser()
+    path = local_path(place)
     if path.is_dir() and (path / "samples.jsonl").is_file():
         path = path / "samples.jsonl"
     elif path.is_dir() and (path / "metrics.jsonl").is_file():

@@ -23,6 +23,7 @@ from srft.data.messages import (
 )
 from srft.data.row_errors import InvalidRows, Problems
 from srft.errors import DataError
+from srft.paths import local_path
 from srft.types import Example
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def load_examples(
         rows = _labelled(source, reasoning_gym.rows_of(source, limit, seed))
         return _convert(rows, None, source, "error", notes)
     problems = Problems(source)
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         rows = _folder(path, split, limit, prefer, problems)
     elif path.is_file():
@@ -302,10 +303,15 @@ def _folder(
 ) -> list[Row]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _saved_dataset(folder, split, limit, prefer)
+    # What runs and evaluations have written below it is no data.
+    made = {
+        path.parent for name in ("environment.json", "tables.md") for path in folder.rglob(name)
+    }
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
+        if made.isdisjoint(path.parents)
     )
     if not files:
         raise DataError(f"{folder}: holds no data; files ending in {', '.join(READERS)} are read")

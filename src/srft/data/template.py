@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Literal
 
 from srft.data.control_tokens import ControlTokens, Rendered, map_texts, texts_in
@@ -24,6 +23,7 @@ from srft.data.message_forms import MessageForms, sentinel, tools_of
 from srft.data.messages import SPOKEN, begins_response
 from srft.data.row_errors import RowError
 from srft.errors import ConfigError, DataError, ModelError
+from srft.paths import local_path
 from srft.types import Example, Message
 
 _THINK_OPEN = re.compile(r"<think>\s*\Z")
@@ -66,7 +66,7 @@ def read_template(path: str) -> str:
         ConfigError: the file cannot be read.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return local_path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.chat_template: {path} cannot be read ({error}); give `auto`, `none` or the"

@@ -11,9 +11,10 @@ from typing import Any
 
 from srft.config import SRFTConfig
 from srft.data.reading import load_splits
+from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
-from srft.evaluation.evaluate import ProgressCallback, evaluate, tokenize_problems
+from srft.evaluation.evaluate import ProgressCallback, evaluate
 from srft.evaluation.open_model import Source, find_model, load, weights_digest
 from srft.evaluation.results import ProblemResult, Sample
 from srft.evaluation.run import functions_of
@@ -27,13 +28,15 @@ _OWN = ("prompt", "demonstration", "demonstrations", "answer", "system", "system
 @dataclass(frozen=True)
 class Demonstrated:
     """What ``demonstrate`` wrote: ``file``, with a row for ``solved`` of ``prompts`` prompts (and for the
-    others, where all rows were asked for), ``kept`` demonstrations of ``samples`` samples."""
+    others, where all rows were asked for), ``kept`` demonstrations of ``samples`` samples. ``rows`` says
+    what of the data was asked (``data.max_prompt_tokens``)."""
 
     file: Path
     prompts: int
     solved: int
     samples: int
     kept: int
+    rows: str = ""
 
 
 def demonstrate(
@@ -79,10 +82,12 @@ def demonstrate(
                 stop=config.rollout.stop,
                 stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
             )
+            tokenize = tokenize_dataset if loaded.tools is None else loaded.tools.tokenize
+            problems, report = tokenize(asked, loaded.tokenizer, config.data)
             result = evaluate(
                 loaded.engine,
                 loaded.tokenizer,
-                tokenize_problems(asked, loaded.tokenizer, config.data, loaded.tools),
+                problems,
                 scorer,
                 params,
                 n,
@@ -95,15 +100,16 @@ def demonstrate(
         right = [_right(problem, keep) for problem in result.problems]
         rows = [
             _row(example, [_turns(s) if toolbox else s.text for s in samples])
-            for example, samples in zip(examples, right, strict=True)
+            for example, samples in zip((p.example for p in problems), right, strict=True)
             if samples or all_rows
         ]
         found = Demonstrated(
             file=folder / "demonstrations.parquet",
-            prompts=len(examples),
+            prompts=len(problems),
             solved=sum(map(bool, right)),
-            samples=n * len(examples),
+            samples=n * len(problems),
             kept=sum(map(len, right)),
+            rows=report.summary(),
         )
         if not found.kept:
             raise DataError(

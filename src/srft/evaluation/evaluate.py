@@ -362,5 +362,5 @@ def _collect(item: _Item, n: int, journal: Journal) -> ProblemResult:
         tuple(samples),
         item.example.answer,
         item.example.source,
-        None if family is None else str(family),
+        str(family) if family not in (None, "") else None,
     )

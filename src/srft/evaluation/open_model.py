@@ -18,6 +18,7 @@ from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import CheckpointError, ConfigError, ModelError
 from srft.model.gguf import is_gguf
 from srft.model.model_config import ModelConfig, holds_model, is_lab
+from srft.paths import local_path
 from srft.runs.run_dir import RunDir
 from srft.types import RolloutEngine
 
@@ -74,7 +75,7 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
         CheckpointError: a checkpoint whose run has no readable config.yaml.
     """
     given = settings.model_dump(exclude_unset=True, exclude={"path"}) if settings else {}
-    path = Path(reference).expanduser()
+    path = local_path(reference)
     run = RunDir(path)
     if is_lab(reference) and not run.is_run:
         return Source("lab", ModelConfig(path=str(lab.base_model_path()), **given))
@@ -109,7 +110,8 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint of a run, by step."""
     folders = [p for p in RunDir(run).checkpoints.glob("step_*") if (p / "weights").is_dir()]
-    return sorted((int(p.name.removeprefix("step_")), p) for p in folders)
+    steps = {p: p.name.removeprefix("step_") for p in folders}
+    return sorted((int(step), p) for p, step in steps.items() if step.isdecimal())
 
 
 _CHECKPOINT_SETTINGS = (
@@ -119,7 +121,11 @@ _CHECKPOINT_SETTINGS = (
 
 
 def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
-    run = folder.resolve().parent.parent
+    run = folder.absolute().parent.parent
+    if not RunDir(
+        run
+    ).config.is_file():  # not a link to a disk with room: a checkpoint by its own name
+        run = folder.resolve().parent.parent
     recipe = RunDir(run).config
     try:
         section = dict(yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"])
@@ -129,7 +135,8 @@ def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
             "the exported model (<run>/model) instead"
         ) from error
     kept = {k: section[k] for k in _CHECKPOINT_SETTINGS if section.get(k) is not None}
-    name = f"{run.name}@{int(folder.name.removeprefix('step_'))}"
+    step = folder.name.removeprefix("step_")
+    name = f"{run.name}@{int(step) if step.isdecimal() else step}"
     return Source(name, ModelConfig(**{**kept, **given}), folder / "weights", run)
 
 
@@ -207,9 +214,20 @@ def environment_of(source: Source) -> EnvironmentConfig:
 
 def _run_of(source: Source) -> RunDir | None:
     """The run that a model is from, if its folder lies within one."""
-    folder = Path(source.config.path).expanduser()
+    folder = local_path(source.config.path)
     run = RunDir(source.run or folder.resolve().parent)
-    return run if run.config.is_file() and (source.run or folder.is_dir()) else None
+    return run if _is_ours(run) and (source.run or folder.is_dir()) else None
+
+
+def _is_ours(run: RunDir) -> bool:
+    """Whether the folder is a run's; a config.yaml alone may be another program's."""
+    if not run.config.is_file() or run.environment.is_file():
+        return run.config.is_file()
+    try:
+        recipe = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(recipe, dict) and {"data", "model", "rollout"} <= recipe.keys()
 
 
 def _section(source: Source, name: str) -> Mapping[str, Any]:
@@ -241,7 +259,7 @@ def weights_digest(source: Source) -> str:
     Of each weight file the size and 16 blocks of 64 KiB, evenly spread, are hashed: any training
     step changes all of them, and 15 GB take no longer than a small model.
     """
-    folder = Path(source.place).expanduser()
+    folder = local_path(source.place)
     if not folder.is_dir() and not is_gguf(folder):
         return f"{source.place}@{source.config.revision or 'main'}"
     digest = hashlib.sha256()

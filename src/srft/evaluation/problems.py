@@ -14,6 +14,7 @@ from srft.data.files import READERS
 from srft.errors import DataError
 from srft.evaluation.benchmarks import LAB_PER_FAMILY, Benchmark
 from srft.evaluation.choices import shuffle_options
+from srft.paths import local_path
 from srft.rewards.options import as_list
 from srft.types import Example, Message
 
@@ -68,7 +69,7 @@ def _local(benchmark: Benchmark, data_dir: str | Path | None) -> Path | None:
         raise DataError(f"{data_dir}: no such folder; evaluation.data_dir names one.")
     if not folder or not benchmark.file:
         return None
-    path = Path(folder).expanduser() / benchmark.file
+    path = local_path(folder) / benchmark.file
     candidates = (path, *(path.with_suffix(end) for end in READERS), path.with_suffix(""))
     return next((found for found in candidates if found.exists()), None)
 

@@ -31,6 +31,7 @@ from srft.evaluation.open_model import (
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.evaluation.results import EvaluationResult
 from srft.model.model_config import ModelConfig
+from srft.paths import local_path
 from srft.rewards.functions import source_digest
 from srft.rewards.registry import REWARDS
 from srft.rewards.reward_config import RewardConfig
@@ -111,7 +112,7 @@ def evaluate_model(
     config = config or EvaluationConfig(suites=["math5"])
     source = find_model(model_path, model)
     label = label or str(model_path)
-    folder = Path(out_dir).expanduser() if out_dir else Path("evaluations") / _called(model_path)
+    folder = local_path(out_dir) if out_dir else Path("evaluations") / _called(model_path)
     environment = environment or environment_of(source)
     toolbox = build_toolbox(environment)
     sets = evaluation_sets(config, reward, toolbox)
@@ -134,7 +135,7 @@ def evaluate_model(
         }
         if toolbox is not None:
             about["tools"] = environment.model_dump(mode="json", exclude_defaults=True)
-        earlier = _earlier(folder, about["weights"])
+        earlier = _earlier(folder, about)
         for one_set in sets:
             results[one_set.benchmark.name] = _run(
                 one_set, config, loaded, data, folder, about, bar
@@ -148,7 +149,7 @@ def evaluate_model(
 def _called(model: str | Path) -> str:
     """What an evaluation's folder is called: ``one-model`` and ``one-step_2`` of ``runs/one/model`` and
     ``runs/one/checkpoints/step_2``, since every run has such."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     path = path.resolve() if path.exists() else path
     parent = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return f"{parent.name}-{path.name}" if RunDir(parent).is_run else path.name
@@ -215,7 +216,7 @@ def _dataset_set(
     from srft.data.reading import load_examples
 
     assert config.dataset is not None
-    local = Path(config.dataset).expanduser().is_file()
+    local = local_path(config.dataset).is_file()
     columns = {str(role): name for role, name in config.columns.items()}
     split = None if local else config.split
     try:
@@ -337,12 +338,26 @@ def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
     return found
 
 
-def _earlier(folder: Path, weights: str) -> dict[str, Any]:
-    """Benchmarks of the same weights that an earlier call left in the folder's results.json."""
+def _earlier(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Benchmarks that an earlier call left in the folder's results.json.
+
+    Raises:
+        ConfigError: they are of other weights, or a set of that name was read elsewhere.
+    """
     if not (folder / "results.json").is_file():
         return {}
     found = load_results(folder)
-    return dict(found["benchmarks"]) if found.get("weights") == weights else {}
+    there = found.get("sources", {})
+    now = about["sources"]
+    moved = [n for n in now if n in there and Path(there[n]).resolve() != Path(now[n]).resolve()]
+    if found.get("weights") == about["weights"] and not moved:
+        return dict(found["benchmarks"])
+    what = (
+        f"{moved[0]!r} from {there[moved[0]]}" if moved else f"another model, {found.get('model')}"
+    )
+    raise ConfigError(
+        f"{folder}: holds results of {what}; choose another output folder (--out), or remove that one"
+    )
 
 
 def _summary(

@@ -51,8 +51,9 @@ def run_experiments(
         if result.arms:
             console.print(render(result, console))
         for run, error in result.failed.items():
-            console.print(f"[red]failed[/] {run}: {escape(error)}", highlight=False, soft_wrap=True)
-        console.print(f"tables: {out / chosen}", highlight=False, soft_wrap=True)
+            failed = f"[red]failed[/] {escape(run)}: {escape(error)}"
+            console.print(failed, highlight=False, soft_wrap=True)
+        console.print(f"tables: {out / chosen}", highlight=False, markup=False, soft_wrap=True)
         if result.stopped_by:
             left = len(result.missing)
             console.print(

@@ -23,6 +23,7 @@ import yaml
 from srft.config import SRFTConfig, parse_config
 from srft.evaluation.open_model import find_model, weights_digest
 from srft.model.model_config import is_lab
+from srft.paths import local_path
 from srft.runs.files import to_json, write_whole
 from srft.runs.lock import hold
 from srft.terminal import Terminal, visible
@@ -96,7 +97,7 @@ def recipe_digest(config: SRFTConfig) -> str:
     values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
     values["weights"] = weights_digest(find_model(config.model.path or "", config.model))
     path = config.model.path or ""
-    if not is_lab(path) and Path(path).expanduser().exists():  # where it stands is another matter
+    if not is_lab(path) and local_path(path).exists():  # where it stands is another matter
         values["model"]["path"] = values["weights"]
     if config.teacher.path:
         values["teacher"]["path"] = weights_digest(find_model(config.teacher.path))

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from srft.errors import ModelError
 from srft.model.positions import rotary_settings
 from srft.model.weight_files import quiet_transformers
+from srft.paths import local_path
 
 
 def is_gguf(path: str | Path) -> bool:
     """Whether ``path`` is a GGUF file on this machine."""
-    file = Path(path).expanduser()
+    file = local_path(path)
     return file.suffix == ".gguf" and file.is_file()
 
 
@@ -38,7 +39,7 @@ def read(path: str, model_config: Any, dtype: torch.dtype) -> PreTrainedModel:
     which is trained and saved whole.
 
     Raises ModelError where weights are missing."""
-    file = Path(path).expanduser()
+    file = local_path(path)
     more: dict[str, Any] = {}
     kind = getattr(transformers, "GgufConfig", None)  # older versions know no other way
     if kind is not None:
@@ -87,7 +88,7 @@ def complete(path: str, model_config: Any) -> None:
     Raises ModelError where that has no place there: the scores would be another model's."""
     from gguf import GGUFReader
 
-    file = Path(path).expanduser()
+    file = local_path(path)
     reader = GGUFReader(file)
     kind = str(reader.fields["general.architecture"].contents())
     own = f"{kind}."

@@ -34,6 +34,7 @@ from srft.model.output_head import unwrap
 from srft.model.packed_attention import can_pack, use_packed_attention
 from srft.model.positions import override_positions
 from srft.model.weight_files import Cut, read_model, reader_of
+from srft.paths import local_path
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -186,7 +187,7 @@ def processor_files(config: ModelConfig, model: PreTrainedModel) -> dict[str, st
 
 
 def _adapter_folder(config: ModelConfig) -> Path | None:
-    folder = Path(config.path).expanduser() if config.path else None
+    folder = local_path(config.path) if config.path else None
     return folder if folder is not None and (folder / ADAPTER_CONFIG).is_file() else None
 
 
@@ -206,7 +207,7 @@ def _base_of(adapters: Path) -> str:
 
 def _check_folder(path: str) -> None:
     """Raises ModelError where ``path`` is a folder here that holds no model."""
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if not folder.is_dir() or is_lab(path) or holds_model(folder):
         return
     hint = (
@@ -263,7 +264,7 @@ def resolved_config(config: ModelConfig) -> tuple[str, Any]:
 
 def _source(path: str) -> str:
     """What transformers is given: a folder, a hub name, or the lab's base model for ``lab``."""
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     if is_lab(path):
         from srft.lab import base_model_path
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.errors import ConfigError, RewardError, RewardNotFinite
+from srft.paths import local_path
 from srft.rewards.deadline import call_within, too_late
 from srft.types import Example
 
@@ -48,8 +49,13 @@ def load_function(
     place, _, name = path.rpartition(":")
     module: Any
     try:
+        file = local_path(place)
+        # Its neighbours can be imported, behind whatever is installed.
+        beside = str(file.resolve().parent if place.endswith(".py") else Path.cwd())
+        if beside not in sys.path:
+            sys.path.append(beside)
         if place.endswith(".py"):
-            module = _module_from_file(Path(place).expanduser(), f"{what} {path!r}")
+            module = _module_from_file(file, f"{what} {path!r}")
         else:
             module = importlib.import_module(place)
         function = functools.reduce(getattr, name.split("."), module)
@@ -89,7 +95,7 @@ def source_digest(path: str) -> str:
     what was scored by it before it was edited is not what it would say now."""
     place = path.rpartition(":")[0]
     if place.endswith(".py"):
-        file: Path | None = Path(place).expanduser()
+        file: Path | None = local_path(place)
     else:
         found = importlib.util.find_spec(place)
         file = Path(found.origin) if found is not None and found.origin else None
@@ -240,8 +246,9 @@ def _number(name: str, value: Any, batch: Batch, i: int) -> float | None:
     # Tensors and numpy scalars of one element are numbers to TRL as well.
     if not isinstance(value, numbers.Real) and hasattr(value, "item") and _is_single(value):
         value = value.item()
-    if isinstance(value, numbers.Real) and math.isfinite(value):
-        return float(value)
+    with contextlib.suppress(OverflowError):  # 10**400
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            return float(value)
     kind = RewardNotFinite if isinstance(value, numbers.Real) else RewardError
     raise kind(
         f"reward function {name} returned {_SHORT.repr(value)} for {batch.examples[i].source}: "
@@ -284,7 +291,7 @@ def run_functions(
                 outputs[label] = call_within(timeout_s, what, call)
             except RewardError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise _failure(functions[label], batch, error, runner, timeout_s) from error
     if waiting:
         try:
@@ -330,7 +337,7 @@ def _error_of(function: RewardFunction, batch: Batch, runner: AsyncRunner) -> Ba
     call = prepare(function, batch)
     try:
         result = runner.run([call])[0] if is_async(function) else call()
-    except Exception as error:  # noqa: BLE001 - any error is the answer sought
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any error is the answer sought
         return error
     return result if isinstance(result, BaseException) else None
 

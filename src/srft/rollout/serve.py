@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srft.errors import ConfigError
+from srft.paths import local_path
 
 if TYPE_CHECKING:
     from srft.config import SRFTConfig
@@ -92,7 +93,7 @@ def _as_folder(config: ModelConfig) -> Path:
     from srft.model.loading import load_tokenizer, open_model
     from srft.model.saving import save_model
 
-    file = Path(config.path).expanduser().resolve()
+    file = local_path(config.path).resolve()
     found = file.stat()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srft"
     folder = cache / f"{file.stem}-{found.st_size}-{found.st_mtime_ns}"

@@ -245,7 +245,7 @@ def register(found: Metric, group: str = "Other") -> None:
         raise KeyError(f"the metric {found.key!r} is registered already")
     found = replace(found, group=group)
     if "{" in found.key:
-        place = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(found.key))
+        place = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.*)", re.escape(found.key))
         _patterns.append((re.compile(place, re.DOTALL), found))
     else:
         _known[found.key] = found

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from srft.errors import ConfigError
+from srft.paths import local_path
 from srft.runs.environment import environment
 from srft.runs.files import flatten, to_json, write_whole
 from srft.runs.lock import hold
@@ -95,12 +96,31 @@ class RunDir:
 def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
     """``run.dir``, or ``runs/<methods>-<date>``; nothing is created yet."""
     if given:
-        return RunDir(Path(given).expanduser())
+        return RunDir(local_path(given))
     folder = Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = folder, 2
     while path.exists():
         path, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return RunDir(path)
+
+
+def check_free(run: RunDir) -> None:
+    """Raises ConfigError where the folder is no run and holds what a run would write over."""
+    try:
+        about = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    if isinstance(about, dict) and "versions" in about:
+        return
+    written = (run.config, run.environment, run.metrics, run.samples, run.evaluation, run.events)
+    folders = (run.checkpoints, run.model, run.best, run.refused, run.plots)
+    files = (*written, run.report)
+    full = [f for f in folders if f.is_dir() and any(f.iterdir())]
+    if held := [path.name for path in (*(f for f in files if f.exists()), *full)]:
+        raise ConfigError(
+            f"run.dir: {run.path} is no run and holds {', '.join(held)}, which a run writes: it would be "
+            "lost. Set run.dir to another folder"
+        )
 
 
 @contextmanager
@@ -115,6 +135,7 @@ def reserved(run: RunDir, recipe: str, say: Callable[[str], None]) -> Iterator[N
     try:
         with hold(run.path, "setting up", say):
             ours = True
+            check_free(run)
             if not run.metrics.exists() and not run.checkpoints.exists():
                 begin_run(run, recipe)
             yield
@@ -131,18 +152,19 @@ def begin_run(run: RunDir, recipe: str, given: Mapping[str, Any] | None = None) 
         ConfigError: they cannot be written.
     """
     try:
-        write_whole(run.config, recipe)
         write_whole(
             run.environment,
             to_json({"id": run.id, **environment(), "given": given or {}}, indent=1),
         )
+        write_whole(run.config, recipe)
     except OSError as error:
         raise ConfigError(f"run.dir: {run.path} cannot be written ({error.strerror})") from error
 
 
 def check_unused(run: RunDir) -> None:
     """Raises ConfigError where the folder holds a run."""
-    if run.metrics.exists() and run.metrics.stat().st_size:
+    begun = run.metrics.exists() and run.metrics.stat().st_size
+    if begun or any(run.checkpoints.glob("step_*")):
         raise ConfigError(
             f"{run.path}: already holds a run. Continue it with --resume (in Python "
             "train(resume_from_checkpoint=True)), or set run.dir (TRL's output_dir) to another folder."

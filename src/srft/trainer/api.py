@@ -26,6 +26,7 @@ from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
 from srft.model.weight_files import reader_of
 from srft.parallel.sharding import put_tensors
+from srft.paths import local_path
 from srft.runs.files import to_json, write_whole
 from srft.trainer.arguments import arguments_for, lora_from, recipe_from
 from srft.trainer.callbacks import Callbacks, transformers_names
@@ -256,7 +257,7 @@ class SRFTTrainer(TrainingLoop):
     def save_model(self, output_dir: str | Path | None = None) -> Path:
         """Writes the model as it is, its tokenizer and a card with the run's figures, as transformers and
         vLLM load it; none: to ``model`` in the run directory. Returns the folder."""
-        folder = self.run.model if output_dir is None else Path(output_dir).expanduser()
+        folder = self.run.model if output_dir is None else local_path(output_dir)
         step = self.train_state.step
         return export_model(self.setup.policy, folder, self.args, self.run, step, self.world)
 

@@ -37,6 +37,7 @@ from srft.model.saving import fsync, put_in_place
 from srft.parallel.sharding import own_tensors
 from srft.parallel.tensors import layout, read_tensors, write_tensors
 from srft.parallel.world import ALONE, World
+from srft.paths import local_path
 from srft.runs.run_dir import RunDir
 
 _FORMAT = 3
@@ -273,7 +274,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     aside for another of the same step counts where that one did not take its place."""
     aside = {p.name[1:].removesuffix(".old"): p for p in folder.glob(f".{_PREFIX}*.old")}
     found = {**aside, **{path.name: path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}}
-    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+    # Others, such as a copy that a person made, are left alone.
+    steps = {int(name[len(_PREFIX) :]): name for name in found if name[len(_PREFIX) :].isdecimal()}
+    return [found[steps[step]] for step in sorted(steps)]
 
 
 def named_checkpoint(run: RunDir, path: Path) -> str | None:
@@ -283,7 +286,7 @@ def named_checkpoint(run: RunDir, path: Path) -> str | None:
     Raises:
         CheckpointError: it is not there, or is another run's.
     """
-    where = path.expanduser().resolve()
+    where = local_path(path).resolve()
     if where in (run.path.resolve(), run.checkpoints.resolve()):
         return None
     there = [checkpoint.name for checkpoint in list_checkpoints(run.checkpoints)]

@@ -11,6 +11,7 @@ one that was never stopped.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import threading
 import time
@@ -60,6 +61,10 @@ class Collector:
         self._apart = setup.world.apart() if self.args.rollout.ahead else setup.world
         self._next: Future[Collected] | None = None
         self._position: dict[str, Any] = {}
+        tokens = hashlib.sha256()
+        for row in setup.train:
+            tokens.update(repr((row.prompt_ids, row.demonstration_ids)).encode())
+        self._rows = tokens.hexdigest()[:16]
 
     def step(self, method: Method, progress: Progress, step: int) -> Collected:
         """The groups of step number ``step``: those that were begun ahead, or made now."""
@@ -109,16 +114,18 @@ class Collector:
         """Where the samplers stand before the first step that was not handed out."""
         return self._position if self._next is not None else self._state()
 
-    def go_on(self, position: dict[str, Any]) -> None:
-        """Hands out what follows ``position``. Raises DataError if it is of another dataset."""
+    def go_on(self, position: dict[str, Any]) -> list[str]:
+        """Hands out what follows ``position``; returns in what the data have changed since it was taken.
+        Raises DataError if it is of another dataset."""
         self.sampler.load_state_dict(position)
         if self.further is not None and "further" in position:
             self.further.load_state_dict(position["further"])
+        same = position.get("rows", self._rows) == self._rows
+        return [] if same else ["training data: rows that were edited since (as many as before)"]
 
     def _state(self) -> dict[str, Any]:
-        if self.further is None:
-            return self.sampler.state_dict()
-        return {**self.sampler.state_dict(), "further": self.further.state_dict()}
+        state = {**self.sampler.state_dict(), "rows": self._rows}
+        return state if self.further is None else {**state, "further": self.further.state_dict()}
 
     def _run(self, done: Future[Collected], method: Method, progress: Progress, step: int) -> None:
         try:

@@ -187,7 +187,9 @@ def measured(name: str, problems: Sequence[Example], n: int) -> list[str]:
     """Names of the figures that an evaluation of one set yields, ``eval/`` left out."""
     figures = ["accuracy", "reward", "mean_tokens", "truncated_share"]
     figures += [f"pass@{n}"] if n > 1 else []
-    families = dict.fromkeys(str(f) for p in problems if (f := p.columns.get("family")) is not None)
+    families = dict.fromkeys(
+        str(f) for p in problems if (f := p.columns.get("family")) not in (None, "")
+    )
     return [f"{name}/{figure}" for figure in (*figures, *(f"accuracy/{f}" for f in families))]
 
 

@@ -321,6 +321,11 @@ def _evaluation(
     if settings.suites or settings.dataset:
         toolbox = None if tools is None else tools.toolbox
         for chosen in evaluation_sets(settings, config.reward, toolbox):
+            if chosen.benchmark.name in sets:
+                raise ConfigError(
+                    f"data.eval and evaluation name a set {chosen.benchmark.name!r} each: call yours "
+                    f"otherwise, such as data.eval={{my-{chosen.benchmark.name}: SOURCE}}"
+                )
             problems = tokenize_problems(chosen.problems, tokenizer, config.data, tools)
             sets[chosen.benchmark.name] = EvaluationData(problems, chosen.scorer(toolbox))
     return sets

@@ -70,6 +70,11 @@ class TrainState:
             )
         return self.stage_over(stages) and self.next_stage(stages)
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether the policy was evaluated as it is now."""
+        return self.evaluated == self.step
+
     def finished(self, stages: Sequence[Stage]) -> bool:
         """Whether the last stage is over."""
         return self.stage + 1 == len(stages) and self.stage_over(stages)

@@ -171,8 +171,7 @@ class TrainingLoop:
                     break
                 metrics = self._step()
             finished = self.finished or stopped_by == "callback"
-            evaluated = self.train_state.evaluated == self.train_state.step
-            if finished and self.setup.evaluation and not evaluated:
+            if finished and self.setup.evaluation and not self.train_state.is_evaluated:
                 self._checkpoint(told=False)  # so that no failing evaluation loses what was trained
                 self._evaluate()
             self._checkpoint()
@@ -435,7 +434,7 @@ class TrainingLoop:
         self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
         began = self.train_state.go_on(self.args.resolved_stages)
         restore(checkpoint, self.model, self.optimizer, self.world)
-        self.collector.go_on(checkpoint.state["sampler"])
+        self.changes += self.collector.go_on(checkpoint.state["sampler"])
         told = checkpoint.state.get("callbacks", {})
         self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
         if self.scheduler is not None and "scheduler" in checkpoint.state:
