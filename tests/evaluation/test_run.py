@@ -285,14 +285,18 @@ def test_compare_refuses_what_has_nothing_in_common(engine, tmp_path):
 def test_a_run_directory_stands_for_its_model_and_its_recipe(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("data: {prompt_template: 'Q: {prompt} A:', train: x}")
+    (tmp_path / "config.yaml").write_text(
+        "{data: {prompt_template: 'Q: {prompt} A:', train: x}, model: {}, rollout: {}}"
+    )
     source = find_model(tmp_path)
     assert source.place == str(tmp_path / "model")
     assert template_of(source) == DataConfig(prompt_template="Q: {prompt} A:")
     assert find_model("org/name").place == "org/name"
     assert template_of(find_model("org/name")) == DataConfig()
     assert template_of(find_model(tmp_path / "model")) == template_of(source)
-    (tmp_path / "config.yaml").write_text("data: {prompt_template: 'no place'}")
+    (tmp_path / "config.yaml").write_text(
+        "{data: {prompt_template: 'no place'}, model: {}, rollout: {}}"
+    )
     with pytest.raises(ModelError, match=r"config\.yaml"):
         template_of(source)
 
