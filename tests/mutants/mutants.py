@@ -306,7 +306,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ),
     ("trainer/trainer.py", ("trainer/test_resume.py", "trainer/test_best_model.py", "faults/test_numerical.py")): (
         ('if self.world.from_main(lambda: state == self.saved, "a checkpoint"):', "if False:"),
-        ("if finished and self.setup.evaluation and not self.train_state.is_evaluated:", "if finished:"),
+        ("self.setup.evaluation and not self.train_state.is_evaluated:", "self.setup.evaluation:"),
         ('"sampler": self.collector.position(),', '"sampler": {**self.collector.position(), "position": 0},'),
         ("self.train_state.refused_in_a_row += 1", "pass"),
         ("if model_dir and (self.train_state.step > first or not self._exported()):", "if model_dir:"),
