@@ -19,8 +19,10 @@ from srft.runs.metrics import GROUPS
 _INTRO = """# Configuration
 
 A recipe is a YAML file with the sections below; every setting can be replaced on the command line as
-`section.key=value`, and `srft train recipe.yaml --dry-run` prints what results. Unknown keys are
-refused, with the nearest known one named. This page is generated (`make docs`).
+`section.key=value`, in a list by its place (`stages.0.steps=50`), and `srft train recipe.yaml --dry-run`
+prints what results. A section given as a mapping changes the settings that it names (`train={steps: 5}`); any
+other mapping is replaced. A value is YAML, but ` #` begins no comment there, and keys are text (`on: lab`).
+Unknown keys are refused, with the nearest known one named. This page is generated (`make docs`).
 """
 
 
