@@ -46,7 +46,10 @@ def shares(path: Path, deeper: dict[str, list[bool]]) -> tuple[list[float], list
 
 def main(folder: Path, arms: list[str]) -> None:
     """Prints one row an arm."""
-    limit = json.loads(next(folder.glob("*/seed0/evaluation.jsonl")).read_text().splitlines()[-1])
+    first = next(folder.glob("*/seed0/evaluation.jsonl"), None)
+    if first is None:
+        raise SystemExit(f"{folder}: no run has been evaluated there yet")
+    limit = json.loads(first.read_text().splitlines()[-1])
     deeper = deeper_problems(limit["n_problems"])
     count = sum(map(sum, deeper.values()))
     total = sum(map(len, deeper.values()))

@@ -57,6 +57,8 @@ def table(result: Mapping[str, Any]) -> str:
     """A row a factor, in points; the largest effect in distribution first."""
     columns = [(kind, part) for part in _PARTS for kind in _KINDS]
     found = [effects(result, kind, part) for kind, part in columns]
+    if not any(found[0].values()):
+        raise SystemExit("no seed has a run of every arm yet: run the whole factorial")
     order = sorted(found[0], key=lambda factor: -abs(fmean(found[0][factor])))
     rows = [[factor, *(_cell(column[factor]) for column in found)] for factor in order]
     grid = markdown_grid(["factor", *(_PARTS[p] + _KINDS[k] for k, p in columns)], rows, texts=1)

@@ -258,8 +258,8 @@ def data_demonstrate(
             progress=lambda done, total: status.update(f"sampling: {done:,} of {total:,} judged"),
         )
     console.print(
-        f"{found.rows}\n{found.solved:,} of {found.prompts:,} prompts solved; {found.kept:,} of {found.samples:,} samples "
-        f"kept\ntrain on them with data.train={found.file}",
+        f"{found.rows}\n{found.solved:,} of {found.prompts:,} prompts solved; {found.kept:,} of "
+        f"{found.samples:,} samples kept\ntrain on them with data.train={found.file}",
         highlight=False,
         markup=False,
         soft_wrap=True,

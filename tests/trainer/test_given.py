@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from srft import SRFTConfig, SRFTTrainer
+from srft.data.reading import as_examples
 from srft.errors import ConfigError, DataError, RewardError
 from srft.lab import lab_train
 from srft.runs.files import read_jsonl
@@ -172,3 +174,13 @@ def test_recipes_take_paths_and_refuse_what_would_be_ignored(tmp_path):
             SRFTConfig(given)  # it was taken for a name, and what it holds ignored
     with pytest.raises(ConfigError, match="float16 is for evaluation only"):
         SRFTTrainer(args={"model": {"path": "lab", "dtype": "float16"}, "run": {"dir": tmp_path}})
+
+
+def test_rows_that_are_left_out_are_told_apart_by_more_than_their_number(trainer):
+    parts = [as_examples(ROWS[i : i + 3]) for i in (0, 3, 6)]
+    bad = as_examples([{**ROWS[1], "prompt": "z = 1 ; z ?", "answer": "}{"}])
+    rows = [*parts[0], *parts[1], *parts[2]]
+    rows[1] = replace(bad[0], source=rows[4].source)  # each list has a row 2
+    made = trainer(rows, None, "math", method="grpo", data={"invalid_rows": "drop"})
+    assert any("1 of 9 answers do not verify" in note for note in made.setup.notes)
+    assert len(made.setup.train) == 8

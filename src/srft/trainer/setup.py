@@ -53,7 +53,7 @@ from srft.trainer.method_checks import (
 from srft.trainer.models import build_policy, build_teacher, choose_device, reopen_policy
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 from srft.trainer.train_config import Stage
-from srft.types import RolloutEngine, SamplingParams, TokenizedExample
+from srft.types import Example, RolloutEngine, SamplingParams, TokenizedExample
 
 _SHOWN = 5
 _FEW = 0.03  # of the demonstrations may be dropped without a warning
@@ -403,8 +403,14 @@ def _check_answers(
             "leave these rows out"
         )
     notes.append(f"{text}\nleft out (data.invalid_rows=drop)")
-    sources = {finding.source for finding in failed}
-    return [tokenized for tokenized in examples if tokenized.example.source not in sources]
+    # Lists that were put together in Python have a row of each number more than once.
+    wrong = {(finding.source, finding.answer) for finding in failed}
+
+    def stays(example: Example) -> bool:
+        answers = (example.answer, *example.other_answers)
+        return wrong.isdisjoint((example.source, answer) for answer in answers)
+
+    return [tokenized for tokenized in examples if stays(tokenized.example)]
 
 
 def _score_demonstrations(
