@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,7 +140,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     Raises:
         ConfigError: no such file, not YAML, an unknown key (with the nearest name), a wrong value.
     """
-    recipe = _plain(_read_yaml(Path(path))) if path is not None else {}
+    recipe = _read_yaml(Path(path)) if path is not None else {}
     where = str(path) if path else "overrides"
     # `reward=exact` and `reward.timeout_s=9` may stand in either order.
     for key, value, text in sorted(map(_override, overrides), key=lambda o: o[0] != ["reward"]):
@@ -149,6 +151,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
     try:
         # What cannot be written as YAML (half a surrogate pair, say) could not be resumed from.
         yaml.safe_dump(recipe, allow_unicode=True).encode()
+        json.dumps(recipe, default=str)  # nor what holds itself, or is nested too deeply
     except _UNREADABLE as error:
         raise ConfigError(f"{where}: {_first_lines(error)}") from error
     return parse_config(recipe, where)
@@ -156,13 +159,6 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTC
 
 _UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError)
 """What YAML raises: UnicodeError and numbers of too many digits are ValueErrors."""
-
-
-def _plain(values: Any) -> Any:
-    """A copy in which nothing is shared: an alias in YAML is its anchor's very object."""
-    if isinstance(values, dict):
-        return {key: _plain(value) for key, value in values.items()}
-    return [_plain(value) for value in values] if isinstance(values, list) else values
 
 
 def _override(text: str) -> tuple[list[str], Any, str]:
@@ -182,7 +178,7 @@ def _override(text: str) -> tuple[list[str], Any, str]:
         ) from error
     if isinstance(value, (dict, list)) and written.strip()[:1] not in "[{":
         value = written.strip()  # `Q: {prompt}` is a template
-    return parts, _plain(value), text
+    return parts, value, text
 
 
 _COMMENT = re.compile(r"(?:^|\s)#")
@@ -212,7 +208,8 @@ def _apply(recipe: dict[str, Any], key: list[str], value: Any) -> None:
             merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
             place[at] = _merged(there, value) if merge else value
         else:
-            place[at] = place = {} if there is None else there
+            # Copied: what an alias stands for in YAML is its anchor's very object.
+            place[at] = place = copy.copy(there) if there is not None else {}
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -194,10 +194,10 @@ def test_a_tokenizer_too_large_for_the_model_is_refused(make_model, make_tokeniz
 
 
 def test_saving_over_an_older_model_replaces_it(folder, make_model, make_tokenizer) -> None:
-    (folder / "left-over.txt").write_text("old")
+    (folder / "model-00001-of-00002.safetensors").write_text("old")
     save_model(make_model("qwen3"), make_tokenizer(), folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
-    assert not (folder / "left-over.txt").exists()
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 

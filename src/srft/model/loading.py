@@ -213,11 +213,14 @@ def _check_folder(path: str) -> None:
     hint = (
         "point model.path at a folder that save_pretrained (or a training run's export) has written"
     )
-    for trained in (folder / "model", folder / "best"):
-        if holds_model(trained):
-            hint = f"the model of this run is {trained}"
-            break
+    if trained := _trained_in(folder):
+        hint = f"the model of this run is {trained}"
     raise ModelError(f"{folder} holds no config.json: {hint}")
+
+
+def _trained_in(folder: Path) -> Path | None:
+    """The model that a run in ``folder`` has exported."""
+    return next(filter(holds_model, (folder / "model", folder / "best")), None)
 
 
 def _model_config(config: ModelConfig) -> Any:
@@ -350,7 +353,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises ModelError where it cannot be read or has no end-of-sequence token.
     """
     name = config.tokenizer or config.path
-    if config.tokenizer is None:
+    if config.tokenizer is None and _trained_in(local_path(config.path)):
         _check_folder(config.path)
     with _clear(
         f"cannot load a tokenizer from {name!r}",

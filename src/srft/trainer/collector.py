@@ -61,10 +61,11 @@ class Collector:
         self._apart = setup.world.apart() if self.args.rollout.ahead else setup.world
         self._next: Future[Collected] | None = None
         self._position: dict[str, Any] = {}
-        tokens = hashlib.sha256()
-        for row in setup.train:
-            tokens.update(repr((row.prompt_ids, row.demonstration_ids)).encode())
-        self._rows = tokens.hexdigest()[:16]
+        text = hashlib.sha256()
+        for row in (tokenized.example for tokenized in setup.train):
+            told = (row.prompt, row.demonstrations, row.answer)
+            text.update(repr(told).encode(errors="surrogatepass"))
+        self._rows = text.hexdigest()[:16]
 
     def step(self, method: Method, progress: Progress, step: int) -> Collected:
         """The groups of step number ``step``: those that were begun ahead, or made now."""
