@@ -90,8 +90,9 @@ def test_settings_inside_lists_and_whole_mappings(tmp_path):
         config = load_config(path, [written, "data.eval={c: z}", "rollout={group_size: 4}"])
         assert [stage.steps for stage in config.stages] == [5, 1]
         assert config.data.eval == {"c": "z"}  # a and b were evaluated as well
-    with pytest.raises(ConfigError, match=re.escape("override 'stages.7.steps=1'")):
-        load_config(path, ["stages.7.steps=1"])
+    for place in ("7", "x", "²", "-1"):
+        with pytest.raises(ConfigError, match=re.escape(f"override 'stages.{place}.steps=1'")):
+            load_config(path, [f"stages.{place}.steps=1"])
     with pytest.raises(ConfigError, match=r"data.train is 'lab', which has no parts"):
         load_config(None, ["data.train=lab", "data.train.a=b"])
 

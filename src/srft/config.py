@@ -198,11 +198,13 @@ def _apply(recipe: dict[str, Any], key: list[str], value: Any) -> None:
         name, last = ".".join(key[:depth]), depth + 1 == len(key)
         at: Any = part
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
-                raise ConfigError(f"{name} is a list, whose places are 0 to {len(place) - 1}")
+            if not part.isdecimal() or int(part) >= len(place):
+                raise ConfigError(f"{name} is a list of {len(place)}, whose places count from 0")
             at = int(part)
         elif not isinstance(place, dict):
-            raise ConfigError(f"{name} is {place!r}, which has no parts; set {name} as a whole")
+            raise ConfigError(
+                f"{name} is {str(place)[:80]!r}, which has no parts; set {name} as a whole"
+            )
         there = place[at] if isinstance(place, list) else place.get(at)
         if last:
             merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
