@@ -438,6 +438,7 @@ def test_runs_begun_in_one_second_have_folders_of_their_own(monkeypatch, tmp_pat
         run.path.mkdir(parents=True)
         made.append(run.path)
     assert len(set(made)) == 3
+    assert len(choose_run_dir(None, ["srft-official"] * 40).path.name) < 130
     monkeypatch.setenv("HOME", str(tmp_path))
     assert choose_run_dir("~/out", []).path == tmp_path / "out"
     with pytest.raises(ModelError, match="the model of this run is"):

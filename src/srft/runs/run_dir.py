@@ -97,7 +97,8 @@ def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
     """``run.dir``, or ``runs/<methods>-<date>``; nothing is created yet."""
     if given:
         return RunDir(local_path(given))
-    folder = Path("runs") / f"{'-'.join(methods)}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = "-".join(methods)[:100]  # of many stages: file systems end at 255 bytes
+    folder = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = folder, 2
     while path.exists():
         path, number = folder.with_name(f"{folder.name}-{number}"), number + 1
