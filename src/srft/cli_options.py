@@ -75,7 +75,7 @@ def where_to_resume(recipe: str, overrides: list[str]) -> list[str]:
     if any(override.startswith("run.dir=") for override in overrides):
         return overrides
     beside = RunDir(Path(recipe).parent)
-    if Path(recipe).name == beside.config.name and beside.environment.is_file():
+    if Path(recipe).name == beside.config.name and beside.begun:
         return [*overrides, f"run.dir={json.dumps(str(beside.path))}"]
     if load_recipe(recipe, overrides).run.dir is None:
         runs = [path.parent for path in Path("runs").glob("*/config.yaml")]

@@ -19,7 +19,7 @@ from srft.errors import CheckpointError, ConfigError, ModelError
 from srft.model.gguf import is_gguf
 from srft.model.model_config import ModelConfig, holds_model, is_lab
 from srft.paths import local_path
-from srft.runs.run_dir import RunDir
+from srft.runs.run_dir import RunDir, step_of
 from srft.types import RolloutEngine
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ def find_model(reference: str | Path, settings: ModelConfig | None = None) -> So
 def checkpoints_of(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every finished checkpoint of a run, by step."""
     folders = [p for p in RunDir(run).checkpoints.glob("step_*") if (p / "weights").is_dir()]
-    steps = {p: p.name.removeprefix("step_") for p in folders}
-    return sorted((int(step), p) for p, step in steps.items() if step.isdecimal())
+    return sorted((step, p) for p in folders if (step := step_of(p.name)) is not None)
 
 
 _CHECKPOINT_SETTINGS = (
@@ -121,11 +120,9 @@ _CHECKPOINT_SETTINGS = (
 
 
 def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
-    run = folder.absolute().parent.parent
-    if not RunDir(
-        run
-    ).config.is_file():  # not a link to a disk with room: a checkpoint by its own name
-        run = folder.resolve().parent.parent
+    # ``checkpoints`` may be a link to a disk with room: the run is where it is named, else where it lies.
+    named, lies = folder.absolute().parent.parent, folder.resolve().parent.parent
+    run = named if RunDir(named).config.is_file() else lies
     recipe = RunDir(run).config
     try:
         section = dict(yaml.safe_load(recipe.read_text(encoding="utf-8"))["model"])
@@ -135,8 +132,8 @@ def _checkpoint(folder: Path, given: dict[str, Any]) -> Source:
             "the exported model (<run>/model) instead"
         ) from error
     kept = {k: section[k] for k in _CHECKPOINT_SETTINGS if section.get(k) is not None}
-    step = folder.name.removeprefix("step_")
-    name = f"{run.name}@{int(step) if step.isdecimal() else step}"
+    step = step_of(folder.name)
+    name = f"{run.name}@{folder.name.removeprefix('step_') if step is None else step}"
     return Source(name, ModelConfig(**{**kept, **given}), folder / "weights", run)
 
 
@@ -221,7 +218,7 @@ def _run_of(source: Source) -> RunDir | None:
 
 def _is_ours(run: RunDir) -> bool:
     """Whether the folder is a run's; a config.yaml alone may be another program's."""
-    if not run.config.is_file() or run.environment.is_file():
+    if run.begun:
         return run.config.is_file()
     try:
         recipe = yaml.safe_load(run.config.read_text(encoding="utf-8"))

@@ -119,6 +119,9 @@ def evaluate_model(
     data = data or template_of(source)
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
+    weights = weights_digest(source)
+    sources = {one_set.benchmark.name: one_set.source for one_set in sets}
+    earlier = _earlier(folder, weights, sources)
     writing = hold(folder, "evaluating")
     opened = load(source, data, rollout, device, toolbox)
     with writing, opened as loaded, _bars(progress) as bar:
@@ -126,16 +129,15 @@ def evaluate_model(
             "format": FORMAT,
             "model": label,
             "path": source.place,
-            "weights": weights_digest(source),
+            "weights": weights,
             "device": loaded.description,
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),
             "environment": machine(),
-            "sources": {one_set.benchmark.name: one_set.source for one_set in sets},
+            "sources": sources,
         }
         if toolbox is not None:
             about["tools"] = environment.model_dump(mode="json", exclude_defaults=True)
-        earlier = _earlier(folder, about)
         for one_set in sets:
             results[one_set.benchmark.name] = _run(
                 one_set, config, loaded, data, folder, about, bar
@@ -256,11 +258,11 @@ def _run(
     bar: Callable[[str], ProgressCallback | None],
 ) -> EvaluationResult:
     benchmark, tools = one_set.benchmark, loaded.tools
-    problems = tokenize_problems(one_set.problems, loaded.tokenizer, data, tools)
-    # Of the whole set, so that a smaller ``limit`` asks the same as a larger one.
     whole = tokenize_problems(one_set.whole, loaded.tokenizer, data, tools)
-    longest = max(len(p.prompt_ids) for p in whole)
-    params = _params(benchmark, config, loaded, longest)
+    asked = set(map(id, one_set.problems))
+    problems = [p for e, p in zip(one_set.whole, whole, strict=True) if id(e) in asked]
+    # The longest of the whole set, so that a smaller ``limit`` asks the same as a larger one.
+    params = _params(benchmark, config, loaded, max(len(p.prompt_ids) for p in whole))
     identity = {
         "weights": about["weights"],
         "device": loaded.description,
@@ -338,19 +340,23 @@ def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
     return found
 
 
-def _earlier(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def _earlier(folder: Path, weights: str, sources: Mapping[str, str]) -> dict[str, Any]:
     """Benchmarks that an earlier call left in the folder's results.json.
 
     Raises:
-        ConfigError: they are of other weights, or a set of that name was read elsewhere.
+        ConfigError: they are of other weights, or of another dataset of a name.
     """
     if not (folder / "results.json").is_file():
         return {}
     found = load_results(folder)
     there = found.get("sources", {})
-    now = about["sources"]
-    moved = [n for n in now if n in there and Path(there[n]).resolve() != Path(now[n]).resolve()]
-    if found.get("weights") == about["weights"] and not moved:
+    moved = [
+        name
+        for name, source in sources.items()
+        if name not in BENCHMARKS  # these are the same wherever they were read
+        and Path(there.get(name, source)).resolve() != Path(source).resolve()
+    ]
+    if found.get("weights") == weights and not moved:
         return dict(found["benchmarks"])
     what = (
         f"{moved[0]!r} from {there[moved[0]]}" if moved else f"another model, {found.get('model')}"

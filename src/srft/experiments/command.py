@@ -42,9 +42,8 @@ def run_experiments(
     if only and name != "questions":
         raise ConfigError(f"--only chooses among questions; {name} is one experiment")
     if name == "questions" and (arms or reference):
-        wanted = {reference} - {""} | set(arms)
-        having = {n for n in names if wanted & {arm.name for arm in EXPERIMENTS[n].arms}}
-        names = [n for n in names if n in having] or names
+        wanted = {reference, *arms}
+        names = [n for n in names if wanted & {a.name for a in EXPERIMENTS[n].arms}] or names
     experiments = {n: with_rates(with_arms(EXPERIMENTS[n], arms, reference), rates) for n in names}
     for chosen, experiment in experiments.items():
         result = run_experiment(experiment, out, seeds, jobs, overrides, console, recipe=recipe)

@@ -169,7 +169,7 @@ def _without_weights(model: Any) -> Any:
 _MODEL_FILES = (
     *("config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.*", "additional_chat_templates", "vocab.*", "merges.txt"),
-    *("*.model", "*processor*.json", "processor_config.json", "README.md"),
+    *("*.model", "*processor*.json", "README.md"),
 )
 _WEIGHTS = (
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),

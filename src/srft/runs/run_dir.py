@@ -88,9 +88,24 @@ class RunDir:
             return _new_id()
 
     @property
+    def begun(self) -> bool:
+        """Whether a run was begun here: environment.json says so, and is none of another program's."""
+        try:
+            about = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(about, dict) and "versions" in about
+
+    @property
     def is_run(self) -> bool:
         """Whether there is anything of a run to be read."""
         return any(path.is_file() for path in (self.metrics, self.config, self.samples))
+
+
+def step_of(checkpoint: str) -> int | None:
+    """The step in a checkpoint's name, ``step_000100``; None where it is none, such as a copy's."""
+    step = checkpoint.removeprefix("step_")
+    return int(step) if step != checkpoint and step.isdecimal() else None
 
 
 def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
@@ -107,11 +122,7 @@ def choose_run_dir(given: str | None, methods: Sequence[str]) -> RunDir:
 
 def check_free(run: RunDir) -> None:
     """Raises ConfigError where the folder is no run and holds what a run would write over."""
-    try:
-        about = json.loads(run.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        about = None
-    if isinstance(about, dict) and "versions" in about:
+    if run.begun:
         return
     written = (run.config, run.environment, run.metrics, run.samples, run.evaluation, run.events)
     folders = (run.checkpoints, run.model, run.best, run.refused, run.plots)

@@ -38,7 +38,7 @@ from srft.parallel.sharding import own_tensors
 from srft.parallel.tensors import layout, read_tensors, write_tensors
 from srft.parallel.world import ALONE, World
 from srft.paths import local_path
-from srft.runs.run_dir import RunDir
+from srft.runs.run_dir import RunDir, step_of
 
 _FORMAT = 3
 _PREFIX = "step_"
@@ -274,9 +274,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     aside for another of the same step counts where that one did not take its place."""
     aside = {p.name[1:].removesuffix(".old"): p for p in folder.glob(f".{_PREFIX}*.old")}
     found = {**aside, **{path.name: path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()}}
-    # Others, such as a copy that a person made, are left alone.
-    steps = {int(name[len(_PREFIX) :]): name for name in found if name[len(_PREFIX) :].isdecimal()}
-    return [found[steps[step]] for step in sorted(steps)]
+    steps = {step: path for name, path in found.items() if (step := step_of(name)) is not None}
+    return [steps[step] for step in sorted(steps)]
 
 
 def named_checkpoint(run: RunDir, path: Path) -> str | None:

@@ -67,7 +67,7 @@ class Given:
 
     def names_no_reward(self, config: SRFTConfig) -> bool:
         """Whether neither functions are given nor another reward named than the default."""
-        return self.rewards is None and config.reward.rewards == RewardConfig().rewards
+        return self.rewards is None and not _names_reward(config)
 
     def scorer(self, config: SRFTConfig, toolbox: Toolbox | None = None) -> Scorer:
         """The recipe's verifier, or the given functions with the recipe's limits; with the rewards of
@@ -76,7 +76,7 @@ class Given:
         Raises:
             ConfigError: there are functions and the recipe names rewards of its own.
         """
-        if self.rewards is not None and config.reward.rewards != RewardConfig().rewards:
+        if self.rewards is not None and _names_reward(config):
             labels = ", ".join(spec.label for spec in config.reward.rewards)
             raise ConfigError(
                 f"reward_funcs are given and the recipe names rewards too ({labels}): only one of them could "
@@ -123,6 +123,10 @@ class Given:
         return apart(splits, drawn=evaluation is None and data.eval_fraction > 0)
 
 
+def _names_reward(config: SRFTConfig) -> bool:
+    return config.reward.rewards != RewardConfig().rewards
+
+
 def with_names(config: SRFTConfig, train: Any, evaluation: Any) -> tuple[SRFTConfig, Any, Any]:
     """The recipe with the names of sources that are given in place of data, and the data that are not such.
 
@@ -130,7 +134,7 @@ def with_names(config: SRFTConfig, train: Any, evaluation: Any) -> tuple[SRFTCon
         ConfigError: evaluation data are given, and the recipe names some too.
     """
     data, named = config.data, dict[str, Any]()
-    train, evaluation = as_name(train), as_name(evaluation)
+    train, evaluation = plain_data(train), plain_data(evaluation)
     if evaluation is not None and (data.eval is not None or data.eval_fraction > 0):
         raise ConfigError(
             "eval_dataset is given, and args.data names evaluation data too (eval or eval_fraction): only "
@@ -139,17 +143,20 @@ def with_names(config: SRFTConfig, train: Any, evaluation: Any) -> tuple[SRFTCon
     if isinstance(train, str):
         named["train"], train = train, None
     sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
-    names = {str(name): as_name(part) for name, part in sets.items()}
+    names = {str(name): plain_data(part) for name, part in sets.items()}
     if all(isinstance(name, str) for name in names.values()):
         named["eval"], evaluation = names, None
     return config.model_copy(update={"data": data.model_copy(update=named)}), train, evaluation
 
 
-def as_name(data: Any) -> Any:
-    """A path as the text that names it, and a DataFrame as its rows; anything else as it is."""
+def plain_data(data: Any) -> Any:
+    """A path as the text that names it, and a DataFrame as its rows, with None where it has no value;
+    anything else as it is."""
     if isinstance(data, PurePath):
         return str(data)
-    return data.to_dict("records") if hasattr(data, "to_dict") and hasattr(data, "iloc") else data
+    if hasattr(data, "to_dict") and hasattr(data, "iloc"):
+        return data.astype(object).where(data.notna(), None).to_dict("records")
+    return data
 
 
 def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[Example]]:
@@ -158,7 +165,7 @@ def held_out(data: Any, config: SRFTConfig, notes: list[str]) -> dict[str, list[
     Raises:
         DataError: they cannot be used.
     """
-    data = as_name(data)
+    data = plain_data(data)
     named = data if _is_splits(data) else {"eval": data}
     return {str(name): _held_out(rows, config, notes) for name, rows in named.items()}
 
@@ -169,7 +176,7 @@ def _is_splits(data: Any) -> bool:
     def rows(part: Any) -> bool:
         if isinstance(part, list | tuple):
             return not part or isinstance(part[0], Mapping | Example)
-        return hasattr(part, "column_names") or isinstance(as_name(part), str | list)
+        return hasattr(part, "column_names") or isinstance(plain_data(part), str | list)
 
     return isinstance(data, Mapping) and bool(data) and all(map(rows, data.values()))
 
@@ -207,7 +214,7 @@ def _examples(data: Any, config: SRFTConfig, most: int | None, notes: list[str])
 def _held_out(data: Any, config: SRFTConfig, notes: list[str]) -> list[Example]:
     columns = config.data.eval_columns or config.data.columns
     limit = config.data.eval_limit
-    data = as_name(data)
+    data = plain_data(data)
     if isinstance(data, str):
         return evaluation_set(data, config.data, config.data.seed, notes)
     if limit is None and not hasattr(data, "__len__"):
