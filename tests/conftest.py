@@ -152,6 +152,25 @@ def real_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture
+def srft(tmp_path, monkeypatch, capsys):
+    """``srft(*arguments)`` in an empty folder: the command's exit code, and what it said."""
+    from srft.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        code = 0
+        try:
+            main(list(arguments))
+        except SystemExit as error:
+            code = int(error.code or 0)
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return command
+
+
+@pytest.fixture
 def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., SRFTConfig]:
     """``recipe(**sections)``: a config of six quick steps; sections replace or add settings."""
 

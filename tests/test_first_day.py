@@ -15,7 +15,6 @@ import yaml
 from rich.console import Console
 
 from srft import cli_options
-from srft.cli import main
 from srft.cli_options import show_tables
 from srft.config import load_config
 from srft.errors import ConfigError
@@ -26,21 +25,6 @@ QUICK = [
     *("model.path=lab", "data.train=lab", "data.limit=20", "reward=exact"),
     *("rollout.max_tokens=12", "rollout.group_size=2", "train.prompts_per_step=2"),
 ]
-
-
-@pytest.fixture
-def srft(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: str) -> tuple[int, str]:
-        try:
-            code = main(list(arguments))
-        except SystemExit as error:
-            code = int(error.code or 0)
-        said = capsys.readouterr()
-        return code or 0, said.out + said.err
-
-    return command
 
 
 def rewards(text: str, *overrides: str, tmp_path: Path) -> dict:

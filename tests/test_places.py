@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from srft.cli import main
 from srft.config import load_config
 from srft.errors import ConfigError, RewardError
 from srft.evaluation.open_model import find_model, template_of
@@ -31,27 +30,15 @@ QUICK = [
 ]
 
 
-@pytest.fixture
-def srft(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "t.jsonl")
-
-    def command(*arguments: str) -> tuple[int, str]:
-        code = 0
-        try:
-            main(list(arguments))
-        except SystemExit as error:
-            code = int(error.code or 0)
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return command
-
-
 def write(path: Path, rows=ROWS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path) -> Path:
+    return write(tmp_path / "t.jsonl")
 
 
 def train(srft, *settings: str) -> tuple[int, str]:

@@ -78,10 +78,12 @@ def test_a_name_is_read_as_the_recipe_says_and_evaluated_on_its_test_split(train
 
 def test_frames_and_mappings(trainer, tmp_path):
     pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(ASKED)
+    frame = pandas.DataFrame([{**row, "note": n or None} for n, row in enumerate(ASKED)])
     made = trainer(frame, {"a": frame[:2], "b": ASKED[:3]}, method="grpo")
     sizes = {name: len(part.problems) for name, part in made.setup.evaluation.items()}
     assert sizes == {"a": 2, "b": 3} and len(made.setup.train) == 16
+    notes = [item.example.columns["note"] for item in made.setup.train]
+    assert notes[0] is None and notes[1] == 1  # it was not a number, NaN
     columns = {"prompt": [row["prompt"] for row in ASKED], "answer": ["1"] * 16}
     with pytest.raises(DataError, match="one mapping with the keys prompt, answer"):
         trainer(columns, method="grpo")
