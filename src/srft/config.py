@@ -74,7 +74,7 @@ class SRFTConfig(Section):
     )
     run: RunConfig = Field(default_factory=RunConfig, description="The run directory.")
     alarms: dict[str, Alarm] = Field(
-        default_factory=lambda: dict(BUILT_IN),
+        default_factory=lambda: {name: alarm.model_copy() for name, alarm in BUILT_IN.items()},
         description="Metrics to watch, by rule: keys of a built-in rule's name change it "
         "(docs/reliability.md), any other name adds a rule.",
     )
@@ -102,6 +102,14 @@ class SRFTConfig(Section):
                 "rollout.temperature is 0 (greedy): all rollouts of a group would be the same; use 1.0"
             )
         return self
+
+    def rechecked(self) -> SRFTConfig:
+        """The same recipe, with the settings that were assigned since it was made looked at as well.
+
+        Raises:
+            ConfigError: one of them is wrong, or they do not agree.
+        """
+        return parse_config(_given(self), "args")
 
     @property
     def resolved_stages(self) -> list[Stage]:
@@ -132,6 +140,28 @@ class SRFTConfig(Section):
         if redacted:
             values = redact_values(values)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _given(value: Any) -> Any:
+    """A section as the mapping that it could have been made of: the settings that were given or changed,
+    also inside sections that were not."""
+    if isinstance(value, dict):
+        return {key: _given(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_given(item) for item in value]
+    if not isinstance(value, BaseModel):
+        return value
+    given = {}
+    for name, field in type(value).model_fields.items():
+        setting = getattr(value, name)
+        changed = setting != field.get_default(call_default_factory=True, validated_data={})
+        if (
+            changed
+            or name in value.model_fields_set
+            or (isinstance(setting, BaseModel) and _given(setting))
+        ):
+            given[name] = _given(setting)
+    return given
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> SRFTConfig:

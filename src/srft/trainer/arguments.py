@@ -44,7 +44,7 @@ def recipe_from(args: Any, train_dataset: Any) -> tuple[SRFTConfig, list[str]]:
     if args is None:
         return SRFTConfig(), []
     if isinstance(args, SRFTConfig):
-        return args, []
+        return args.rechecked(), []
     if isinstance(args, Mapping):
         return parse_config(args, "args"), []
     if is_trl(args):
