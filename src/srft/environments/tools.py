@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from srft.data.data_config import DataConfig
 from srft.data.template import Template
@@ -14,6 +14,8 @@ from srft.environments.call_formats import reader
 from srft.environments.episodes import ToolEngine
 from srft.environments.toolbox import Toolbox
 from srft.types import Example, RolloutEngine, TokenizedExample
+
+Tokenized: TypeAlias = tuple[list[TokenizedExample], TokenizationReport]
 
 
 class Tools:
@@ -35,7 +37,7 @@ class Tools:
         tokenizer: Any,
         config: DataConfig,
         progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[list[TokenizedExample], TokenizationReport]:
+    ) -> Tokenized:
         """As ``tokenize_dataset``, of prompts that offer the tools. What an environment adds to the prompt of
         a demonstration is among its tokens; for rollouts it is asked each time."""
         offered = self.toolbox.offer(examples)
@@ -65,3 +67,8 @@ class Tools:
 def build_tools(toolbox: Toolbox | None, tokenizer: Any, data: DataConfig) -> Tools | None:
     """Those of a run. Raises ConfigError, see ``Tools``."""
     return None if toolbox is None else Tools(toolbox, Template(tokenizer, data))
+
+
+def tokenizing(tools: Tools | None) -> Callable[..., Tokenized]:
+    """``tokenize_dataset``, or the same with the tools that prompts offer."""
+    return tokenize_dataset if tools is None else tools.tokenize

@@ -11,8 +11,8 @@ from typing import Any
 
 from srft.config import SRFTConfig
 from srft.data.reading import load_splits
-from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import build_scorer, build_toolbox
+from srft.environments.tools import tokenizing
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import ProgressCallback, evaluate
 from srft.evaluation.open_model import Source, find_model, load, weights_digest
@@ -82,8 +82,7 @@ def demonstrate(
                 stop=config.rollout.stop,
                 stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
             )
-            tokenize = tokenize_dataset if loaded.tools is None else loaded.tools.tokenize
-            problems, report = tokenize(asked, loaded.tokenizer, config.data)
+            problems, report = tokenizing(loaded.tools)(asked, loaded.tokenizer, config.data)
             result = evaluate(
                 loaded.engine,
                 loaded.tokenizer,

@@ -167,12 +167,11 @@ def tokenize_problems(
     Raises:
         DataError: an example cannot be written with this template and tokenizer.
     """
-    from srft.data.tokenization import tokenize_dataset
+    from srft.environments.tools import tokenizing
 
     keep_all = {"max_prompt_tokens": None, "invalid_rows": "error"}
     data = (data or DataConfig()).model_copy(update=keep_all)
-    tokenize = tokenize_dataset if tools is None else tools.tokenize
-    tokenized, _ = tokenize(examples, tokenizer, data)
+    tokenized, _ = tokenizing(tools)(examples, tokenizer, data)
     assert len(tokenized) == len(examples), "no prompt is dropped without a limit"
     return tokenized
 

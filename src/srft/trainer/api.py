@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from srft.data.tokenization import tokenize_dataset
+from srft.environments.tools import tokenizing
 from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
 from srft.model.weight_files import reader_of
@@ -221,8 +221,7 @@ class SRFTTrainer(TrainingLoop):
     ) -> tuple[dict[str, EvaluationData], list[EvaluationResult]]:
         sets = self.setup.evaluation
         if dataset is not None:
-            tools = self.setup.tools
-            tokenize = tokenize_dataset if tools is None else tools.tokenize
+            tokenize = tokenizing(self.setup.tools)
             sets = {
                 name: EvaluationData(
                     tokenize(rows, self.tokenizer, self.args.data)[0], self.setup.scorer

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
 from srft.data.leakage import WORDS, leakage, repeats
-from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import Toolbox
-from srft.environments.tools import build_tools
+from srft.environments.tools import build_tools, tokenizing
 from srft.errors import ConfigError
 from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluation_sets
@@ -48,8 +47,7 @@ def check_data(
     splits = given.read(config, toolbox)
     tokenizer = load_tokenizer(config.model)
     tools = build_tools(toolbox, tokenizer, config.data)
-    tokenize = tokenize_dataset if tools is None else tools.tokenize
-    tokenized, report = tokenize(splits.train, tokenizer, config.data)
+    tokenized, report = tokenizing(tools)(splits.train, tokenizer, config.data)
     say.head("Rows and tokens")
     for note in splits.notes:
         say(note)

@@ -18,9 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srft.config import SRFTConfig
 from srft.data.reading import Splits
 from srft.data.template import Template, read_template
-from srft.data.tokenization import tokenize_dataset
 from srft.environments.toolbox import Toolbox
-from srft.environments.tools import Tools, build_tools
+from srft.environments.tools import Tools, build_tools, tokenizing
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
 from srft.evaluation.run import evaluation_sets
@@ -294,7 +293,7 @@ def _tokenize(
     console: Console,
     tools: Tools | None,
 ) -> tuple[list[TokenizedExample], dict[str, list[TokenizedExample]]]:
-    tokenize = tokenize_dataset if tools is None else tools.tokenize
+    tokenize = tokenizing(tools)
     with _progress(console) as bar:
         train, report = tokenize(
             splits.train, tokenizer, config.data, _ticker(bar, "tokenizing", len(splits.train))
