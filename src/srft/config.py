@@ -154,13 +154,10 @@ def _given(value: Any) -> Any:
     given = {}
     for name, field in type(value).model_fields.items():
         setting = getattr(value, name)
+        inside = _given(setting)
         changed = setting != field.get_default(call_default_factory=True, validated_data={})
-        if (
-            changed
-            or name in value.model_fields_set
-            or (isinstance(setting, BaseModel) and _given(setting))
-        ):
-            given[name] = _given(setting)
+        if changed or name in value.model_fields_set or (isinstance(setting, BaseModel) and inside):
+            given[name] = inside
     return given
 
 

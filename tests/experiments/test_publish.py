@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks.lab.between import differences
 from benchmarks.lab.publish import collect, fill, table
 
 from srft.errors import ConfigError
@@ -85,3 +86,21 @@ def test_the_pages_of_results_are_what_the_published_figures_give(name):
     page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert "<!-- lab: " in page
     assert fill(page, ROOT / "benchmarks" / "results" / "lab") == page
+
+
+def test_the_difference_of_two_records_is_that_of_the_published_table():
+    data = ROOT / "benchmarks" / "results" / "lab"
+    record = data / "records" / "verdict-symbolic.jsonl.gz"
+    published = json.loads((data / "verdict-symbolic.json").read_text(encoding="utf-8"))
+    arms = [a for a in published["arms"] if a["seeds"] == 3 and a["name"] != published["reference"]]
+    assert len(arms) == 3
+    for arm in arms:
+        found = differences(record, arm["name"], record, published["reference"])
+        for kind, stored in (("scores", "difference"), ("greedy", "greedy_difference")):
+            for part, ours in arm[stored].items():
+                estimate = found[kind, part].estimate
+                assert estimate.mean == pytest.approx(ours["estimate"]["mean"], abs=1e-7)
+                assert estimate.seeds == pytest.approx(ours["estimate"]["seeds"], abs=1e-7)
+                assert estimate.problems == pytest.approx(ours["estimate"]["problems"], abs=1e-7)
+    with pytest.raises(ConfigError, match="share no seed"):
+        differences(record, "gone", record, "sft")
