@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from srft.section import Section
 
@@ -18,8 +18,6 @@ class Switches(Section):
     A = advantage of the sequence, ratio = pi / pi_old. Equation numbers are those of SRFT
     (arXiv 2506.19767) unless another paper is named.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     # What multiplies the three losses of Eq. 13, and the two entropy weights.
     weight_sft: float = Field(

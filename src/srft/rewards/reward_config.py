@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from srft.errors import did_you_mean
 from srft.rewards.registry import REWARDS
@@ -16,8 +16,6 @@ OPTIONS = ("tolerance", "relative_tolerance", "announced_only", "use_all", "case
 
 class RewardSpec(Section):
     """One reward: a verifier of this package by name, or a function of your own."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str | None = Field(
         None, description="Verifier: math, exact, choice, numeric, countdown or format."
@@ -94,8 +92,6 @@ class RewardConfig(Section):
     Written as a name (``reward: math``), one reward with its options (``reward: {name: numeric,
     tolerance: 1e-3}``), a list of rewards, or in full with ``rewards:``.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rewards: list[RewardSpec] = Field(
         default_factory=lambda: [RewardSpec.model_validate({"name": "math"})],
