@@ -336,3 +336,49 @@ def test_without_a_template_thinking_and_tool_calls_are_refused(
     row = {"prompt": asked, "demonstration": [reply]}
     with pytest.raises(DataError, match="row 1: has thinking or tool calls"):
         tokenize_dataset(as_examples([row]), make_tokenizer("bytes", "chatml"), config)
+
+
+def assistant(content, *calls, **more):
+    return {
+        "role": "assistant",
+        "content": content,
+        **({"tool_calls": [*calls]} if calls else {}),
+        **more,
+    }
+
+
+ALIKE = {  # rows whose messages have the same roles and keys
+    "calls": [[USER, assistant("", CALL)], [USER, assistant("", CALL, CALL)], [USER, assistant("", CALL)]],
+    "words": [
+        [USER, assistant("", CALL)],
+        [USER, assistant("Let me look.", CALL)],
+        [USER, assistant("", CALL)],
+    ],
+    "thought": [
+        [USER, assistant("4", reasoning_content="")],
+        [USER, assistant("4", reasoning_content="Two and two.")],
+    ],
+    "earlier": [
+        [USER, assistant("", *calls), {"role": "tool", "name": "add", "content": "4"}, assistant("4")]
+        for calls in ((CALL,), (CALL, CALL))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2", "gptoss", "qwen3", "qwen2_5", "glm4moe"])
+def test_no_row_decides_for_another(name, kind):
+    """Together, in either order, each row becomes what it becomes alone."""
+    drop = DataConfig(max_prompt_tokens=None, invalid_rows="drop")
+
+    def tokens(*rows):
+        try:
+            kept, _ = learned(with_template(name), *rows, config=drop, tools=[TOOL])
+        except DataError:
+            return []
+        return [ids_of(item) for item in kept if item.demonstration_ids]
+
+    rows = ALIKE[kind]
+    alone = [found for row in rows for found in tokens(row)]
+    assert tokens(*rows) == alone
+    assert tokens(*rows[::-1]) == alone[::-1]

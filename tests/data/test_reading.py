@@ -319,3 +319,26 @@ def test_evaluation_data_may_have_other_columns(tmp_path):
     splits = load_splits(DataConfig(train=train, eval=other, columns=mapping, eval_columns={}))
     assert splits.train[0].demonstrations == ("s",)
     assert splits.eval["b"][0].answer == "7"
+
+
+def test_files_of_no_split_beside_others_are_what_is_trained_on(tmp_path):
+    for name in ("algebra", "geometry", "test"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": name})
+    notes: list[str] = []
+    read = load_examples(str(tmp_path), notes=notes)
+    assert [e.prompt for e in read] == ["algebra", "geometry"]
+    assert f"{tmp_path}: not read, by their names: test.jsonl" in notes
+    held = load_examples(str(tmp_path), evaluation=True, notes=notes)
+    assert [e.prompt for e in held] == ["test"]
+    assert f"{tmp_path}: not read, by their names: algebra.jsonl, geometry.jsonl" in notes
+    assert [e.prompt for e in load_examples(str(tmp_path), split="test")] == ["test"]
+    write(tmp_path / "train.jsonl", {"prompt": "train"})
+    assert [e.prompt for e in load_examples(str(tmp_path), notes=notes)] == ["train"]
+    assert "algebra.jsonl, geometry.jsonl, test.jsonl" in notes[-2]
+
+
+def test_an_evaluation_set_is_not_taken_from_files_for_training(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "a"})
+    write(tmp_path / "more.jsonl", {"prompt": "b"})
+    with pytest.raises(DataError, match="no file is named for an evaluation"):
+        load_examples(str(tmp_path), evaluation=True)

@@ -347,6 +347,7 @@ def answer_texts(value: Any, name: str, marked: bool = False) -> tuple[str, ...]
 def index_column(value: Any, columns: Mapping[str, Any]) -> dict[str, int]:
     """A ground truth that is a number beside options, as the column ``answer_index`` (MMLU-Pro's name
     for it): as text, 2 could be the option "2" as well."""
+    value = plain(value)
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not numeric or value != value // 1 or not {"options", "choices"} & columns.keys():
         return {}

@@ -98,10 +98,7 @@ class MessageForms:
         """The messages in the form in which this template shows all of them: thinking under the name
         that it reads, a developer's message as the system's, a system message before the user's
         text. Decided once for messages of the same shape. Raises RowError where no form will do."""
-        shape = (
-            tuple((m["role"], *sorted(m), m["content"] is None) for m in messages),
-            bool(tools),
-        )
+        shape = tuple(map(_shape, messages)), bool(tools)
         if (shape, whole) not in self._found:
             self._found[shape, whole] = self._find_form(messages, tools, source, whole)
         form = self._found[shape, whole]
@@ -161,6 +158,16 @@ class MessageForms:
             if needed:
                 raise RowError(f"the chat template leaves out {name}; {_instead(name)}")
         return [name for name, _ in missing]
+
+
+def _shape(message: Message) -> tuple[Any, ...]:
+    """What decides how a template shows a message: the role, and of each key whether there is text, none or
+    "", and how many calls."""
+    told = (
+        (k, v if v is None or v == "" else True) for k, v in sorted(message.items()) if k != "role"
+    )
+    calls = message.get("tool_calls")
+    return message["role"], *told, len(calls) if isinstance(calls, (list, tuple)) else 0
 
 
 def tools_of(value: Any) -> list[Any] | None:

@@ -84,7 +84,7 @@ def load_examples(
     problems = Problems(source)
     path = local_path(source)
     if path.is_dir():
-        rows = _folder(path, split, limit, prefer, problems)
+        rows = _folder(path, split, limit, prefer, problems, notes)
     elif path.is_file():
         rows = read_file(path, problems, limit)
     elif path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
@@ -298,8 +298,29 @@ def _split_of(path: Path, root: Path) -> str | None:
     return None
 
 
+def _files_of(
+    splits: Mapping[str, list[Path]], source: str, split: str | None, prefer: Sequence[str]
+) -> list[Path]:
+    """Of files by split (\"\": of none) those to read. Beside files for evaluation, those of no split are the
+    training data."""
+    names = [name for name in splits if name]
+    if split is None and "" in splits and not set(prefer) & set(names):
+        if prefer is TRAIN_SPLITS:
+            return splits[""]
+        raise DataError(
+            f"{source}: no file is named for an evaluation ({', '.join(EVAL_SPLITS)}); name a file, or a "
+            "split by data.eval_split"
+        )
+    return splits[_pick_split(source, names, split, prefer)]
+
+
 def _folder(
-    folder: Path, split: str | None, limit: int | None, prefer: Sequence[str], problems: Problems
+    folder: Path,
+    split: str | None,
+    limit: int | None,
+    prefer: Sequence[str],
+    problems: Problems,
+    notes: list[str] | None,
 ) -> list[Row]:
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return _saved_dataset(folder, split, limit, prefer)
@@ -319,8 +340,11 @@ def _folder(
     for path in files:
         splits.setdefault(_split_of(path, folder) or "", []).append(path)
     if split is not None or len(splits) > 1:
-        names = [name for name in splits if name]
-        files = splits[_pick_split(str(folder), names, split, prefer)]
+        read = _files_of(splits, str(folder), split, prefer)
+        if notes is not None and "" in splits:
+            left = ", ".join(str(file.relative_to(folder)) for file in files if file not in read)
+            notes.append(f"{folder}: not read, by their names: {left}")
+        files = read
     kinds = {path.suffix.lower() for path in files}
     if len(kinds) > 1:
         raise DataError(
