@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from srft.rewards.answers import as_number, extract_answer, last_box, same_answer
@@ -99,3 +101,14 @@ def test_same_answer(left: str, right: str, same: bool) -> None:
 def test_as_number_refuses_what_is_not_just_a_number() -> None:
     for text in ("12 cm", "1,23", "1/2", "2e", "e5", "1e5x", "5%", "3, 4", "9" * 2000):
         assert as_number(text) is None
+
+
+@pytest.mark.parametrize("gold", ['say "hi"', "Zürich", r"\frac{1}{2}", "a/b", "日本 🙂", "C:\\x"])
+def test_json_strings_are_read_as_they_are_meant(gold: str) -> None:
+    for ascii_only in (True, False):
+        assert extract_answer(json.dumps({"answer": gold}, ensure_ascii=ascii_only)) == gold
+
+
+@pytest.mark.parametrize("latex", [r"\frac{1}{2}", r"\times 3", r"\sqrt{2}", r"\beta", r"\neq"])
+def test_latex_in_json_that_is_not_escaped_is_kept(latex: str) -> None:
+    assert extract_answer(f'{{"answer": "{latex}"}}') == latex

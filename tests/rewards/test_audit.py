@@ -167,6 +167,26 @@ def test_any_of_several_answers_is_right(name: str) -> None:
         assert check_answers([_example_of(rows[0])], scorer).checked == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "answers", "right", "columns"),
+    [
+        ("numeric", ("70", "seventy"), "70", {}),
+        ("choice", ("B", "neither of them"), "B", {"options": ["a", "b"]}),
+        ("math", ("70", ""), "70", {}),
+    ],
+)
+def test_an_answer_that_cannot_be_read_hides_no_wrong_completion(
+    name: str, answers: tuple[str, str], right: str, columns: dict[str, Any]
+) -> None:
+    """... in whatever order the answers stand."""
+    with Scorer(name, workers=1) as scorer:
+        for first, other in (answers, answers[::-1]):
+            example = Example("q", answer=first, columns=columns, other_answers=(other,))
+            texts = [rf"\boxed{{{right}}}", r"\boxed{71}", r"\boxed{C}", "no idea"]
+            rewards = [score.reward for score in scorer.score([example] * 4, texts)]
+            assert rewards == [1.0, 0.0, 0.0, 0.0]
+
+
 def _example_of(row: dict[str, Any]) -> Example:
     first, *others = (str(answer) for answer in row["answer"])
     return Example("q", answer=first, other_answers=tuple(others))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srft.rewards.options import LETTERS, choice_in, gold_choice, options_of
+from srft.rewards.options import LETTERS, choice_in, gold_choice, options_of, read_choice
 from srft.rewards.verifiers import check_choice
 
 FOUR = dict(zip("ABCD", ["gravity", "spin", "charge", "mass"], strict=True))
@@ -105,3 +105,44 @@ def test_options_that_differ_in_case_alone_are_told_apart() -> None:
     options = {"options": ["RR", "Rr", "rr"]}
     assert check_choice(r"\boxed{Rr}", "B", options, {}).score == 1.0
     assert check_choice(r"\boxed{rR}", "B", options, {}).status == "no_answer"
+
+
+@pytest.mark.parametrize("form", ["({}) {}", "{}) {}", "{}. {}", "{}: {}"])
+@pytest.mark.parametrize(
+    "options",
+    [["True", "False"], ["too small", "uniform"], ["Not defined", "wrong"], ["out", "excluded by it"],
+     ["Unlike snakes, birds are warm.", "Underground mining reduces it."]],
+)  # fmt: skip
+def test_an_option_whose_text_begins_like_a_verdict_is_named_in_full(
+    form: str, options: list[str]
+) -> None:
+    for columns in ({"options": options}, {}):
+        choices = options_of(columns)
+        for letter, text in zip("AB", options, strict=True):
+            assert read_choice(form.format(letter, text), choices) == letter
+            assert read_choice(form.format(letter, text) + ".", choices) == letter
+
+
+def test_a_verdict_on_an_option_is_none_of_its_text() -> None:
+    for choices in ({}, options_of({"options": ["x", "y", "z"]})):
+        assert read_choice("(B) is wrong", choices) is None
+        assert read_choice("A) cannot be right", choices) is None
+        assert read_choice("(A) isn't it, so it must be C.", choices) == "C"
+
+
+@pytest.mark.parametrize(
+    "options", [["O", "A", "B", "AB"], ["B", "A", "AB", "O"], ["C", "D", "A", "B"]]
+)
+def test_of_options_that_are_letters_the_label_is_meant(options: list[str]) -> None:
+    choices = options_of({"options": options})
+    for letter in "ABCD":
+        assert gold_choice(letter, choices) == letter
+        for said in (letter, f"({letter})", f"{letter}.", f"Answer: {letter}"):
+            assert read_choice(said, choices) == letter
+    assert gold_choice("O", choices) == ("ABCD"[options.index("O")] if "O" in options else None)
+
+
+def test_labels_that_are_digits_go_before_texts_that_are() -> None:
+    choices = options_of({"choices": {"label": ["1", "2", "3"], "text": ["3", "1", "2"]}})
+    assert [gold_choice(d, choices) for d in "123"] == [*"123"]
+    assert [read_choice(d, choices) for d in "123"] == [*"123"]

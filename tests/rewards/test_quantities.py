@@ -11,7 +11,9 @@ from fractions import Fraction
 import pytest
 
 from srft.rewards.quantities import as_number, read_quantity, without_e_notation
+from srft.rewards.scorer import Scorer
 from srft.rewards.verifiers import check_exact, check_math, check_numeric
+from srft.types import Example
 
 CHECKS = {"math": check_math, "exact": check_exact, "numeric": check_numeric}
 
@@ -192,3 +194,22 @@ def test_the_default_tolerance_makes_no_small_number_right() -> None:
 )
 def test_of_a_long_announcement_no_number_is_taken_from_within(text: str) -> None:
     assert check_math(rf"\boxed{{{text}}}", "5", {}, {}).score == 0.0
+
+
+TUPLES = ("(0,100)", "(1,200)", "(2,251,252)", "(-1,000)", "(312,123,231)", "0,100", "00,100")
+
+
+def test_points_and_intervals_are_no_number() -> None:
+    assert {read_quantity(text) for text in TUPLES} == {None}
+    assert [read_quantity(t).value for t in ("(5)", "(-1.5)", "1,200", "$1,234.5")] == [  # type: ignore[union-attr]
+        5, Fraction(-3, 2), 1200, Fraction(2469, 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TUPLES)
+def test_a_point_is_right_as_a_point_alone(text: str) -> None:
+    as_number = text.strip("()").replace(",", "").lstrip("0") or "0"
+    golds = [Example("q", answer=text)] * 2 + [Example("q", answer=as_number)]
+    said = [rf"\boxed{{{text}}}", rf"\boxed{{{as_number}}}", rf"\boxed{{{text}}}"]
+    with Scorer("math", workers=1) as scorer:
+        assert [s.reward for s in scorer.score(golds, said)] == [1.0, 0.0, 0.0]

@@ -17,7 +17,9 @@ What stands behind the last ``</think>`` goes before the thought, where it annou
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -204,8 +206,21 @@ def _prose(text: str) -> list[Announcement]:
             kind: Kind = "form" if formal else "prose"
             found[kind], starts[kind] = match.end(), match.start()
     said = [Announcement(kind, starts[kind], _content(text, at)) for kind, at in found.items()]
-    written = [Announcement("prose", m.start(), m[1] or m[2] or "") for m in _JSON.finditer(text)]
+    written = [
+        Announcement("prose", m.start(), _decoded(m[1]) if m[1] else m[2] or "")
+        for m in _JSON.finditer(text)
+    ]
     return sorted([*said, *written], key=lambda one: one.start)
+
+
+def _decoded(written: str) -> str:
+    r"""A JSON string as the text that it means; as it stands where it is LaTeX with single backslashes, for
+    which ``\frac`` would begin with a form feed."""
+    try:
+        meant = str(json.loads(f'"{written}"'))
+    except ValueError:
+        return written
+    return written if any(unicodedata.category(c) in ("Cc", "Cs") for c in meant) else meant
 
 
 def _content(text: str, start: int) -> str:

@@ -161,7 +161,7 @@ class Batch:
             if name in own or name != "answer"
         }
         if "answer" in self.known or any(e.answer is not None for e in self.examples):
-            values.setdefault("answer", [_answers(example) for example in self.examples])
+            values.setdefault("answer", [answers_of(example) for example in self.examples])
         values |= self.extras
         values |= {"prompts": prompts, "completions": completions}
         if self.token_ids is not None:
@@ -175,7 +175,7 @@ def _own(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, list | dict | set) else value
 
 
-def _answers(example: Example) -> str | list[str] | None:
+def answers_of(example: Example) -> str | list[str] | None:
     """The answer, or the list of all that are right."""
     others = example.other_answers
     return [str(example.answer), *others] if others else example.answer

@@ -104,6 +104,9 @@ def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
     'B'
     """
     text = plain_text(answer)
+    alone = _ALONE.fullmatch(text)
+    if alone and alone[1].upper() in choices:  # blood types: A is the option A, whose text is O
+        return alone[1].upper()
     named = [letter for letter, option in choices.items() if _is_option(text, option)]
     if len(named) > 1:  # RR, Rr and rr
         named = [letter for letter in named if same_answer(text, choices[letter], case=True)]
@@ -111,11 +114,10 @@ def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
         return named[0]
     if adverb := _ADVERB.match(text):
         text = text[adverb.end() :]
-    alone = _ALONE.fullmatch(text)
-    if alone:
+    if alone := _ALONE.fullmatch(text):
         return _known(alone[1], choices)
     first = _FIRST.match(text)
-    if first and not _OUT_AFTER.match(text, first.end(first.lastindex or 0)):
+    if first and not _ruled_out(text, first, choices):
         more = _MORE.match(text, first.end()) or _MORE.match(text, first.end() - 1)
         several = more and not _OUT_AFTER.match(text, more.end())
         return None if several else _known(first[first.lastindex or 0], choices)
@@ -126,6 +128,25 @@ def read_choice(answer: str, choices: Mapping[str, str]) -> str | None:
         if not _OUT_BEFORE.search(before) and not _OUT_AFTER.match(text, match.end(place)):
             left.add(match[place])
     return _known(left.pop(), choices) if len(left) == 1 else None
+
+
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|can|could|must|has|have|should|be|cannot)\b|n't", re.IGNORECASE
+)
+
+
+def _ruled_out(text: str, first: re.Match[str], choices: Mapping[str, str]) -> bool:
+    """Whether the option that a text begins with is said to be wrong. In `B) False.` and `(C) too small` that
+    is the option's text."""
+    place = first.lastindex or 0
+    out = _OUT_AFTER.match(text, first.end(place))
+    if not out:
+        return False
+    behind = text[first.end(place) :].lstrip(" )].:").casefold()
+    option = plain_text(choices.get(first[place].upper(), "")).casefold()
+    if option and behind.startswith(option):
+        return False
+    return bool(choices) or text[first.end(place)] not in ")]" or bool(_VERB.search(out[0]))
 
 
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\S)", re.IGNORECASE)

@@ -66,7 +66,8 @@ def words(text: str) -> frozenset[str]:
 
 # --- numbers --------------------------------------------------------------------------------------
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
+_PLAIN = r"\d+(?:\.\d*)?|\.\d+"
+_DIGITS = rf"(?:[1-9]\d{{0,2}}(?:,\d{{3}})+(?!\d)(?:\.\d*)?|{_PLAIN})"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s?(?P<currency>(?:(?:US)?[$€£¥₹]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d])))?\s?(?P<sign2>[+-]?)\s?
@@ -104,7 +105,8 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"\{\.\}"), "."),
     (re.compile(r"^\s*(?:[\u2013\u2014]|(?:negative|minus)\s)(?=\s?\$?[\d.])"), "-"),
     (re.compile(r"\\[()\[\]]|(?<=\d)\$(?=\s)|\s+"), " "),
-    (re.compile(rf"(?<![\w)}}\]])\((-?{_DIGITS})\)(?!\s?[\w(^!])"), r"\1"),
+    # (-5), not the point or interval (2,500)
+    (re.compile(rf"(?<![\w)}}\]])\((-?(?:{_PLAIN}))\)(?!\s?[\w(^!])"), r"\1"),
     (re.compile(  # 1.234,5 and 1 234,5; of 3,5 alone nobody knows whether it is one number
         r"(?P<a>^[-+]?\s?)(?P<c>[$€£]\s?|EUR\s)?(?P<w>\d{1,3}(?P<g>[. ]\d{3})+|\d+),(?P<d>\d+)"
         r"(?=(?P<u>\s?(?:[€%]|[A-Za-z]+))?)(?![\d,])"), _with_point),

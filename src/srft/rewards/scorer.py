@@ -148,10 +148,12 @@ class Scorer:
         return any(part.function is not None for part in self._parts)
 
     def reads(self, example: Example) -> dict[str, Any]:
-        """The columns of a row that its score may depend on: all of them where functions are called."""
+        """The columns of a row that its score may depend on: all of them where functions are called; and its
+        other answers."""
         names = {n for part in self._parts if part.verifier for n in part.verifier.columns}
         every = self.calls_functions
-        return {k: v for k, v in example.columns.items() if every or k in names}
+        more = {OTHER_ANSWERS: example.other_answers} if example.other_answers else {}
+        return {k: v for k, v in example.columns.items() if every or k in names} | more
 
     def expect(self, examples: Sequence[Example], what: str) -> None:
         """Before anything is scored: from now on functions are given every column that any of ``examples``

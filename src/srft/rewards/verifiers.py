@@ -71,7 +71,9 @@ def _any_of(check: Check) -> Check:
             if verdict.score == 1.0:
                 break
             found = check(text, other, columns, options)
-            verdict = found if (found.score or 0.0) >= (verdict.score or 0.0) else verdict
+            # Nothing that could be read says less than what was read and is wrong.
+            if verdict.score is None or (found.score is not None and found.score >= verdict.score):
+                verdict = found
         return verdict
 
     return checked
