@@ -279,3 +279,18 @@ def test_runs_of_one_name_take_the_folder_above_along(tmp_path):
     ]
     names = [source.name for source in _named(sources)]
     assert names == ["base", "sft/seed0", "srft/seed0", "seed1", "base (2)"]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"instruction": "Add", "input": "1 and 2", "output": "3"}, None),
+        ({"prompt": [{"role": "user", "content": "1 + 2"}],
+          "completion": [{"role": "assistant", "content": "3"}]}, None),
+        ({"problem": "1 + 2", "output": "3"}, {"prompt": "problem", "demonstration": "output"}),
+        ({"question": "1 + 2", "response": "3"}, {"prompt": "question", "demonstration": "response"}),
+    ],
+)  # fmt: skip
+def test_training_data_in_every_form_is_read_as_training_reads_it(tmp_path, row, columns):
+    (found,) = read_responses(write(tmp_path / "train.jsonl", [row]), columns=columns)
+    assert (found.kind, found.text, found.rendered) == ("demonstration", "3", False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 from tests.environments.conftest import add
@@ -310,3 +311,9 @@ def test_a_call_of_a_demonstration_that_cannot_be_read_names_its_row(arguments):
         toolbox.acted([ROW], [demo]),
     ):
         pass
+
+
+def test_an_environment_is_told_all_right_answers_as_reward_functions_are():
+    toolbox = Toolbox([], {None: Guess})
+    (offered,) = toolbox.offer([replace(ROW, other_answers=("seven",))])
+    assert toolbox.enter(offered).environment.row["answer"] == ["7", "seven"]

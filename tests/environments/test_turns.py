@@ -274,3 +274,12 @@ def test_arguments_without_quotes_get_the_types_of_the_tool(name):
     whole = official(tokenizer, [USER, message], list(schemas), whole=True)
     text = tokenizer.decode(whole).rpartition("times 2?")[2]
     assert form.read(text, schemas)[1] == [call]
+
+
+def test_a_json_object_without_arguments_is_an_answer_in_llamas_form():
+    form = format_of(turns_of(with_template("llama3_1")))
+    for text in ('{"name": "Tom", "age": 3}', '{"name": "Tom"}', "{}"):
+        assert form.read(text, ()) == (text, [])
+    for key in ("parameters", "arguments"):
+        call = f'{{"name": "weigh", "{key}": {{"a": 1}}}}'
+        assert form.read(call, ()) == ("", [tool_call("weigh", {"a": 1})])

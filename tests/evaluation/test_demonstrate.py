@@ -7,7 +7,7 @@ import json
 import pytest
 
 from srft.config import parse_config
-from srft.data.reading import load_examples
+from srft.data.reading import as_examples, load_examples
 from srft.errors import ConfigError, DataError
 from srft.evaluation import demonstrate as module
 from srft.evaluation.demonstrate import demonstrate
@@ -101,9 +101,9 @@ def test_conversations_and_problems_of_reasoning_gym_come_back_as_they_were(tmp_
         ({"role": "system", "content": "S"}, {"role": "user", "content": "1 + 1"}), (), "2"
     )
     (tmp_path / "gym.parquet").write_bytes(
-        module._parquet([module._row(e, [f"The answer is {e.answer}."]) for e in gym])
+        module._parquet([module._row(e, [f"The answer is {e.answer}."], {}, False) for e in gym])
     )
-    (tmp_path / "talk.parquet").write_bytes(module._parquet([module._row(talk, ["2"])]))
+    (tmp_path / "talk.parquet").write_bytes(module._parquet([module._row(talk, ["2"], {}, False)]))
     again = load_examples(str(tmp_path / "gym.parquet"))
     for one, other in zip(gym, again, strict=True):
         assert (one.prompt, one.answer) == (other.prompt, other.answer)
@@ -112,3 +112,33 @@ def test_conversations_and_problems_of_reasoning_gym_come_back_as_they_were(tmp_
         assert all(s.correct for s in scorer.score(again, [e.demonstrations[0] for e in again]))
     (back,) = load_examples(str(tmp_path / "talk.parquet"))
     assert back.prompt == talk.prompt and back.demonstrations == ("2",)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"prompt": "problem", "answer": "final"},
+        {"prompt": "task.text", "demonstration": "task.steps", "answer": "reward_model.ground_truth",
+         "system": "tone"},
+    ],
+)  # fmt: skip
+def test_the_recipe_reads_its_own_demonstrations_with_all_answers(columns, tmp_path):
+    row = {"problem": "How many?", "final": ["70", "seventy"], "level": 3, "demonstrations": ["x"]}
+    if "system" in columns:
+        task = {"text": "How many?", "steps": "x", "kind": "easy"}
+        row = {"task": task, "reward_model": {"ground_truth": ["70", "seventy"]}, "tone": "Short."}
+    elif not columns:
+        row = {"prompt": row["problem"], "answer": row["final"], "level": 3}
+    second = {**row, **{k: "71" for k in ("answer", "final") if k in row}}
+    examples = as_examples([row, second], columns=columns)
+    assert examples[0].other_answers == ("seventy",)
+    rows = [module._row(e, ["70, as", "70."], columns, True) for e in examples]
+    (tmp_path / "made.parquet").write_bytes(module._parquet(rows))
+    again = load_examples(str(tmp_path / "made.parquet"), columns=columns)
+    for one, other in zip(examples, again, strict=True):
+        assert (one.prompt, one.answer, one.other_answers) == (
+            other.prompt, other.answer, other.other_answers
+        )  # fmt: skip
+        assert other.demonstrations == ("70, as", "70.")
+        assert one.columns.get("level") == other.columns.get("level")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
 from srft.errors import ConfigError, DataError, RewardError
+from srft.evaluation.accuracy_statistics import majority_at_k
 from srft.evaluation.evaluate import evaluate, problem_seed
 from srft.evaluation.results import problem_id
-from srft.types import Example, SamplingParams
+from srft.rewards.scorer import Scorer
+from srft.types import Completion, Example, SamplingParams, TokenizedExample
 
 from .conftest import FakeEngine, FakeScore, FakeScorer, make_problems
 
@@ -116,8 +119,6 @@ def test_a_torn_last_line_is_dropped(problems, tmp_path):
 def test_line_separators_inside_texts_do_not_break_the_file(tmp_path):
     class Odd(FakeEngine):
         def _one(self, request, seed, params):
-            from dataclasses import replace
-
             return replace(super()._one(request, seed, params), text="a\u2028b\x85c\nd")
 
     path = tmp_path / "samples.jsonl"
@@ -137,8 +138,6 @@ def test_samples_of_other_settings_are_refused(problems, tmp_path, change):
 
 
 def test_a_changed_prompt_is_sampled_anew(problems, tmp_path):
-    from dataclasses import replace
-
     path = tmp_path / "samples.jsonl"
     run(problems, out_path=path)
     engine = FakeEngine()
@@ -232,3 +231,33 @@ def test_problem_id_is_of_the_text_and_the_answer():
     assert len(ids) == 3
     same = Example("q", ("a demonstration",), "1", {"x": 1}, "elsewhere:3")
     assert problem_id(same) == problem_id(Example("q", (), "1"))
+
+
+def test_right_answers_to_a_problem_with_several_are_one_vote():
+    """Two right expressions against one wrong one twice: a tie."""
+    rows = {"numbers": [1, 2, 3, 4], "target": 10}
+    problem = TokenizedExample(Example("Make 10.", columns=rows), 0, (1, 2), ())
+    texts = ["1+2+3+4", "4+3+2+1", "(1+4)*2+3", "(1+4)*2+3"]
+
+    class Says(FakeEngine):
+        def _one(self, request, seed, params):
+            return Completion((1,), (0.0,), rf"\boxed{{{texts[self.made - 1]}}}", "stop")
+
+    with Scorer("countdown", workers=1) as scorer:
+        result = run([problem], n=4, engine=Says(), scorer=scorer)
+    (problem,) = result.problems
+    votes = [sample.answer for sample in problem.samples]
+    assert [sample.correct for sample in problem.samples] == [True, True, False, False]
+    assert votes[0] == votes[1] != votes[2] == votes[3]
+    assert majority_at_k(votes, [sample.correct for sample in problem.samples], 4) == 0.5
+
+
+def test_a_changed_list_of_answers_is_judged_anew(tmp_path):
+    problem = TokenizedExample(Example("How many?", answer="70"), 0, (1, 2), ())
+    several = replace(problem, example=replace(problem.example, other_answers=("seventy",)))
+    path = tmp_path / "samples.jsonl"
+    with Scorer("exact", workers=1) as scorer:
+        for asked, drawn in ((problem, 2), (problem, 0), (several, 2), (several, 0)):
+            engine = FakeEngine()
+            run([asked], n=2, engine=engine, scorer=scorer, out_path=path)
+            assert engine.made == drawn

@@ -68,3 +68,26 @@ def test_wrong_samples_that_agree_outvote_right_ones() -> None:
 )  # fmt: skip
 def test_votes_without_a_verifier(text: str, columns: dict[str, Any], vote: str | None) -> None:
     assert vote_of(text, columns) == vote
+
+
+@pytest.mark.parametrize(
+    ("text", "vote"),
+    [
+        (r"So we get $\frac{3}{4}$.", "3/4"),
+        (r"So we get $\dfrac{5}{4}$.", "5/4"),
+        ("We get 5, as wanted.", "5"),
+        ("We get 5.", "5"),
+        ("It is 1,234 in all", "1234"),
+        ("so -5", "-5"),
+        ("so 3/4", "3/4"),
+        ("of 1, 2 and 3", "3"),
+    ],
+)
+def test_the_last_number_votes_where_nothing_is_announced(text: str, vote: str) -> None:
+    assert vote_of(text, {}, ["math"]) == vote
+
+
+def test_the_whole_text_votes_for_reasoning_gym() -> None:
+    assert vote_of(" 5\n", {}, ["reasoning-gym"]) == "5"
+    assert vote_of("x y", {}, ["reasoning-gym"]) == "xy"
+    assert vote_of("the answer is 7", {}, ["reasoning-gym"]) == "7"

@@ -38,7 +38,9 @@ def assign(recipe: SRFTConfig, key: tuple[str, ...], value: object) -> None:
 
 def test_there_are_such_numbers() -> None:
     assert len(NUMBERS) > 40
-    assert {("train", "learning_rate"), ("objective", "weight_sft"), ("reward", "timeout_s")} <= {*NUMBERS}
+    assert {("train", "learning_rate"), ("objective", "weight_sft"), ("reward", "timeout_s")} <= {
+        *NUMBERS
+    }
 
 
 @pytest.mark.parametrize("key", NUMBERS, ids=".".join)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srft.data.data_config import DataConfig
+from srft.data.messages import is_message
 from srft.errors import DataError
 from srft.paths import local_path
 from srft.runs.files import is_number, jsonl_lines
@@ -109,11 +110,19 @@ def _read(place: str | Path, first_group: int, columns: Mapping[str, str] | None
         )
     if path.is_file() and path.suffix == ".jsonl":
         rows = list(_rows(path))
-        if rows and any(key in rows[0][1] for key in _RESPONSE_KEYS):
+        if rows and _holds_responses(rows[0][1]):
             return [
                 r for i, (at, row) in enumerate(rows) for r in _from_row(row, at, first_group + i)
             ]
     return _from_examples(str(place), first_group, columns)
+
+
+def _holds_responses(row: Mapping[str, Any]) -> bool:
+    """Whether it is a row of responses to a prompt, not of training data that names its columns otherwise."""
+    value = next((row[key] for key in _RESPONSE_KEYS if key in row), None)
+    value = value[0] if isinstance(value, list) and value else value
+    told = isinstance(value, str) or (isinstance(value, Mapping) and not is_message(value))
+    return told and ("prompt" in row or not {"question", "problem", "instruction"} & row.keys())
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -142,7 +142,10 @@ FORMATS = (
         "Mistral", rf"\[TOOL_CALLS\]{_NAME}(?:\[ARGS\])?(?P<arguments>\{{.*?\}})\s*(?=\[TOOL_|\Z)"
     ),
     _form("LFM", r"<\|tool_call_start\|>\[(?P<python>.*?)\]<\|tool_call_end\|>"),
-    _form("Llama", r"\A\s*(?:<\|python_tag\|>)?\s*(?P<json>\{.*\})\s*\Z"),
+    _form(  # JSON without arguments is an answer
+        "Llama",
+        r"\A\s*(?:<\|python_tag\|>)?\s*(?P<json>\{(?=.*\"(?:parameters|arguments)\"\s*:).*\})\s*\Z",
+    ),
 )
 
 _PROBE = tool_call("probe", {"first": sentinel(2), "second": 2})

@@ -22,7 +22,7 @@ from srft.environments.call_formats import Calls, read_call
 from srft.environments.environment_config import EnvironmentConfig
 from srft.errors import ConfigError, DataError, RolloutError
 from srft.rewards.deadline import call_within
-from srft.rewards.functions import AsyncRunner, is_async, load_function
+from srft.rewards.functions import AsyncRunner, answers_of, is_async, load_function
 from srft.rewards.reward_config import RewardConfig
 from srft.rewards.scorer import Scorer
 from srft.types import Example, Message, Spoken
@@ -152,7 +152,7 @@ class Toolbox:
         environment = self._free[name].pop() if self._free[name] else self.factories[name]()
         row = {**example.columns, "prompt": [dict(message) for message in prompt]}
         if example.answer is not None:
-            row.setdefault("answer", example.answer)
+            row.setdefault("answer", answers_of(example))
         if name is not None:
             row.pop("environment")
         try:

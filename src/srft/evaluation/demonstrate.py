@@ -97,11 +97,13 @@ def demonstrate(
                 identity=_identity(config, source),
             )
         right = [_right(problem, keep) for problem in result.problems]
-        rows = [
-            _row(example, [_turns(s) if toolbox else s.text for s in samples])
+        told = [
+            (example, [_turns(s) if toolbox else s.text for s in samples])
             for example, samples in zip((p.example for p in problems), right, strict=True)
             if samples or all_rows
         ]
+        lists = any(example.other_answers for example, _ in told)
+        rows = [_row(example, made, config.data.columns, lists) for example, made in told]
         found = Demonstrated(
             file=folder / "demonstrations.parquet",
             prompts=len(problems),
@@ -156,15 +158,34 @@ def _turns(sample: Sample) -> list[dict[str, Any]]:
     ]
 
 
-def _row(example: Example, demonstrations: Sequence[Any]) -> dict[str, Any]:
-    prompt = example.prompt
+def _row(
+    example: Example, demonstrations: Sequence[Any], columns: Mapping[Any, str], lists: bool
+) -> dict[str, Any]:
+    """A row that the recipe reads: what it names by ``columns`` stands there. lists: the answer is one."""
+    prompt, answers = example.prompt, [example.answer, *example.other_answers]
+    first = None if isinstance(prompt, str) else prompt[0]
     more = {name: value for name, value in example.columns.items() if name not in _OWN}
-    return {
+    own = {
         "prompt": prompt if isinstance(prompt, str) else [dict(message) for message in prompt],
-        "demonstrations": list(demonstrations),
-        "answer": example.answer,
-        **more,
+        "demonstration": list(demonstrations),
+        "answer": [one for one in answers if one is not None] if lists else example.answer,
     }
+    if "system" in columns:
+        own["system"] = first["content"] if first and first["role"] == "system" else None
+    named = {role: columns.get(role, role).split(".") for role in own}
+    named["demonstration"] = columns.get("demonstration", "demonstrations").split(".")
+    row = {path[0]: more.get(path[0]) for path in named.values()} | more
+    for role, path in named.items():
+        row = _with(row, path, own[role])
+    return row
+
+
+def _with(row: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    name, *inside = path
+    if not inside:
+        return {**row, name: value}
+    held = row.get(name)
+    return {**row, name: _with(held if isinstance(held, Mapping) else {}, inside, value)}
 
 
 def _parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -12,7 +12,9 @@ from srft.rewards.options import choice_in, options_of
 from srft.rewards.quantities import as_number, plain_text, read_quantity
 from srft.rewards.verifiers import number_in, squeezed
 
-_NUMBERS = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBERS = re.compile(
+    r"\\[dt]?frac\s*\{-?\d+\}\s*\{\d+\}|(?<![\d.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?|(?<!\d)-?\.\d+"
+)
 
 
 def vote_of(
@@ -39,6 +41,8 @@ def vote_of(
         return _one_spelling(announced or final_part(text), exact=True)
     if announced is None and "math" in verifiers:  # math-verify takes the last number
         announced = next(reversed(_NUMBERS.findall(text)), None)
+    if announced is None and "reasoning-gym" in verifiers:  # its scorers take the whole text
+        announced = text.strip() or None
     return None if announced is None else _one_spelling(announced)
 
 
