@@ -250,6 +250,48 @@ def test_an_optimizer_of_ones_own(recipe, rows, tiny_model):
         SRFTTrainer(other, None, recipe(method="sft"), rows, optimizers=(None, schedule))
 
 
+SCHEDULERS = {
+    "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4),
+    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / 4),
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, total_steps=5),
+    "none": lambda o: None,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_of_ones_own_goes_on_at_its_rate_after_a_resume(
+    recipe, rows, tiny_model, tmp_path, name
+):
+    kind = torch.optim.AdamW if name == "one cycle" else torch.optim.SGD
+
+    def used(folder, steps, resume=None):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        optimizer = kind(model.parameters(), lr=0.5)
+        seen = []
+
+        def see(*_):
+            (group,) = optimizer.param_groups
+            seen.append((group["lr"], group.get("betas")))
+
+        optimizer.register_step_pre_hook(see)
+        args = recipe(
+            method="sft",
+            train={"steps": steps, "warmup_steps": 4},
+            run={"dir": str(tmp_path / folder), "export": False},
+        )
+        optimizers = (optimizer, SCHEDULERS[name](optimizer))
+        SRFTTrainer(model, None, args, rows, optimizers=optimizers).train(resume)
+        return seen
+
+    whole = used("whole", 4)
+    assert used("part", 2) + used("part", 4, resume=True) == whole
+    assert len({rate for rate, _ in whole}) == 4
+    one, two = (read_jsonl(tmp_path / folder / "metrics.jsonl") for folder in ("whole", "part"))
+    assert [row["loss"] for row in one] == [row["loss"] for row in two]
+    assert [row["learning_rate"] for row in two] == [rate for rate, _ in whole]
+
+
 # -- data ---------------------------------------------------------------------------------------
 
 

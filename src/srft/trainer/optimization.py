@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from srft.config import SRFTConfig
-from srft.errors import ConfigError
+from srft.errors import CheckpointError, ConfigError
 from srft.trainer.given import Given
 from srft.trainer.train_config import Stage, TrainConfig
 
@@ -129,3 +130,36 @@ def set_rate(
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
+
+
+_DRIVEN = ("lr", "momentum", "betas")
+"""What schedulers change in an optimizer's groups. No scheduler's ``load_state_dict`` puts it back."""
+
+
+def schedule_state(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> dict[str, Any]:
+    """Where a scheduler stands and what it has made of each group of its optimizer; plain JSON."""
+    driven = [
+        {k: list(v) if k == "betas" else v for k, v in group.items() if k in _DRIVEN}
+        for group in optimizer.param_groups
+    ]
+    return {"scheduler": scheduler.state_dict(), "driven": driven}
+
+
+def resume_schedule(
+    optimizer: torch.optim.Optimizer, scheduler: LRScheduler, saved: Mapping[str, Any]
+) -> None:
+    """Goes on with what ``schedule_state`` returned (of an older checkpoint: with the scheduler's rates).
+
+    Raises:
+        CheckpointError: the optimizer has more groups of parameters, or fewer.
+    """
+    driven = saved.get("driven") or [{"lr": rate} for rate in saved["scheduler"]["_last_lr"]]
+    groups = optimizer.param_groups
+    if len(driven) != len(groups):
+        raise CheckpointError(
+            f"optimizers: the optimizer has {len(groups)} groups of parameters, and the one that the "
+            f"checkpoint is of had {len(driven)}; make it as it was"
+        )
+    scheduler.load_state_dict(dict(saved["scheduler"]))
+    for group, values in zip(groups, driven, strict=True):
+        group.update({k: tuple(v) if k == "betas" else v for k, v in values.items()})

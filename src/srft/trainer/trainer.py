@@ -60,7 +60,7 @@ from srft.trainer.fitting import halved, within_memory
 from srft.trainer.given import Given
 from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
-from srft.trainer.optimization import choose_optimizer, set_rate
+from srft.trainer.optimization import choose_optimizer, resume_schedule, schedule_state, set_rate
 from srft.trainer.plateau import watched_value
 from srft.trainer.refusals import check_weights
 from srft.trainer.sample_log import sample_records
@@ -438,7 +438,7 @@ class TrainingLoop:
         told = checkpoint.state.get("callbacks", {})
         self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
         if self.scheduler is not None and "scheduler" in checkpoint.state:
-            self.scheduler.load_state_dict(checkpoint.state["scheduler"])
+            resume_schedule(self.optimizer, self.scheduler, checkpoint.state)
         (begin_stage if began else restore_stage)(self.setup, self.train_state.stage, self.run)
         self.setup.engine.update_weights()
 
@@ -464,7 +464,7 @@ class TrainingLoop:
             "callbacks": self.callbacks.state_dict(),
         }
         if self.scheduler is not None:
-            state["scheduler"] = self.scheduler.state_dict()
+            state |= schedule_state(self.optimizer, self.scheduler)
         if self.world.from_main(lambda: state == self.saved, "a checkpoint"):
             return
         self.view.phase("saving")
