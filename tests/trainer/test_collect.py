@@ -21,9 +21,9 @@ from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
-from srft.trainer.collect import Collected, Rollout
+from srft.trainer.collect import Collected, Rollout, group_metrics
 from srft.trainer.sample_log import sample_records
-from srft.types import Example, TokenizedExample
+from srft.types import Example, TokenizedExample, TrainingSequence
 
 
 def lengths(completion_ids, **columns):
@@ -234,3 +234,29 @@ def test_samples_of_several_packs_have_the_losses_of_one_pack(recipe):
     for one, cut in zip(losses(1000), losses(12), strict=True):
         assert one == pytest.approx(cut, abs=2e-5)
     assert max(abs(value) for loss in losses(1000) for value in loss) > 1e-3
+
+
+def group(number, *rewards):
+    """Rollouts of three tokens each."""
+    logprobs = (-1.0, -1.0, -1.0)
+    sequences = [
+        TrainingSequence((1,), (2, 3, 4), number, False, r, r > 0, False, 0, logprobs)
+        for r in rewards
+    ]
+    return [Rollout(s, "", Score(s.reward, {}, s.correct)) for s in sequences]
+
+
+def test_what_a_refill_drops_counts_among_what_was_sampled():
+    example = TokenizedExample(Example(prompt="a"), 0, (1,), ())
+    found = Collected([0, 1], [example] * 2, [group(0, 0.0, 0.0), group(1, 0.0, 1.0)], [[], []])
+    found.sampled_groups = 2
+    kept = Collected()
+    kept.take(found, only_mixed=True)
+    assert kept.rows == [1] and len(kept.sequences) == 2, "what is trained on"
+    figures = group_metrics(kept)
+    assert figures["rollout/tokens"] == 12 and figures["groups/sampled"] == 2
+    assert figures["reward/accuracy"] == figures["reward/mean"] == 0.25
+    assert figures["groups/all_wrong"] == figures["groups/equal_reward"] == 0.5
+    nothing = Collected(rollouts=[[]], demos=[[]], sampled_groups=1)
+    assert group_metrics(nothing) == {"groups/sampled": 1, "rollout/tokens": 0}
+    assert group_metrics(Collected(rollouts=[[]], demos=[[]])) == {}, "demonstrations alone"

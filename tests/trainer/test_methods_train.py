@@ -105,14 +105,19 @@ def test_refill_samples_more_prompts_when_groups_do_not_differ(recipe):
         method="dapo",
         train={"steps": 1, "max_refill_rounds": 2},
         reward={"failed_demonstrations": "keep"},
+        alarms={"no-reward": {"steps": 1}},
     )
     trainer = SRFTTrainer(
         args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
     )
     result = trainer.train()
     (metrics,) = read_jsonl(result.run_dir / "metrics.jsonl")
-    assert trainer.sampler.state_dict()["position"] == 3 * 4
+    assert trainer.sampler.state_dict()["position"] == metrics["groups/sampled"] == 3 * 4
     assert metrics["train/tokens"] == 0
+    assert metrics["reward/accuracy"] == 0 and metrics["groups/all_wrong"] == 1
+    tokens = round(metrics["rollout/length_mean"] * 12 * 3)
+    assert metrics["rollout/tokens"] == metrics["total/rollout_tokens"] == tokens > 36
+    assert any("no-reward" in e["message"] for e in read_jsonl(result.run_dir / "events.jsonl"))
 
 
 def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):

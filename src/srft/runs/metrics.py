@@ -67,7 +67,9 @@ _TOKENS = "over response tokens"
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "Reward": (
-        Metric("reward/mean", "Mean reward", "", "over the step's rollouts"),
+        Metric("reward/mean", "Mean reward", "",
+               "over the step's rollouts, those that a refill (DAPO) dropped included, as in every figure "
+               "of rollouts and groups that is known before the update"),
         Metric("reward/std", "Spread of reward", "", "population standard deviation over them"),
         Metric("reward/accuracy", "Rollout accuracy", "share",
                "rollouts with a reward above `reward.correct_threshold`"),
@@ -97,7 +99,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         Metric("rollout/length_max", "Longest response", "tokens", "of the step"),
         Metric("rollout/truncated", "Truncated rollouts", "share",
                "rollouts that reached `rollout.max_tokens`"),
-        Metric("rollout/tokens", "Sampled tokens", "tokens", "in the step"),
+        Metric("rollout/tokens", "Sampled tokens", "tokens",
+               "in the step, those that a refill or a second attempt replaced included"),
         Metric("prefix/share", "Tokens given as prefix", "share", "Prefix-RFT: of all rollout tokens"),
         Metric("prefix/kept", "Prefix tokens trained on", "share",
                "Prefix-RFT: those of highest entropy, of all prefix tokens"),

@@ -40,13 +40,15 @@ class Rollout:
 class Collected:
     """The groups of one step. ``rows[g]`` of the data, ``examples[g]``, ``rollouts[g]`` and ``demos[g]``
     belong together. ``logged`` are the values that reward functions logged in each process and round.
-    ``rescued`` groups were sampled again, ``failed_tokens`` in rollouts that were thrown away for it.
+    ``dropped`` are the rollouts of groups that a refill replaced. ``rescued`` groups were sampled again,
+    ``failed_tokens`` in rollouts that were thrown away for it.
     ``refused`` says why they cannot be trained on: a reward or log-probability is not finite."""
 
     rows: list[int] = field(default_factory=list)
     examples: list[TokenizedExample] = field(default_factory=list)
     rollouts: list[list[Rollout]] = field(default_factory=list)
     demos: list[list[TrainingSequence]] = field(default_factory=list)
+    dropped: list[list[Rollout]] = field(default_factory=list)
     generate_seconds: float = 0.0
     score_seconds: float = 0.0
     ahead_seconds: float = 0.0
@@ -64,6 +66,7 @@ class Collected:
         self.logged += other.logged
         for g, rollouts in enumerate(other.rollouts):
             if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:
+                self.dropped.append(rollouts)
                 continue
             self.rows.append(other.rows[g])
             self.examples.append(other.examples[g])
@@ -331,12 +334,18 @@ def _counted(sequence: TrainingSequence) -> Sequence[bool]:
 
 
 def group_metrics(collected: Collected) -> dict[str, float]:
-    """Figures of a step that are known before any training on it (docs/metrics.md)."""
+    """Figures of a step that are known before any training on it (docs/metrics.md), of all that was
+    sampled for it: what a refill keeps is never all wrong, whatever the policy is."""
     # A group of which no reward applied to a single rollout says nothing.
-    groups = [group for group in collected.rollouts if group]
+    groups = [group for group in (*collected.rollouts, *collected.dropped) if group]
     rollouts = [rollout for group in groups for rollout in group]
-    if not rollouts:
+    if not collected.sampled_groups:
         return {}
+    if not rollouts:
+        return {
+            "groups/sampled": float(collected.sampled_groups),
+            "rollout/tokens": float(collected.failed_tokens),
+        }
     rewards = [[r.sequence.reward for r in group] for group in groups]
     correct = [[r.sequence.correct for r in group] for group in groups]
     flat = [reward for group in rewards for reward in group]
