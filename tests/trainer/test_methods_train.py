@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from srft.errors import ConfigError
 from srft.objective.methods import METHODS, get_method
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
+from srft.trainer.update import prepare
 
 
 def a_third(prompts, completions, **columns):
@@ -118,6 +120,38 @@ def test_refill_samples_more_prompts_when_groups_do_not_differ(recipe):
     tokens = round(metrics["rollout/length_mean"] * 12 * 3)
     assert metrics["rollout/tokens"] == metrics["total/rollout_tokens"] == tokens > 36
     assert any("no-reward" in e["message"] for e in read_jsonl(result.run_dir / "events.jsonl"))
+
+
+def test_a_refilled_group_is_compared_with_itself_alone(recipe):
+    """Prompts that take the place of dropped ones are groups of their own, however many rounds it takes."""
+
+    def half(prompts, completions, **columns):
+        mixed = [zlib.crc32(str(prompt).encode()) % 3 == 0 for prompt in prompts]
+        return [float(m and len(t) % 3 == 0) for m, t in zip(mixed, completions, strict=True)]
+
+    config = recipe(
+        method="dapo",
+        train={"steps": 2, "prompts_per_step": 6, "max_refill_rounds": 6},
+        reward={"failed_demonstrations": "keep"},
+    )
+    trainer = SRFTTrainer(args=config, reward_funcs=half)
+    method, seen = trainer.setup.methods[0], []
+    collect = trainer.collector.step
+
+    def noted(*arguments):
+        seen.append(collect(*arguments))
+        return seen[-1]
+
+    trainer.collector.step = noted
+    trainer.train()
+    assert any(collected.sampled_groups > len(collected.rollouts) > 1 for collected in seen)
+    for collected in seen:
+        numbers = [{r.sequence.group for r in rollouts} for rollouts in collected.rollouts]
+        assert len(set.union(*numbers)) == len(numbers) == sum(map(len, numbers))
+        table, _ = prepare(method, collected.sequences)
+        rewards = [torch.tensor([r.sequence.reward for r in g]) for g in collected.rollouts]
+        alone = torch.cat([(r - r.mean()) / r.std() for r in rewards])
+        torch.testing.assert_close(table.advantage_S.float(), alone.float(), atol=1e-4, rtol=1e-4)
 
 
 def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):

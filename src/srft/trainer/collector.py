@@ -139,12 +139,13 @@ class Collector:
         equal, until it has enough or its rounds are used up."""
         wanted = self.args.train.prompts_per_step
         rounds = 1 + (self.args.train.max_refill_rounds if method.refill else 0)
-        kept = Collected()
+        kept, asked = Collected(), 0
         self.setup.scorer.trainer_state = trl_state(self.setup, step)
         try:
             for round_ in range(rounds):
                 rows = self.sampler.next(wanted - len(kept.examples))
-                groups = range(len(kept.examples), wanted)
+                # A number of its own for each prompt, those that were dropped included.
+                groups = range(asked, asked := asked + len(rows))
                 found = self.rows(rows, method, progress, step, round_, groups, world=world)
                 kept.take(found, only_mixed=method.refill)
                 if len(kept.examples) == wanted:
@@ -152,7 +153,7 @@ class Collector:
             self._rescue(kept, method, progress, step, world)
             if self.further is not None and method.mixes:
                 rows = [self._shown[n] for n in self.further.next()]
-                groups = range(wanted, wanted + len(rows))
+                groups = range(asked, asked + len(rows))
                 alone = replace(method, rollouts=False)
                 kept.take(self.rows(rows, alone, progress, step, groups=groups), only_mixed=False)
             if method.teacher is not None:
