@@ -10,8 +10,13 @@ import pytest
 import torch
 from benchmarks.lab.tokenizer import build_tokenizer
 from tests.toys import lab_model, random_sequences
+from transformers import LlamaConfig
 
-from srft.errors import RolloutError
+from srft.config import parse_config
+from srft.errors import ConfigError, RolloutError
+from srft.memory.assumptions import assume
+from srft.memory.devices import Cluster
+from srft.memory.work import measure_work
 from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
@@ -21,8 +26,11 @@ from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
-from srft.trainer.collect import Collected, Rollout, group_metrics
+from srft.trainer.collect import Collected, Rollout, _plan, group_metrics
+from srft.trainer.fitting import measure_lengths
+from srft.trainer.method_checks import check_lengths
 from srft.trainer.sample_log import sample_records
+from srft.trainer.setup import build_methods
 from srft.types import Example, TokenizedExample, TrainingSequence
 
 
@@ -260,3 +268,25 @@ def test_what_a_refill_drops_counts_among_what_was_sampled():
     nothing = Collected(rollouts=[[]], demos=[[]], sampled_groups=1)
     assert group_metrics(nothing) == {"groups/sampled": 1, "rollout/tokens": 0}
     assert group_metrics(Collected(rollouts=[[]], demos=[[]])) == {}, "demonstrations alone"
+
+
+@pytest.mark.parametrize("name", ["uft", "prefix-rft", "ghpo"])
+def test_what_begins_with_a_demonstration_is_as_long_as_the_engine_and_the_checks_are_told(name):
+    config = parse_config({"method": name, "rollout": {"max_tokens": 256, "group_size": 2}})
+    methods = build_methods(config)
+    (method,) = methods
+    example = TokenizedExample(Example(prompt="q"), 0, tuple(range(50)), (tuple(range(960)),))
+    lengths = measure_lengths(config, methods, [example], [])
+    attempts = [None] if method.rescue is None else [0, 1, 2]
+    asked = [
+        len(request.prompt_ids) + 256
+        for attempt in attempts
+        for request, _ in _plan(example, method, Progress(0, 10), 2, 1, attempt)
+    ]
+    assert 256 + 50 < max(asked) <= lengths.asked
+    room = SimpleNamespace(config=LlamaConfig(max_position_embeddings=max(asked) - 1))
+    with pytest.raises(ConfigError, match=r"demonstration.* and rollout\.max_tokens=256 exceed"):
+        check_lengths(config, methods, room, [example])
+    layout, assumed = SimpleNamespace(world=1), assume(Cluster("cpu", 8.0, 1, 1))
+    work = measure_work(config, methods, layout, assumed, None, lengths)
+    assert work.longest >= 50 + 960 and work.asked == lengths.asked

@@ -140,7 +140,7 @@ def measure_work(
     """Counts of a step, by ``lengths`` or by the recipe's limits, where these are known by themselves. Limits
     that the recipe leaves wide end at the model's window."""
     rollouts = any(m.rollouts for m in methods)
-    demos = any(m.demonstrations or m.prefix for m in methods)
+    demos = any(m.demonstrations or m.continues for m in methods)
     limit = config.rollout.max_tokens
     window = window or 2**40
     longest_prompt = config.data.max_prompt_tokens or assumed.prompt_tokens

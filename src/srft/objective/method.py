@@ -119,6 +119,11 @@ class Method:
         """Whether a step trains on rollouts and on demonstrations."""
         return self.rollouts and self.demonstrations
 
+    @property
+    def continues(self) -> bool:
+        """Whether rollouts may begin with part of a demonstration."""
+        return self.prefix is not None or self.rescue is not None
+
     def reads_reference(self, frozen_teacher: bool) -> bool:
         """Whether the policy of before training is kept for it. frozen_teacher: one that is shown a
         solution is that policy, not the live one."""

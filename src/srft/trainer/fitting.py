@@ -109,7 +109,7 @@ def measure_lengths(
     """What the data of a run asks of memory; ``evaluation``: the problems of each set."""
     prompt = max(len(example.prompt_ids) for example in examples)
     longest = prompt
-    if any(method.prefix for method in methods):
+    if any(method.continues for method in methods):
         demos = [len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids]
         longest = max([longest, *demos])
     asked = longest + config.rollout.max_tokens

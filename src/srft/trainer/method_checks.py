@@ -17,7 +17,7 @@ from srft.types import TokenizedExample
 def check_tools(methods: Sequence[Method], toolbox: Toolbox | None) -> None:
     """Raises ConfigError where a response would begin within a demonstration, whose calls were not made."""
     for method in methods:
-        if toolbox is not None and (method.prefix or method.rescue):
+        if toolbox is not None and method.continues:
             raise ConfigError(
                 f"method {method.name} begins rollouts with part of a demonstration, whose calls of tools "
                 "nobody has made: not with tools or environments; use srft, sft or grpo, for example"
@@ -77,9 +77,7 @@ def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
 def reads_demonstrations(method: Method) -> bool:
     """Whether it makes any use of demonstrations."""
     shown = method.teacher == "demonstration"
-    return bool(
-        method.demonstrations or method.prefix or method.interleave or method.rescue or shown
-    )
+    return bool(method.demonstrations or method.continues or method.interleave or shown)
 
 
 def check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
@@ -111,11 +109,13 @@ def check_lengths(
     prompt = max(len(example.prompt_ids) for example in examples)
     demo = max((len(d) for e in examples for d in e.demonstration_ids), default=0)
     if any(method.rollouts for method in methods):
-        given = demo if any(method.prefix for method in methods) else 0
+        given = demo if any(method.continues for method in methods) else 0
         if prompt + given + config.rollout.max_tokens > window:
+            more = f", the longest demonstration ({given})" if given else ""
             raise ConfigError(
-                f"the longest prompt ({prompt} tokens) and rollout.max_tokens={config.rollout.max_tokens} "
-                f"exceed {limit}; or lower rollout.max_tokens or data.max_prompt_tokens"
+                f"the longest prompt ({prompt} tokens){more} and "
+                f"rollout.max_tokens={config.rollout.max_tokens} exceed {limit}; or lower "
+                "rollout.max_tokens or data.max_prompt_tokens"
             )
     longest = max(
         (len(e.prompt_ids) + len(d) for e in examples for d in e.demonstration_ids), default=0
