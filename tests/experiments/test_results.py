@@ -12,7 +12,14 @@ from benchmarks.lab.pictures import draw
 from rich.console import Console
 from tests.experiments.fakes import write_run
 
-from srft.experiments.arm_results import compare, estimate, gather, read_figures, t_interval
+from srft.experiments.arm_results import (
+    compare,
+    estimate,
+    gather,
+    read_figures,
+    summarize,
+    t_interval,
+)
 from srft.experiments.arm_tables import markdown, render, write_tables
 from srft.experiments.catalog import EXPERIMENTS
 from srft.experiments.experiment import Arm, base_recipe
@@ -82,6 +89,18 @@ def test_differences_are_paired_by_seed_and_problem(result):
     assert grpo.verdict == "open"  # two seeds are too few for an interval over seeds
     base = next(arm for arm in result.arms if arm.name == "base").difference["in"]
     assert base.of == 2 and base.estimate.mean == pytest.approx(-0.55)
+
+
+def test_an_untrained_reference_stands_for_each_seed_too(experiment, tmp_path, settings):
+    plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 2, {})
+    for job in plan:
+        write_run(job, ACCURACY.get(job.name, 0.3))
+    base, srft = ([read_figures(job) for job in plan if job.arm == arm] for arm in ("base", "srft"))
+    base = [replace(run, steps=0) for run in base]
+    ahead = summarize(srft, base).difference["in"]
+    behind = summarize(base, srft).difference["in"]
+    assert ahead.of == behind.of == 2
+    assert ahead.estimate.mean == -behind.estimate.mean == pytest.approx(0.55)
 
 
 def test_ahead_and_behind_need_both_intervals():

@@ -357,9 +357,12 @@ def _stack(runs: Sequence[RunFigures], kind: str, part: str) -> np.ndarray:
 def _pair(
     runs: Sequence[RunFigures], reference: Sequence[RunFigures]
 ) -> tuple[Sequence[RunFigures], Sequence[RunFigures]]:
-    """The runs of the seeds that both have; the base model, which has no seed, stands for each."""
+    """The runs of the seeds that both have; the base model, which has no seed, stands for each, on
+    either side."""
     if all(run.steps == 0 for run in runs):
         return [runs[0]] * len(reference), reference
+    if all(run.steps == 0 for run in reference):
+        return runs, [reference[0]] * len(runs)
     by_seed = {run.seed: run for run in reference}
     both = [run for run in runs if run.seed in by_seed]
     return both, [by_seed[run.seed] for run in both]
