@@ -22,6 +22,7 @@ from srft.experiments.arm_results import read_figures
 from srft.experiments.experiment import Arm, Experiment, base_recipe
 from srft.experiments.process import Outcome, train_one
 from srft.experiments.runner import plan_jobs, run_experiment
+from srft.runs.files import read_jsonl
 
 QUIET = Console(quiet=True)
 
@@ -194,6 +195,23 @@ def test_an_error_in_a_real_run_names_its_reason(tmp_path, settings):
     result = run_experiment(experiment, tmp_path, 1, 1, settings, QUIET)
     assert "DataError" in result.failed["srft/seed0"]
     assert "Traceback" in (tmp_path / "bad/srft/seed0/log.txt").read_text()
+
+
+def test_the_greedy_evaluation_judges_each_set_as_the_one_at_the_end_does(recipe, tmp_path):
+    (tmp_path / "mine.py").write_text("def ones(completions, **_): return [1.0] * len(completions)")
+    config = recipe(
+        method="sft",
+        train={"steps": 1},
+        reward=f"{tmp_path}/mine.py:ones",
+        data={"limit": 8, "eval": {"own": "lab"}, "eval_limit": 3},
+        evaluation={"suites": ["lab"], "limit": 4, "max_tokens": 8},
+    )
+    assert train_one(config.to_yaml(), "digest") is None
+    last, greedy = (
+        {r["name"]: r["accuracy"] for r in read_jsonl(tmp_path / "run" / name)}
+        for name in ("evaluation.jsonl", "greedy.jsonl")
+    )
+    assert greedy == last and set(greedy.values()) == {0.0, 1.0}
 
 
 ORPHAN = """

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -149,23 +149,10 @@ def _train(config: SRFTConfig, folder: Path, resume: bool, digest: str) -> str |
 def _evaluate_greedily(trainer: Any, folder: Path) -> None:
     """The evaluation at the end once more, each token the likeliest: what the model knows, apart from
     how much probability it leaves elsewhere."""
-    from srft.evaluation.evaluate import evaluate
-    from srft.rewards.scorer import Scorer
     from srft.trainer.evaluating import record
 
-    setup, settings = trainer.setup, trainer.args.evaluation
-    params = replace(
-        setup.sampling,
-        temperature=0.0,
-        max_tokens=settings.max_tokens or setup.sampling.max_tokens,
-    )
-    lines = []
-    with Scorer(trainer.args.reward) as scorer:  # the run's own is closed
-        for name, data in setup.evaluation.items():
-            result = evaluate(
-                setup.engine, trainer.tokenizer, data.problems, scorer, params, n=1, name=name
-            )
-            lines.append(to_json(record(result, trainer.train_state.step, settings.confidence)))
+    step, confidence = trainer.train_state.step, trainer.args.evaluation.confidence
+    lines = [to_json(record(result, step, confidence)) for result in trainer.evaluate_greedily()]
     write_whole(folder / GREEDY, "\n".join(lines) + "\n")
 
 

@@ -201,6 +201,12 @@ class SRFTTrainer(TrainingLoop):
         self.callbacks.evaluated(metrics)
         return metrics
 
+    def evaluate_greedily(self) -> list[EvaluationResult]:
+        """Results of the policy as it is on the recipe's evaluation data, each token the likeliest."""
+        with self._open():
+            sets, step = self.setup.evaluation, self.train_state.step
+            return self.evaluator.results(sets, step, greedy=True)
+
     def predict(self, test_dataset: Any, metric_key_prefix: str = "test") -> PredictionOutput:
         """Rollouts of the policy as it is, with their rewards. ``predictions`` has a dict for each: prompt,
         completion, reward, rewards (by reward function), correct, truncated, tokens; ``label_ids`` are the

@@ -90,10 +90,13 @@ class Evaluator:
         step: int,
         progress: Progress | None = None,
         stop: StopRequest | None = None,
+        greedy: bool = False,
     ) -> list[EvaluationResult]:
-        """The policy's samples on ``sets``. ``progress(set, done, total)`` counts them. Problems are shared
-        out over processes; where one of these is asked to stop, all raise Interrupted."""
+        """The policy's samples on ``sets``; with ``greedy`` one of each problem, each token the likeliest.
+        ``progress(set, done, total)`` counts them. Problems are shared out over processes; where one of
+        these is asked to stop, all raise Interrupted."""
         world, stop = self._setup.world, stop or StopRequest()
+        params = replace(self._params, temperature=0.0) if greedy else self._params
         results: list[EvaluationResult] = []
         for name, data in sets.items():
             data.scorer.trainer_state = trl_state(self._setup, step)
@@ -103,8 +106,8 @@ class Evaluator:
                 self._setup.policy.tokenizer,
                 data.problems,
                 data.scorer,
-                self._params,
-                n=self._settings.n or 1,
+                params,
+                n=1 if greedy else self._settings.n or 1,
                 seed=self._settings.seed,
                 progress=None if progress is None else partial(progress, name),
                 name=name,
