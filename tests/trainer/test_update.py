@@ -12,6 +12,7 @@ import torch
 from tests.toys import lab_model
 
 from srft.data.packing import pack
+from srft.errors import RolloutError
 from srft.model.loading import load_model
 from srft.model.model_config import ModelConfig
 from srft.model.policy import Policy
@@ -184,6 +185,59 @@ def test_a_step_that_is_not_finite_is_refused_and_kept(model, sequences, tmp_pat
     assert [tuple(s["response_ids"]) for s in saved["sequences"]] == [
         s.response_ids for s in sequences
     ]
+
+
+def test_a_later_optimizer_step_that_is_not_finite_leaves_the_earlier_ones(model, sequences):
+    """And their figures: the weights have moved, and it is said."""
+    config = TrainConfig(optimizer_steps_per_batch=2)
+    optimizer = build_optimizer(model, config)
+    after = []
+
+    def break_down(*_):
+        after.append(copy.deepcopy(model.state_dict()))
+        model.model.layers[0].register_forward_hook(lambda m, i, o: o * float("nan"))
+
+    optimizer.register_step_post_hook(break_down)
+    result = update(
+        Policy(model, None), optimizer, get_method("srft"), sequences,
+        config=config, progress=Progress(0, 1), step=0,
+    )  # fmt: skip
+    assert result.refused and result.made == len(after) == 1
+    assert "nan" in result.said(1) and "1 optimizer step on it came before" in result.said(1)
+    assert math.isfinite(result.metrics["loss"] + result.metrics["train/gradient_norm"])
+    assert result.metrics["train/tokens"] > 0
+    assert all(torch.equal(v, after[0][k]) for k, v in model.state_dict().items())
+
+
+def test_rollouts_of_another_model_move_no_weight_whichever_optimizer_step_they_are_for(
+    model, sequences
+):
+    config, method = TrainConfig(optimizer_steps_per_batch=2), get_method("grpo")
+    policy, rollouts = Policy(model, None), [s for s in sequences if not s.is_demo]
+    parts = list(update_module._parts(policy, method, rollouts, config, 0))
+    first = {g for packed in parts[0].packs for g in packed.index.sequences.group_S.tolist()}
+
+    def sampled(sequence, apart):
+        table, _ = update_module.prepare(method, [sequence])
+        (packed,) = pack([sequence], table, WHOLE)
+        with torch.no_grad():
+            logprobs = policy.score(packed).logprob_T.tolist()
+        off = 0.0 if sequence.group in first else apart
+        return replace(sequence, sampler_logprobs=tuple(p - off for p in logprobs))
+
+    def train(apart):
+        found = [sampled(s, apart) for s in rollouts]
+        optimizer = build_optimizer(model, config)
+        return update(
+            policy, optimizer, method, found,
+            config=config, progress=Progress(0, 1), step=0, max_mismatch=1e-3,
+        )  # fmt: skip
+
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RolloutError, match="The weights were not changed"):
+        train(apart=0.1)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert train(apart=0.0).made == 2
 
 
 def test_a_figure_that_no_term_reads_refuses_the_step_too(model, sequences, monkeypatch):

@@ -51,6 +51,16 @@ def save_refused(
         return
 
 
+def check_refusals(message: str, in_a_row: int, most: int, folder: Path) -> None:
+    """Raises NumericalError where more than ``most`` steps ``in_a_row`` were refused; ``message`` is the
+    last one's."""
+    if in_a_row > most:
+        raise NumericalError(
+            f"{message}, {in_a_row} in a row. The batch is in {folder}. Lower train.learning_rate, or "
+            "look at the samples for exploding responses"
+        )
+
+
 def check_weights(model: nn.Module, step: int, world: World) -> None:
     """Refused steps spare the weights. Where these are broken all the same, no step repairs them, and no
     checkpoint may take the place of a good one: raises NumericalError."""

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from srft.config import SRFTConfig
-from srft.errors import AlarmError, NumericalError
+from srft.errors import AlarmError
 from srft.objective.method import Method, Progress
 from srft.parallel.world import join_world
 from srft.rewards.scorer import mean_metrics
@@ -62,7 +62,7 @@ from srft.trainer.live import LiveView
 from srft.trainer.models import choose_device
 from srft.trainer.optimization import choose_optimizer, resume_schedule, schedule_state, set_rate
 from srft.trainer.plateau import watched_value
-from srft.trainer.refusals import check_weights
+from srft.trainer.refusals import check_refusals, check_weights
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import set_up
 from srft.trainer.stage_reference import begin_stage, restore_stage
@@ -297,7 +297,7 @@ class TrainingLoop:
         second = self._update_by(other, demonstrations, progress)
         metrics = {**result.metrics, **{f"interleave/{k}": v for k, v in second.metrics.items()}}
         metrics["train/tokens"] += second.metrics.get("train/tokens", 0.0)
-        return UpdateResult(metrics, second.refused)
+        return UpdateResult(metrics, second.refused, result.made + second.made)
 
     def _update_by(self, method: Method, collected: Collected, progress: Progress) -> UpdateResult:
         attempt = partial(
@@ -323,19 +323,14 @@ class TrainingLoop:
 
     def _judge(self, result: UpdateResult) -> None:
         """A refused step is noted; too many in a row, or the policy, end the run."""
-        if result.refused is None:
-            self.train_state.refused_in_a_row = 0
-            return
-        self.train_state.refused_in_a_row += 1
-        step, in_a_row = self.train_state.step, self.train_state.refused_in_a_row
-        message = f"step {step}: non-finite ({result.refused}); weights are unchanged"
-        self._event("warning", message)
-        check_weights(self.model, step, self.world)
-        if self.args.train.on_nonfinite == "stop" or in_a_row > self.args.train.max_nonfinite:
-            raise NumericalError(
-                f"{message}, {in_a_row} in a row. The batch is in {self.run.refused}. "
-                "Lower train.learning_rate, or look at the samples for exploding responses"
-            )
+        state, train = self.train_state, self.args.train
+        state.refused_in_a_row = state.refused_in_a_row + 1 if result.refused else 0
+        if result.refused:
+            message = result.said(state.step)
+            self._event("warning", message)
+            check_weights(self.model, state.step, self.world)
+            most = 0 if train.on_nonfinite == "stop" else train.max_nonfinite
+            check_refusals(message, state.refused_in_a_row, most, self.run.refused)
 
     def _watch(self, metrics: Mapping[str, Any]) -> None:
         """Raises the alarms that this step's figures set off."""

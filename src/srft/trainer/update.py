@@ -23,7 +23,7 @@ from srft.model.scoring import TokenScores
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
 from srft.objective.table import loss_mask, sequence_table, take_rows, token_index
-from srft.objective.terms import in_prefix, prefix_threshold
+from srft.objective.terms import in_prefix, prefix_threshold, rollout_tokens
 from srft.parallel.sharding import total_norm
 from srft.parallel.world import ALONE, World
 from srft.rollout.requests import request_seed
@@ -36,10 +36,18 @@ from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """metrics as they go to the log; ``refused`` says why nothing was changed, or is None."""
+    """metrics as they go to the log, of the optimizer steps that were ``made``; ``refused`` says why the
+    next one was not, or is None."""
 
     metrics: dict[str, float]
     refused: str | None = None
+    made: int = 0
+
+    def said(self, step: int) -> str:
+        """What there is to say of a refused step."""
+        before = f"{self.made} optimizer step{'s' * (self.made > 1)} on it came before"
+        spared = f"{before}, the weights are as they left them" if self.made else ""
+        return f"step {step}: non-finite ({self.refused}); {spared or 'weights are unchanged'}"
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,12 @@ def update(
     Every process of ``world`` is given all sequences; the micro-batches are dealt out, and all
     processes return the same figures and refuse the same steps.
 
-    A step whose loss, entropies, log-probabilities or gradient are not finite is refused: weights
-    and optimizer state stay as they were, the batch is written to ``refused_dir``, and the remaining
-    parts are left out. ``step`` and ``config.seed`` decide how prompts are divided. ``teacher`` scores
-    the sequences that have a context, for methods that ask for one.
+    An optimizer step whose loss, entropies, log-probabilities or gradient are not finite is refused:
+    weights and optimizer state stay as they were before it, the batch is written to ``refused_dir``, and
+    the remaining parts are left out. ``step`` and ``config.seed`` decide how prompts are divided.
+    ``teacher`` scores the sequences that have a context, for methods that ask for one.
 
-    Raises RolloutError, before the weights move, where the rollouts' log-probabilities by the engine
+    Raises RolloutError, before any weight moves, where the rollouts' log-probabilities by the engine
     and by ``policy`` differ by more than ``max_mismatch`` nats on average.
     """
     model = policy.model
@@ -98,6 +106,9 @@ def update(
     noise = policy.trains_with_noise(method.rollouts)
     need_old = any((method.needs_old, len(parts) > 1, noise and method.rollouts, policy.balance))
     old, before = _look_back(policy, method, batches, world) if need_old else ([], None)
+    if need_old:
+        apart = _sampled_apart(method, batches, old)
+        _check_mismatch(world.gather(apart, f"mismatch of step {step + 1}"), max_mismatch, step)
     loads = _loads(parts, old, world) if policy.balance else [None] * len(batches)
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
@@ -107,7 +118,7 @@ def update(
 
     sums: list[dict[str, Tensor]] = []
     norms: list[float] = []
-    number = 0
+    number, reason = 0, None
     with training_mode(model, noise):
         if config.gradient_analysis_every and step % config.gradient_analysis_every == 0:
             first = parts[0]
@@ -119,27 +130,30 @@ def update(
             loss_sum, finite, metrics = _backward(
                 method, scored, part.counts, progress, policy.device, again
             )
-            sums += metrics
-            number += len(part.packs)
             # Over all processes, so that all of them refuse or none.
             mine = loss_sum.item(), bool(finite), _apart(metrics)
             outcomes = world.gather(mine, f"loss of step {step + 1}")
             total, all_finite = sum(o[0] for o in outcomes), all(o[1] for o in outcomes)
             norm = total_norm(p.grad for p in model.parameters() if p.grad is not None)
             if not (all_finite and norm < float("inf")):
-                optimizer.zero_grad(set_to_none=True)
                 reason = _reason(total, norm, all_finite)
                 _keep_refused(refused_dir if world.main else None, step, reason, sequences, part)
-                return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
-            _check_mismatch([o[2] for o in outcomes], max_mismatch, step)
+                break
+            if not need_old:
+                _check_mismatch([o[2] for o in outcomes], max_mismatch, step)
             clip_to(model, norm, config.max_grad_norm)
             optimizer.step()
             norms.append(norm)
+            sums += metrics
+            number += len(part.packs)
         optimizer.zero_grad(set_to_none=True)
-    work = _work_done(batches, contexts)
+    if not norms:
+        return UpdateResult({"train/gradient_norm": norm, "loss": total}, reason)
+    work = _work_done(batches[:number], contexts[:number])
     figures = _over_processes(world.gather((_plain(sums), work), f"metrics of step {step + 1}"))
     figures["train/sequences_skipped"] = 1 - figures.pop("sequences") / len(sequences)
-    return UpdateResult({**extra, **figures, "train/gradient_norm": sum(norms) / len(norms)})
+    figures["train/gradient_norm"] = sum(norms) / len(norms)
+    return UpdateResult({**extra, **figures}, reason, len(norms))
 
 
 def _look_back(
@@ -200,9 +214,24 @@ def _apart(metrics: Sequence[Mapping[str, Tensor]]) -> tuple[float, float]:
     return total, count
 
 
+def _sampled_apart(
+    method: Method, batches: Sequence[PackedBatch], old: Sequence[TokenScores]
+) -> tuple[float, float]:
+    """As ``_apart``, of all micro-batches, from the scores before any weight was moved."""
+    total = count = 0.0
+    for packed, scores in zip(batches, old, strict=True):
+        if packed.sampler_logprob_T is None:
+            continue
+        mask_T = rollout_tokens(packed.index, method.switches) & packed.index.loss_mask_T
+        gap_T = (scores.logprob_T - packed.sampler_logprob_T)[mask_T]
+        total, count = total + float(gap_T.double().abs().sum()), count + len(gap_T)
+    return total, count
+
+
 def _check_mismatch(parts: Sequence[tuple[float, float]], most: float | None, step: int) -> None:
+    """A sum that is not finite is another matter: the step is refused for it."""
     total, count = (sum(values) for values in zip(*parts, strict=True))
-    if most is None or not count or total / count <= most:
+    if most is None or not count or not math.isfinite(total) or total / count <= most:
         return
     raise RolloutError(
         f"step {step + 1}: the rollout engine's log-probabilities and the trainer's differ by "
