@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("mode", "figures", "best"), [
     ("max", [0.1, 0.5, 0.3], 4),
     ("min", [0.1, 0.5, 0.05], 6),
+    ("max", [math.nan, 0.5, math.nan], 4),
 ])  # fmt: skip
 def test_the_best_model_is_the_one_of_the_best_evaluation(
     recipe, tmp_path, monkeypatch, mode, figures, best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -121,12 +122,12 @@ class Evaluator:
         return results
 
     def better_than(self, metrics: Mapping[str, float], best: float | None) -> float | None:
-        """The watched figure where it beats ``best``; None where it does not or is not watched."""
+        """The watched figure where it beats ``best``; None where it does not, is none (the mean of rewards
+        of which one does not apply) or is not watched."""
         name = self._settings.best_metric
-        if name is None or not metrics:
+        if name is None or not metrics or not math.isfinite(value := metrics[f"eval/{name}"]):
             return None
-        value = metrics[f"eval/{name}"]
-        if best is None:
+        if best is None or not math.isfinite(best):
             return value
         improved = value > best if self._settings.best_mode == "max" else value < best
         return value if improved else None
