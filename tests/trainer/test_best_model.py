@@ -61,3 +61,54 @@ def test_a_figure_that_is_not_measured_is_refused_before_training(recipe):
     evaluation = {"every_steps": 2, "best_metric": "lab/accuracy/chian"}
     with pytest.raises(ConfigError, match="did you mean 'lab/accuracy/chain'"):
         SRFTTrainer(args=recipe(data={"eval": "lab", "eval_limit": 6}, evaluation=evaluation))
+
+
+@pytest.fixture
+def run(recipe, tmp_path, monkeypatch):
+    """``run(figures, steps, resume, **evaluation)``: the trainer of a run, or of its resume, that is
+    evaluated after every step and then told these figures."""
+
+    def build(figures, steps, resume=None, metric="lab/mean_tokens", limit=6, **evaluation):
+        told = iter(figures)
+        figure = {"eval/accuracy": 0.0, "eval/lab/mean_tokens": 0.0}
+        monkeypatch.setattr(
+            Evaluator, "evaluate", lambda *_: {**figure, f"eval/{metric}": next(told)}
+        )
+        trainer = SRFTTrainer(
+            args=recipe(
+                method="sft",
+                data={"eval": "lab", "eval_limit": limit},
+                evaluation={"every_steps": 1, "best_metric": metric, **evaluation},
+                train={"steps": steps},
+                run={"checkpoint_every": 1, "keep_checkpoints": 9, "export": False},
+            )
+        )
+        trainer.train(resume and (resume is True or tmp_path / "run/checkpoints" / resume))
+        return trainer
+
+    return build
+
+
+def exported_after(folder: Path) -> int:
+    (line,) = [line for line in (folder / "README.md").read_text().split("\n") if "in all" in line]
+    return int(line.split(" steps in all")[0].split()[-1])
+
+
+@pytest.mark.parametrize(("changed", "best"), [
+    ({}, 50.0),
+    ({"metric": "accuracy"}, 3.0),
+    ({"best_mode": "min"}, 2.0),
+    ({"limit": 5}, 3.0),
+])  # fmt: skip
+def test_a_best_of_another_figure_is_not_compared_with(run, tmp_path, changed, best):
+    run([1.0, 50.0], 2)
+    trainer = run([3.0, 2.0], 4, True, **changed)
+    assert trainer.train_state.best == trainer.state.best_metric == best
+    assert exported_after(tmp_path / "run/best") == {50.0: 2, 3.0: 3, 2.0: 4}[best]
+
+
+def test_a_checkpoint_that_does_not_know_of_what_its_best_is_goes_on(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "measure", None)
+        run([1.0, 50.0], 2)
+    assert run([3.0], 3, True).train_state.best == 50.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -120,6 +121,17 @@ class Evaluator:
             problems = tuple(world.merge(list(result.problems), occasion))
             results.append(replace(result, problems=problems, size=len(problems)))
         return results
+
+    @property
+    def measure(self) -> str | None:
+        """What a best figure is one of: the metric, its mode and the problems; None where none is watched."""
+        settings, text = self._settings, hashlib.sha256()
+        if settings.best_metric is None:
+            return None
+        for name, data in self._setup.evaluation.items():
+            asked = [(p.example.prompt, p.example.answer) for p in data.problems]
+            text.update(repr((name, asked)).encode(errors="surrogatepass"))
+        return f"{settings.best_mode} {settings.best_metric} {text.hexdigest()[:16]}"
 
     def better_than(self, metrics: Mapping[str, float], best: float | None) -> float | None:
         """The watched figure where it beats ``best``; None where it does not, is none (the mean of rewards

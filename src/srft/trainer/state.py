@@ -23,8 +23,9 @@ class TrainState:
 
     step counts finished steps; stage is the index of the stage in hand, which remains the last one, and
     stage_start the step it began with; watched are its figures for the plateau; evaluated is the step at
-    which the policy was last evaluated, evaluation_due whether the run goes on with an evaluation; entropy is
-    the last step's, in nats; alarms are the steps in a row that each alarm's metric has been out of bounds.
+    which the policy was last evaluated, evaluation_due whether the run goes on with an evaluation; best is
+    the best figure so far, and best_of what it is a figure of (``Evaluator.measure``); entropy is the last
+    step's, in nats; alarms are the steps in a row that each alarm's metric has been out of bounds.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class TrainState:
     evaluated: int | None = None
     evaluation_due: bool = False
     best: float | None = None
+    best_of: str | None = None
     alarms: dict[str, int] = field(default_factory=dict)
 
     def stage_over(self, stages: Sequence[Stage]) -> bool:

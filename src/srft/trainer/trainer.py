@@ -41,6 +41,7 @@ from srft.runs.run_dir import (
 from srft.secrets import redact, redact_values
 from srft.terminal import Terminal
 from srft.trainer.alarms import raised
+from srft.trainer.best import resume_best
 from srft.trainer.callbacks import Callbacks, transformers_names
 from srft.trainer.checkpoint import (
     Checkpoint,
@@ -387,7 +388,7 @@ class TrainingLoop:
         self.callbacks.evaluated(transformers_names(metrics))
         better = self.evaluator.better_than(metrics, self.train_state.best)
         if better is not None:
-            self.train_state.best = better
+            self.train_state.best, self.train_state.best_of = better, self.evaluator.measure
             self.callbacks.best(better, self.run.best)
             if step:
                 self._export(self.run.best)
@@ -428,6 +429,7 @@ class TrainingLoop:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
         began = self.train_state.go_on(self.args.resolved_stages)
+        resume_best(self.train_state, self.evaluator.measure)
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.changes += self.collector.go_on(checkpoint.state["sampler"])
         told = checkpoint.state.get("callbacks", {})
