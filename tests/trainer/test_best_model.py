@@ -112,3 +112,20 @@ def test_a_checkpoint_that_does_not_know_of_what_its_best_is_goes_on(run, monkey
         patch.setattr(Evaluator, "measure", None)
         run([1.0, 50.0], 2)
     assert run([3.0], 3, True).train_state.best == 50.0
+
+
+def test_a_best_model_of_a_step_that_is_to_be_taken_again_is_removed(run, tmp_path, capsys):
+    best = tmp_path / "run/best"
+    run([0.1, 0.5, 0.3, 0.9], 4)
+    assert exported_after(best) == 4
+    trainer = run([], 3, "step_000003")
+    assert not best.exists() and trainer.train_state.best is trainer.state.best_metric is None
+    said = "".join(capsys.readouterr()).replace("\n", " ")
+    assert "best held the model of a later step and was removed" in said
+    assert run([0.2], 4, True).train_state.best == 0.2 and exported_after(best) == 4
+
+
+def test_a_best_model_of_an_earlier_step_stays(run, tmp_path):
+    run([0.1, 0.5, 0.3, 0.2], 4)
+    assert run([0.4], 4, "step_000003").train_state.best == 0.5
+    assert exported_after(tmp_path / "run/best") == 2

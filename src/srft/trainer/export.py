@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def _export_dtype(policy: Policy, config: SRFTConfig) -> torch.dtype:
     """``run.export_dtype``; auto is the precision that the source model was saved in."""
     name = config.run.export_dtype
     return (policy.source_dtype or policy.model.dtype) if name == "auto" else _DTYPES[name]
+
+
+def exported_step(folder: Path) -> int | None:
+    """After how many steps the model in ``folder`` was exported: its card says so. None: there is none."""
+    path = folder / _CARD
+    found = (
+        re.search(r", (\d+) steps in all, ", path.read_text("utf-8")) if path.is_file() else None
+    )
+    return None if found is None else int(found[1])
 
 
 def is_exported(folder: Path, config: SRFTConfig, run: RunDir, step: int) -> bool:

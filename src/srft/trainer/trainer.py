@@ -429,7 +429,8 @@ class TrainingLoop:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
         began = self.train_state.go_on(self.args.resolved_stages)
-        resume_best(self.train_state, self.evaluator.measure)
+        if said := resume_best(self.train_state, self.evaluator.measure, self.run, self.world):
+            self._say(f"resume: {said}")
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.changes += self.collector.go_on(checkpoint.state["sampler"])
         told = checkpoint.state.get("callbacks", {})
