@@ -221,6 +221,17 @@ def test_an_error_in_one_process_ends_all_and_is_said_by_that_one(recipes, some_
     assert outcomes[0].error.startswith("PeerError: rank 1 has failed; its output says why")
 
 
+def test_what_callbacks_ask_for_after_logging_and_evaluation_all_processes_do(
+    recipes, some_demonstrations
+):
+    """Callbacks of the main process are heard; the second one would wait for what it never comes to."""
+    run = {"checkpoint_every": 0, "export": False}
+    recipe = recipes("wishes", method="sft", evaluation={"every_steps": 0}, run=run)["srft"]
+    one, other = on_ranks(work.train_with_wishes, 2, recipe, some_demonstrations)
+    assert one == other
+    assert one[0] == [1, 3] and one[1] == ["step_000001", "step_000003"] and one[2] > 1
+
+
 def test_weights_are_gathered_in_bfloat16_and_kept_in_float32(recipes, some_demonstrations, alone):
     recipe = recipes("halves", parallel={"gather_dtype": "bfloat16"})["srft"]
     on_ranks(work.train, 2, recipe, some_demonstrations)

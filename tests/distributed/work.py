@@ -15,6 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainerCallback
 
 from srft.config import parse_config
 from srft.environments import tools as tools_module
@@ -64,6 +65,33 @@ def train_all(recipes: Sequence[Recipe], rows: Sequence[Any], reward: str) -> No
     """Several runs one after another in the same processes."""
     for recipe in recipes:
         train(recipe, rows, reward)
+
+
+class Wishes(TrainerCallback):
+    """Evaluates after the first step, saves after that evaluation, and ends an epoch after the second."""
+
+    def on_log(self, args, state, control, **given):
+        control.should_evaluate |= state.global_step == 1
+        control.should_epoch_stop |= state.global_step == 2
+
+    def on_evaluate(self, args, state, control, **given):
+        control.should_save |= state.global_step == 1
+
+
+def train_with_wishes(recipe: Recipe, rows: Sequence[Any]) -> tuple[list[int], list[str], float]:
+    """A run with a callback that asks for more after each event: the steps that were evaluated, the
+    checkpoints, and the epochs."""
+    trainer = SRFTTrainer(
+        args=parse_config(dict(recipe)),
+        train_dataset=list(rows),
+        eval_dataset=list(rows[:2]),
+        reward_funcs=never,
+        callbacks=[Wishes],
+    )
+    run = trainer.train().run_dir
+    evaluated = [record["step"] for record in read_jsonl(run / "evaluation.jsonl")]
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    return evaluated, kept, trainer.sampler.epoch
 
 
 def logged(run_dir: Path) -> list[dict]:

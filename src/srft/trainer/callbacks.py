@@ -86,13 +86,17 @@ class Callbacks:
             self._tell("on_epoch_begin")
         self._tell("on_step_begin")
 
-    def step_end(self, step: int, epoch: float, evaluate: bool, save: bool) -> TrainerControl:
-        """What is to be done after a step: what the recipe wishes (``evaluate``, ``save``), and what
-        callbacks make of it."""
+    def step_end(self, step: int, epoch: float, evaluate: bool, save: bool) -> None:
+        """``control`` says then what is to be done after a step: what the recipe wishes (``evaluate``,
+        ``save``), and what callbacks make of it."""
         self.state.global_step, self.state.epoch = step, epoch
         self.control.should_log = step % self.state.logging_steps == 0
         self.control.should_evaluate, self.control.should_save = evaluate, save
         self._tell("on_step_end")
+        self.heard()
+
+    def heard(self) -> TrainerControl:
+        """What the main process's callbacks want by now, in every process; all ask together."""
         self.control = self._world.from_main(lambda: self.control, "callbacks")
         return self.control
 

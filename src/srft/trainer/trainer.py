@@ -200,7 +200,7 @@ class TrainingLoop:
         self.callbacks.step_begin(self.sampler.epoch)
         metrics = self._train_step()
         step, more = self.train_state.step, not self.finished
-        control = self.callbacks.step_end(
+        self.callbacks.step_end(
             step,
             self.sampler.epoch,
             evaluate=more and due(step, self.args.evaluation.every_steps),
@@ -208,12 +208,12 @@ class TrainingLoop:
         )
         self._log(metrics)
         self._watch(metrics)
-        if control.should_epoch_stop:
+        if self.callbacks.heard().should_epoch_stop:
             self.collector.drop()
             self.sampler.end_epoch()
-        if control.should_evaluate:
+        if self.callbacks.control.should_evaluate:
             self._evaluate()
-        if control.should_save:
+        if self.callbacks.heard().should_save:
             self._checkpoint()
         return metrics
 
