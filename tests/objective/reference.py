@@ -170,6 +170,8 @@ class Objective:
         q, n = self.seqs[i], len(self.seqs[i].targets)
         if term in ("distill", "distill_demo") and not q.teacher:
             return []
+        if q.truncated and self.s["mask_truncated"]:
+            return []
         if term == "entropy" and self.s["entropy_tokens"] == "all":
             return list(range(n))
         if term in ON_DEMOS:
@@ -178,8 +180,6 @@ class Objective:
             return []
         if term == "hint":
             return list(range(q.prefix))
-        if q.truncated and self.s["mask_truncated"]:
-            return []
         if term == "literal_right" and not q.correct:
             return []
         if term == "literal_wrong" and q.correct:

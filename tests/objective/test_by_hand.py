@@ -457,6 +457,20 @@ def test_tokens_a_tool_wrote_are_in_no_loss_no_count_and_no_entropy():
     assert metrics[0]["entropy/rollouts/count"].item() == 3
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_term_covers_a_rollout_cut_at_the_limit_that_is_to_be_left_out(name):
+    seqs = sequences()
+    seqs[0].truncated, seqs[0].prefix, seqs[0].reference = True, 1, [-1.0, -1.0]
+    for seq in seqs[1:]:
+        seq.reference = [-1.0] * len(seq.targets)
+    for tokens in ("all", "rollouts"):
+        bonus = {"entropy_coefficient": 0.01, "entropy_tokens": tokens}
+        switches = {"mask_truncated": True, **bonus} if METHODS[name].rollouts else {}
+        _, gradient, _ = run(get_method(name, switches), seqs)
+        assert gradient[:2].abs().max().item() == 0.0
+    assert gradient[2:].abs().max().item() > 0.0
+
+
 def test_a_sequence_without_a_teacher_is_left_out_of_distillation():
     seqs = [q for q in sequences() if not q.demo]
     seqs[2].teacher = []

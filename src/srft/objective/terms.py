@@ -44,7 +44,7 @@ def all_rollout_tokens(index: TokenIndex, switches: Switches) -> Tensor:
 
 def hint_tokens(index: TokenIndex, switches: Switches) -> Tensor:
     """Tokens of a rollout that were given from a demonstration."""
-    return ~index.sequences.is_demo_S[index.sequence_T] & in_prefix(index)
+    return all_rollout_tokens(index, switches) & in_prefix(index)
 
 
 def right_tokens(index: TokenIndex, switches: Switches) -> Tensor:
@@ -63,8 +63,8 @@ def taught_tokens(index: TokenIndex, switches: Switches) -> Tensor:
 
 
 def every_token(index: TokenIndex, switches: Switches) -> Tensor:
-    """All response tokens."""
-    return torch.ones_like(index.sequence_T, dtype=torch.bool)
+    """Tokens of the demonstrations and of the rollouts, a given prefix included."""
+    return _every_sequence(index.sequences, switches)[index.sequence_T]
 
 
 def in_prefix(index: TokenIndex) -> Tensor:
@@ -90,11 +90,11 @@ def _rollouts_with_advantage(table: SequenceTable, switches: Switches) -> Tensor
 
 
 def _hinted(table: SequenceTable, switches: Switches) -> Tensor:
-    return ~table.is_demo_S & (table.prefix_S > 0)
+    return rollouts(table, switches) & (table.prefix_S > 0)
 
 
 def _every_sequence(table: SequenceTable, switches: Switches) -> Tensor:
-    return torch.ones_like(table.is_demo_S)
+    return table.is_demo_S | rollouts(table, switches)
 
 
 # Pieces.
@@ -378,7 +378,7 @@ DEMO_SFT = Term(
 DFT = Term("dft", "sft", demo_tokens, dft_loss, _demos)
 EAFT = Term("eaft", "sft", demo_tokens, eaft_loss, _demos)
 CHORD_PHI = Term("chord_phi", "sft", demo_tokens, chord_phi_loss, _demos)
-HINT = Term("hint", "sft", hint_tokens, hint_loss, _hinted)
+HINT = Term("hint", "sft", hint_tokens, hint_loss, _hinted, reads=("mask_truncated",))
 DEMO_RL = Term(
     "demo_rl", "rl", demo_tokens, demo_rl_loss, _demos_with_advantage,
     reads=("demo_ratio", "demo_shaping", "demo_focus"), observe=observe_demo_rl,
@@ -421,5 +421,5 @@ ROLLOUT_ENTROPY = Term(
 )  # fmt: skip
 ALL_ENTROPY = Term(
     "entropy", "regularizer", every_token, entropy_loss, _every_sequence,
-    weight=entropy_bonus_weight, average="token",
+    weight=entropy_bonus_weight, reads=("mask_truncated",), average="token",
 )  # fmt: skip
