@@ -302,6 +302,13 @@ def test_the_demonstration_is_shown_where_there_is_one_and_it_fits(monkeypatch):
     assert bare.rollouts[0][0].sequence.context_ids is None
 
 
+def test_rows_that_share_a_source_keep_their_own_prompts(monkeypatch):
+    maker, shown = contexts(monkeypatch)
+    for prompt in ("first", "second", "first"):
+        maker.context(Example(prompt, source="row 1"), "solution", "7")
+    assert shown == ["first|7", "second|7"]
+
+
 def test_the_solution_stands_in_the_user_s_last_message():
     example = Example(
         ({"role": "system", "content": "s"}, {"role": "user", "content": "1 {solution}?"}),

@@ -24,7 +24,7 @@ class Contexts:
         self, tokenizer: Any, data: DataConfig, settings: TeacherConfig, window: int | None
     ) -> None:
         self.tokenizer, self.data, self.settings, self.window = tokenizer, data, settings, window
-        self._made: dict[tuple[str, str, str], tuple[int, ...]] = {}
+        self._made: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
 
     def give(self, method: Method, collected: Collected) -> None:
         """Puts contexts into the sequences of ``collected``, in place.
@@ -50,7 +50,8 @@ class Contexts:
 
     def context(self, example: Example, field: str, text: str) -> tuple[int, ...]:
         """The example's prompt with the text in it, as a "solution" or as "feedback", in tokens."""
-        key = (example.source, field, text)
+        # Not by its source: rows put together in Python may share one.
+        key = (repr(example.prompt), repr(example.tools), field, text)
         if key not in self._made:
             if len(self._made) > 65_536:  # solutions of old rollouts
                 self._made.clear()
