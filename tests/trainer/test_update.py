@@ -18,6 +18,7 @@ from srft.model.model_config import ModelConfig
 from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
+from srft.parallel.world import ALONE
 from srft.trainer import update as update_module
 from srft.trainer.optimization import build_optimizer, learning_rate
 from srft.trainer.train_config import TrainConfig
@@ -286,6 +287,11 @@ def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequenc
     groups = [{g for p in part.packs for g in p.index.sequences.group_S.tolist()} for part in parts]
     assert not groups[0] & groups[1]
     assert groups[0] | groups[1] == set(range(5)) - {1}  # group 1 has no signal
+
+
+def test_a_step_in_which_nothing_has_gradient_has_no_load_of_experts():
+    part = update_module._Part({}, [], [])
+    assert update_module._loads([part], [], ALONE) == []
 
 
 def test_learning_rates_by_hand():

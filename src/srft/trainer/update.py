@@ -398,6 +398,8 @@ def _loads(parts: Sequence[_Part], old: Sequence[TokenScores], world: World) -> 
     found: list[Load] = []
     for part in parts:
         own = [next(mine) for _ in part.packs]
+        if not own:  # nothing in this step has gradient, in no process
+            continue
         told = [(load.chosen_E.tolist(), load.pairs) for load in own]
         every = [load for share in world.gather(told, "load of experts") for load in share]
         chosen_E = torch.tensor([chosen for chosen, _ in every]).sum(0).to(own[0].chosen_E.device)
