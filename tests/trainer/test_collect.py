@@ -32,6 +32,9 @@ from srft.trainer.method_checks import check_lengths
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import build_methods
 from srft.types import Example, TokenizedExample, TrainingSequence
+from srft.trainer.collect import Collected, Rollout, _whole_text
+from srft.trainer.sample_log import sample_records
+from srft.types import Completion, Example, TokenizedExample
 
 
 def lengths(completion_ids, **columns):
@@ -111,6 +114,23 @@ def test_demonstrations_alone_are_learned_at_temperature_one(recipe):
     trainer = SRFTTrainer(args=recipe(method="sft", rollout={"temperature": 0.5}))
     assert trainer.setup.policy_of(trainer.setup.methods[0]).temperature == 1.0
     trainer.close()
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "whole"),
+    [
+        ((3, 4, 9), "c d", "a b c d"),  # ended by a stop token
+        ((3, 4, 3), "c ", "a b c "),  # by the stop string "d": cut before it
+        ((3, 4), "c d", "a b c d"),
+        ((9,), "", "a b "),
+    ],
+)
+def test_a_response_behind_a_prefix_ends_where_its_own_text_ends(ids, text, whole):
+    words = {1: " a", 2: " b", 3: " c", 4: " d", 9: " end"}
+    completion = Completion(ids, (0.0,) * len(ids), text, "stop")
+    decode = lambda tokens: "".join(words[i] for i in tokens).lstrip()  # noqa: E731
+    assert _whole_text((), completion, decode) == text
+    assert _whole_text((1, 2), completion, decode) == whole
 
 
 def test_step_round_and_group_decide_what_is_sampled(recipe):

@@ -299,10 +299,12 @@ def _whole_text(
     prefix: tuple[int, ...], completion: Completion, decode: Callable[[Sequence[int]], str]
 ) -> str:
     """The response as one text. Prefix and continuation are decoded together: apart, tokenizers
-    that mark spaces on the following token would lose the one between them."""
+    that mark spaces on the following token would lose the one between them. What the completion's own
+    text leaves out at its end, a stop token or all from a stop string on, is left out here too."""
     if not prefix:
         return completion.text
-    return decode((*prefix, *completion.token_ids))
+    whole = decode((*prefix, *completion.token_ids))
+    return whole[: len(whole) - (len(decode(completion.token_ids)) - len(completion.text))]
 
 
 def _demo_sequences(
