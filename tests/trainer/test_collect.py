@@ -26,15 +26,13 @@ from srft.rollout.embedded import EmbeddedEngine
 from srft.rollout.rollout_config import RolloutConfig
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
-from srft.trainer.collect import Collected, Rollout, _plan, group_metrics
+from srft.trainer.collect import Collected, Rollout, _plan, _whole_text, group_metrics
 from srft.trainer.fitting import measure_lengths
 from srft.trainer.method_checks import check_lengths
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import build_methods
-from srft.types import Example, TokenizedExample, TrainingSequence
-from srft.trainer.collect import Collected, Rollout, _whole_text
-from srft.trainer.sample_log import sample_records
-from srft.types import Completion, Example, TokenizedExample
+from srft.trainer.update import prepare
+from srft.types import Completion, Example, TokenizedExample, TrainingSequence
 
 
 def lengths(completion_ids, **columns):
@@ -310,3 +308,38 @@ def test_what_begins_with_a_demonstration_is_as_long_as_the_engine_and_the_check
     layout, assumed = SimpleNamespace(world=1), assume(Cluster("cpu", 8.0, 1, 1))
     work = measure_work(config, methods, layout, assumed, None, lengths)
     assert work.longest >= 50 + 960 and work.asked == lengths.asked
+
+
+def test_samples_show_the_advantages_and_losses_that_are_trained_on(recipe):
+    """A demonstration alone is compared with all rollouts; what a gate leaves out has no loss."""
+    policy = Policy(lab_model("qwen3"), build_tokenizer())
+    example = TokenizedExample(Example(prompt="p"), 0, (5, 6), ())
+
+    def one(group, demo, reward):
+        return TrainingSequence((5, 6), (7, 8), group, demo, reward, reward > 0.5)
+
+    groups = [[one(0, False, 1.0), one(0, False, 0.0)], []]
+    collected = Collected(
+        [0, 1],
+        [example] * 2,
+        [[Rollout(s, "text", Score(s.reward, {}, s.correct)) for s in g] for g in groups],
+        [[one(0, True, 1.0)], [one(1, True, 1.0)]],
+    )
+    setup = SimpleNamespace(
+        config=recipe(run={"samples_prompts": 2}),
+        policy_of=lambda _: policy,
+        teacher_of=lambda _: None,
+    )
+
+    def shown(name):
+        records = sample_records(setup, get_method(name), collected, Progress(0, 1))
+        return [response for record in records for response in record["responses"]]
+
+    table, _ = prepare(get_method("srft"), collected.sequences)
+    advantages = [response["advantage"] for response in shown("srft")]
+    assert advantages == pytest.approx(table.advantage_S.tolist(), abs=1e-5)
+    assert advantages[-1] > 0
+    _, kept = prepare(get_method("hpt"), collected.sequences)
+    assert kept == [0, 1, 3]
+    losses = [response["loss"] for response in shown("hpt")]
+    assert [loss == [None, None] for loss in losses] == [False, False, True, False]

@@ -13,12 +13,12 @@ from srft.data.packing import pack, pack_contexts
 from srft.model.policy import Policy
 from srft.objective.loss import covered, with_advantages
 from srft.objective.method import Method, Progress
-from srft.objective.table import take_tokens
+from srft.objective.table import take_rows, take_tokens
 from srft.trainer.collect import Collected
 from srft.trainer.setup import Setup
 from srft.trainer.teacher import Teacher, ask
 from srft.trainer.update import forward, look_before, prepare
-from srft.types import TokenBatch, TrainingSequence
+from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 _DIGITS = 5
 
@@ -32,10 +32,14 @@ def sample_records(
     policy, teacher = setup.policy_of(method), setup.teacher_of(method)
     prompts, budget = setup.config.run.samples_prompts, setup.config.train.micro_batch_tokens
     decode = policy.decode
-    records = []
+    # Of all groups together, as it is trained on: some advantages are compared across groups.
+    table, kept = prepare(method, collected.sequences)
+    first, records = 0, []
     for g, example in list(enumerate(collected.examples))[:prompts]:
         rollouts, demos = collected.rollouts[g], collected.demos[g]
         sequences = [*(r.sequence for r in rollouts), *demos]
+        rows = range(first, first + len(sequences))
+        first = rows.stop
         # Of several turns all is shown, of one what the verifier has read.
         texts = [
             r.text if r.sequence.loss_mask is None else decode(r.sequence.response_ids)
@@ -45,7 +49,11 @@ def sample_records(
         if not sequences:
             continue
         extras = [*(_plain(r.score.extras) for r in rollouts), *({} for _ in demos)]
-        figures = _token_figures(policy, method, sequences, progress, budget, teacher)
+        group = take_rows(table, torch.tensor(rows))
+        figures = _token_figures(policy, method, sequences, group, progress, budget, teacher)
+        for row, figure in zip(rows, figures, strict=True):
+            if row not in kept:
+                figure["loss"] = [None] * len(figure["loss"])
         records.append(
             {
                 "prompt": decode(example.prompt_ids),
@@ -78,12 +86,12 @@ def _token_figures(
     policy: Policy,
     method: Method,
     sequences: Sequence[TrainingSequence],
+    table: SequenceTable,
     progress: Progress,
     token_budget: int,
     teacher: Teacher | None,
 ) -> list[dict[str, Any]]:
     """Advantage and per-token log-probability, entropy and weighted loss of each sequence."""
-    table, _ = prepare(method, sequences)
     figures: list[dict[str, Any]] = [{} for _ in sequences]
     packs = pack(sequences, table, token_budget, policy.device)
     lessons = [
