@@ -294,6 +294,22 @@ def test_a_step_in_which_nothing_has_gradient_has_no_load_of_experts():
     assert update_module._loads([part], [], ALONE) == []
 
 
+def test_a_gradient_analysis_does_not_change_what_dropout_draws(sequences):
+    chosen = [s for s in sequences if s.is_demo]
+    weights = []
+    for every in (0, 1):
+        model = lab_model("gpt2", resid_pdrop=0.5)
+        config = TrainConfig(gradient_analysis_every=every, learning_rate=1e-2)
+        optimizer = build_optimizer(model, config)
+        torch.manual_seed(3)
+        arguments = dict(config=config, progress=Progress(0, 1), step=0)
+        policy = Policy(model, None, ModelConfig(dropout=True))
+        result = update(policy, optimizer, get_method("sft"), chosen, **arguments)
+        assert ("gradient/norm/demo_sft" in result.metrics) == bool(every)
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_learning_rates_by_hand():
     constant = TrainConfig(learning_rate=1.0, warmup_steps=4)
     assert [learning_rate(s, 10, 1.0, constant) for s in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]

@@ -27,7 +27,21 @@ def gradient_analysis(
 ) -> dict[str, float]:
     """``gradient/norm/<term>`` of each term as it enters the loss (weight included), and
     ``gradient/cosine`` between the sums of the supervised and of the reinforcement terms, where
-    both are there. One backward pass per term; the model's gradients are cleared."""
+    both are there. One backward pass per term; the model's gradients are cleared, and dropout draws
+    afterwards what it would have drawn without this."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return _analysis(model, method, packs, forward, counts, progress)
+
+
+def _analysis(
+    model: nn.Module,
+    method: Method,
+    packs: Sequence[PackedBatch],
+    forward: Callable[[int, PackedBatch], TokenBatch],
+    counts: Mapping[str, float],
+    progress: Progress,
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     by_source: dict[str, list[Tensor]] = {}
     parameters = [p for p in model.parameters() if p.requires_grad]
