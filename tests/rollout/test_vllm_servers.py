@@ -358,6 +358,31 @@ def test_after_a_broadcast_every_server_forgets_what_it_kept_of_prompts():
         ]
 
 
+@pytest.mark.parametrize("met", [[], ["a"]])
+def test_all_ranks_gather_the_weights_equally_often_for_a_broadcast(monkeypatch, met):
+    """The sender needs names and shapes before its first broadcast, and again where servers change."""
+    server = SimpleNamespace(call=lambda *_: None, url="a")
+    rounds = [[server] if met else [], [server], [server, server]]
+    passes = {True: [], False: []}
+
+    def connect(self, servers):
+        self.engine = SimpleNamespace(send_weights=lambda: list(self.weights()))
+        assert self.described == [("w", torch.float32, (2,))]
+
+    monkeypatch.setattr(NCCLTransfer, "_connect", connect)
+    for sender, seen in passes.items():
+
+        def weights(seen=seen):
+            seen[-1] += 1
+            yield "w", torch.zeros(2)
+
+        transfer = NCCLTransfer(ServerConfig(), weights, sender)
+        for servers in rounds:
+            seen.append(0)
+            transfer.send(servers, "v")
+    assert passes[True] == passes[False] == [2, 1, 1]
+
+
 def test_which_tokens_end_a_response_is_said_by_us_alone(model, tokenizer):
     """vLLM would end at the end token of its own reading of the model's folder as well."""
     params = SamplingParams(

@@ -180,13 +180,15 @@ class NCCLTransfer:
         self.config, self.weights, self.sender = config, weights, sender
         self.members: list[Server] = []
         self.engine: Any = None
+        self.described: list[tuple[str, torch.dtype, tuple[int, ...]]] | None = None
 
     def send(self, servers: Sequence[Server], version: str) -> None:
-        if not self.sender:
+        # Every rank makes as many passes as the sender, who describes the weights before the first one.
+        if self.described is None:
+            self.described = [(name, t.dtype, tuple(t.shape)) for name, t in self.weights()]
+        if not self.sender or not servers:
             for _ in self.weights():
                 pass
-            return
-        if not servers:
             return
         try:
             if self.engine is None or self.members != list(servers):
@@ -212,7 +214,7 @@ class NCCLTransfer:
                 rank=0, master_address=host, master_port=_free_port(), world_size=1 + sum(sizes)
             ),
             client=_Together(servers, sizes, self.config.update_timeout_s),
-            source=_source(self.weights),
+            source=_source(self.weights, self.described or []),
         )
         self.members = list(servers)
 
@@ -264,18 +266,13 @@ class _Together:
         self._post("/finish_weight_update", [body] * len(self.servers))
 
 
-def _source(weights: Weights) -> Any:
-    """The trainer's weights as vLLM's ``WeightSource``."""
+def _source(weights: Weights, described: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> Any:
+    """The trainer's weights as vLLM's ``WeightSource``; ``described``: name, dtype and shape of each."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
     class Source(WeightSource):
-        def __init__(self) -> None:
-            self._metadata = [
-                ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in weights()
-            ]
-
         def metadata(self) -> list[Any]:
-            return self._metadata
+            return [ParamMeta(*one) for one in described]
 
         def __iter__(self) -> Iterator[tuple[str, Tensor]]:
             return weights()
