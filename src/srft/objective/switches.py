@@ -232,8 +232,8 @@ class Switches(Section):
     )
     prefix_entropy_scope: Literal["sequence", "batch"] = Field(
         "sequence",
-        description="Prefix-RFT: the tokens of highest entropy of each prefix, or of all prefixes of "
-        "the optimizer step together.",
+        description="Prefix-RFT: the tokens of highest entropy of each prefix, or of all prefixes together "
+        "of the batch's rollouts that have gradient.",
     )
     rescue_shares: tuple[float, ...] = Field(
         (0.25, 0.5, 0.75),
