@@ -321,6 +321,23 @@ def test_a_ratio_beyond_the_clip_stops_the_gradient_only_on_the_side_that_helps(
     assert gradient[2, 1].item() == pytest.approx(1.5 * C / 2 * (1 - 1 / 4))
 
 
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_a_ratio_that_overflows_beyond_the_clip_has_gradient_zero_and_not_nan(name):
+    seqs = [q for q in sequences() if q.group == 0 and not q.demo]
+    seqs[0].old = [LP["a0"] - 1000, LP["a1"] - 1000]  # A > 0: clipped
+    seqs[1].old = [LP["b0"]]
+    loss, gradient, _ = run(get_method(name, {**NO_EPSILON, "clip_high": 0.2}), seqs)
+    assert loss == pytest.approx((-1.2 * C + C) / 2)
+    assert gradient[:2].abs().max().item() == 0.0
+    assert gradient[2, 1].item() == pytest.approx(C / 2 * (1 - 1 / 4))
+    # The two-sided clip bounds it where A < 0 too; without one the loss is as large as it is.
+    seqs[0].old, seqs[1].old = [LP["a0"], LP["a1"]], [LP["b0"] - 1000]
+    loss, gradient, _ = run(get_method(name, {**NO_EPSILON, "ratio_cap": 3.0}), seqs)
+    assert loss == pytest.approx((-C + 3 * C) / 2)
+    assert gradient[2].abs().max().item() == 0.0
+    assert run(get_method(name, NO_EPSILON), seqs)[0] == math.inf
+
+
 def test_literal_rollout_term_is_equation_12():
     # w_RL * -lp on a, +lp on b and c; one mean over four tokens, or one over each side.
     joint = {

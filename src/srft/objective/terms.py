@@ -22,6 +22,8 @@ RL_WEIGHT_READS = ("rl_coefficient", "rl_entropy_sign", "entropy_level", "weight
 CLIP_READS = ("clip", "clip_low", "clip_high", "ratio_cap", "ratio_level")
 IMPORTANCE_READS = ("importance_cap", "importance_level", "importance_mode", "importance_floor")
 ROLLOUT_READS = ("mask_truncated", *IMPORTANCE_READS)
+# A log-ratio beyond every clip, in nats, whose exponential float32 holds.
+_FAR = 60.0
 
 
 # Masks: which tokens a term covers, bool_T, and on which sequences it can have gradient, bool_S.
@@ -111,10 +113,14 @@ def advantage(batch: TokenBatch) -> Tensor:
 
 def ratio(batch: TokenBatch, switches: Switches) -> Tensor:
     """pi / pi_old of each token, or the sequence's exp(mean log-ratio) (GSPO); ratio_T."""
+    return torch.exp(_log_ratio(batch, switches))
+
+
+def _log_ratio(batch: TokenBatch, switches: Switches) -> Tensor:
     log_ratio_T = batch.logprob_T - batch.old_logprob_T
     if switches.ratio_level == "sequence":
-        log_ratio_T = sequence_mean(log_ratio_T, batch.index)[batch.index.sequence_T]
-    return torch.exp(log_ratio_T)
+        return sequence_mean(log_ratio_T, batch.index)[batch.index.sequence_T]
+    return log_ratio_T
 
 
 def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
@@ -220,9 +226,14 @@ def observe_demo_rl(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
 
 def surrogate_loss(batch: TokenBatch, switches: Switches) -> Tensor:
     """-min(ratio A, clip(ratio) A) * TIS weight: PPO's surrogate, as GRPO uses it."""
-    ratio_T, advantage_T = ratio(batch, switches), advantage(batch)
+    advantage_T = advantage(batch)
     if not switches.clip:
-        return -ratio_T * advantage_T * importance(batch, switches)
+        return -ratio(batch, switches) * advantage_T * importance(batch, switches)
+    log_ratio_T = _log_ratio(batch, switches)
+    # Far beyond a bound that holds anyway exp is inf, and the gradient 0 * inf.
+    bounded_T = (advantage_T >= 0) | (switches.ratio_cap is not None)
+    log_ratio_T = torch.where(bounded_T, log_ratio_T.clamp(max=_FAR), log_ratio_T)
+    ratio_T = torch.exp(log_ratio_T)
     clipped_T = ratio_T.clamp(1 - switches.clip_low, 1 + switches.clip_high)
     if switches.ratio_cap is not None:
         ratio_T = ratio_T.clamp(max=switches.ratio_cap)
