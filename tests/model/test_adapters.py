@@ -87,6 +87,17 @@ def test_the_reference_is_the_base_under_the_adapters(make_model):
     assert not torch.allclose(logits(model.eval()), logits(base), atol=1e-2)
 
 
+def test_what_is_frozen_of_an_adapter_stays_frozen_after_the_reference(make_model):
+    model = adapted(make_model("llama"))
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            parameter.requires_grad_(False)
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with frozen_reference(model)():
+        pass
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
+
+
 def test_the_reference_of_a_whole_model_is_a_copy_of_it(make_model):
     model = make_model("llama").eval()
     before = logits(model)

@@ -201,6 +201,8 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` as its base, in evaluation mode; afterwards as it was."""
     layers: list[Any] = [module for module in model.modules() if _is_adapted(module)]
     modes = [(module, module.training) for module in model.modules()]
+    # peft lets every part of an adapter be trained where it is switched on.
+    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
     model.eval()
     for layer in layers:
         layer.enable_adapters(False)
@@ -209,6 +211,8 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, trains in trained:
+            parameter.requires_grad_(trains)
         for module, training in modes:
             module.training = training
 
