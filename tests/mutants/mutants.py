@@ -55,6 +55,8 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ("objective/terms.py", _METHODS): (
         ("& ~in_prefix(index)", ""),
         ("rollout_S & ~table.truncated_S if switches.mask_truncated", "rollout_S if False"),
+        ("return table.is_demo_S | rollouts(table, switches)", "return torch.ones_like(table.is_demo_S)"),
+        ("log_ratio_T.clamp(max=_FAR)", "log_ratio_T"),
         ("table.is_demo_S & (table.advantage_S != 0)", "table.is_demo_S & (table.advantage_S > 0)"),
         ("batch.logprob_T - batch.old_logprob_T\n    if switches.ratio_level",
          "batch.old_logprob_T - batch.logprob_T\n    if switches.ratio_level"),
@@ -136,6 +138,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("return delta.t() if layer.fan_in_fan_out else delta", "return delta"),
         ("for module, training in modes:\n            module.training = training", "pass"),
         ("return lambda: nullcontext(frozen)", "return lambda: nullcontext(model)"),
+        ("parameter.requires_grad_(trains)", "pass"),
     ),
     ("rollout/sampling.py", ("rollout/test_sampling.py", "rollout/test_embedded.py")): (
         ("logits = logits / params.temperature", "logits = logits * params.temperature"),
@@ -188,6 +191,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('post("/reset_prefix_cache")', "pass"),
         ('version})\n                server.call("POST", "/reset_prefix_cache")', 'version})'),
         ('{"weight_version": version})\n        except', '{"weight_version": "none"})\n        except'),
+        ("if self.described is None:", "if self.described is None and self.sender:"),
     ),
     ("rollout/vllm_wire.py", ("rollout/test_vllm_servers.py",)): (
         ('"ignore_eos": True', '"ignore_eos": False'),
@@ -273,6 +277,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("_check_logprobs([sequence for _, _, sequence in drawn])", "pass"),
         ("if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:", "if False:"),
         ("self.logged = session.metrics", "pass"),
+        ("whole[: len(whole) - (len(decode(completion.token_ids)) - len(completion.text))]", "whole"),
         ("self.sampled_groups += other.sampled_groups", "self.sampled_groups += len(other.examples)"),
         ("seed = request_seed(setup.config.train.seed, round_)", "seed = request_seed(setup.config.train.seed)"),
     ),
@@ -291,7 +296,15 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ("trainer/sample_log.py", ("trainer/test_collect.py", "trainer/test_reward_functions.py")): (
         ("replace(scored, batch_entropy=seen.entropy, ", "replace(scored, "),
         ("mine = batch.index.sequence_T == place", "mine = batch.index.sequence_T == row"),
+        ("if row not in kept:", "if False:"),
+        ("first = rows.stop", "pass"),
         ("for place, row in enumerate(packed.rows):", "for place, row in enumerate(sorted(packed.rows)):"),
+    ),
+    ("trainer/contexts.py", ("trainer/test_teachers.py",)): (
+        ("key = (repr(example.prompt), repr(example.tools), field, text)", 'key = (example.source, "", field, text)'),
+    ),
+    ("trainer/gradients.py", ("trainer/test_update.py",)): (
+        ('torch.random.fork_rng([device] if device.type == "cuda" else [])', "torch.enable_grad()"),
     ),
     ("trainer/checkpoint.py", ("trainer/test_resume.py",)): (
         ("old = found[: found.index(target) + 1][:-keep]", "old = found[:-keep]"),
