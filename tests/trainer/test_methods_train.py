@@ -169,6 +169,29 @@ def test_unsolved_prompts_are_trained_once_a_batch_has_come_together(recipe):
     assert len(trainer.train_state.unsolved) == 2
 
 
+def test_of_unsolved_prompts_no_more_wait_than_there_are_rows_and_the_oldest_go(recipe):
+    config = recipe(
+        method="relift",
+        data={"limit": 5},
+        rollout={"group_size": 2, "max_tokens": 4},
+        train={"steps": 4, "interleave_prompts": 1},
+        reward={"failed_demonstrations": "keep"},
+    )
+    trainer = SRFTTrainer(
+        args=config, reward_funcs=lambda completions, **_: [0.0] * len(completions)
+    )
+    drawn, collect = [], trainer.collector.step
+
+    def noted(*arguments):
+        found = collect(*arguments)
+        drawn.extend(found.rows)
+        return found
+
+    trainer.collector.step = noted
+    trainer.train()
+    assert len(drawn) == 16 and trainer.train_state.unsolved == drawn[-4:], "one of five is trained"
+
+
 def test_stages_follow_one_another_and_a_plateau_ends_one_early(recipe):
     config = recipe(
         stages=[

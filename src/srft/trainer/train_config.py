@@ -69,7 +69,8 @@ class TrainConfig(Section):
     interleave_prompts: int | None = Field(
         None,
         ge=1,
-        description="ReLIFT: unsolved prompts in one supervised step; null: prompts_per_step.",
+        description="ReLIFT: unsolved prompts in one supervised step; null: prompts_per_step. Where more "
+        "wait than there are rows, the oldest are dropped.",
     )
     on_nonfinite: Literal["skip", "stop"] = Field(
         "skip",

@@ -230,8 +230,6 @@ class TrainingLoop:
 
         self.view.phase("generating" if method.rollouts else "reading")
         collected = self.collector.step(method, progress, self.train_state.step)
-        if method.collect_unsolved:
-            self.train_state.unsolved += [collected.rows[g] for g in collected.unsolved]
         self.collector.begin_next(method, stage, progress, self.train_state.step)
         self._save_samples(method, collected, progress)
         train_start = time.perf_counter()
@@ -287,8 +285,11 @@ class TrainingLoop:
         unsolved prompts have come together, one of that method on their demonstrations."""
         if collected.refused:
             return UpdateResult({}, collected.refused)
-        result = self._update_by(method, collected, progress)
         batch = self.args.train.interleave_prompts or self.args.train.prompts_per_step
+        if method.collect_unsolved:
+            waiting = self.train_state.unsolved + [collected.rows[g] for g in collected.unsolved]
+            self.train_state.unsolved = waiting[-max(batch, len(self.setup.train)) :]
+        result = self._update_by(method, collected, progress)
         if method.interleave is None or len(self.train_state.unsolved) < batch or result.refused:
             return result
         unsolved = self.train_state.unsolved
