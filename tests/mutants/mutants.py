@@ -259,6 +259,8 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("return Before((_mean(demos), _mean(rollouts)), threshold)",
          "return Before((_mean(rollouts), _mean(demos)), threshold)"),
         ("1 - figures.pop(\"sequences\") / len(sequences)", "0 * figures.pop(\"sequences\")"),
+        ("apart = _sampled_apart(method, batches, old)", "apart = 0.0, 0.0"),
+        ("return UpdateResult({**extra, **figures}, reason, len(norms))", "return UpdateResult({**extra, **figures}, reason)"),
     ),
     ("trainer/optimization.py", ("trainer/test_update.py", "trainer/test_optimizer.py")): (
         ("if p.ndim < 2], \"weight_decay\": 0.0", "if p.ndim < 2], \"weight_decay\": config.weight_decay"),
@@ -267,13 +269,19 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('"betas": config.betas', '"betas": (0.9, 0.99)'),
         ("max(1, total - 1 - config.warmup_steps)", "max(1, total - config.warmup_steps)"),
     ),
+    ("trainer/optimization.py", ("trainer/test_api.py",)): (
+        ('_DRIVEN = ("lr", "momentum", "betas")', '_DRIVEN = ("momentum", "betas")'),
+        ('_DRIVEN = ("lr", "momentum", "betas")', '_DRIVEN = ("lr", "momentum")'),
+    ),
     ("trainer/setup.py", ("trainer/test_collect.py", "test_python_api.py")): (
         ("self.policy.at(self.sampling.temperature if method.rollouts else 1.0)", "self.policy.at(1.0)"),
         ("if method.rollouts else 1.0)", "if True else 1.0)"),
     ),
     ("trainer/collect.py", ("trainer/test_collect.py", "faults/test_numerical.py", "trainer/test_methods_train.py")): (
         ("if score.scorable:", "if True:"),
-        ("groups = [group for group in collected.rollouts if group]", "groups = list(collected.rollouts)"),
+        ("groups = [group for group in (*collected.rollouts, *collected.dropped) if group]",
+         "groups = [*collected.rollouts, *collected.dropped]"),
+        ("self.dropped.append(rollouts)", "pass"),
         ("_check_logprobs([sequence for _, _, sequence in drawn])", "pass"),
         ("if only_mixed and len({r.sequence.reward for r in rollouts}) < 2:", "if False:"),
         ("self.logged = session.metrics", "pass"),
@@ -321,7 +329,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('if self.world.from_main(lambda: state == self.saved, "a checkpoint"):', "if False:"),
         ("self.setup.evaluation and not self.train_state.is_evaluated:", "self.setup.evaluation:"),
         ('"sampler": self.collector.position(),', '"sampler": {**self.collector.position(), "position": 0},'),
-        ("self.train_state.refused_in_a_row += 1", "pass"),
+        ("state.refused_in_a_row + 1 if result.refused else 0", "0"),
         ("if model_dir and (self.train_state.step > first or not self._exported()):", "if model_dir:"),
     ),
     ("trainer/clean_stop.py", ("trainer/test_clean_stop.py",)): (
@@ -337,6 +345,16 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
     ("trainer/evaluating.py", ("trainer/test_best_model.py",)): (
         ('value > best if self._settings.best_mode == "max" else value < best', "value > best"),
         ("return value if improved else None", "return value"),
+        ("if best is None or not math.isfinite(best):", "if best is None:"),
+        (' or not math.isfinite(value := metrics[f"eval/{name}"]):', ' or (value := metrics[f"eval/{name}"]) is None:'),
+    ),
+    ("trainer/best.py", ("trainer/test_best_model.py",)): (
+        ("if later or state.best_of not in (None, measure):", "if later:"),
+        ("(exported_step(run.best) or 0) > state.step", "False"),
+        ("(exported_step(run.best) or 0) > state.step", "(exported_step(run.best) or 0) > 0"),
+    ),
+    ("trainer/method_checks.py", ("trainer/test_collect.py",)): (
+        ("given = demo if any(method.continues for method in methods) else 0", "given = 0"),
     ),
 }  # fmt: skip
 
