@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,15 +15,18 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from tests.experiments.fakes import FakeRunner, write_run
 
 from srft.errors import ConfigError
+from srft.evaluation.open_model import find_model, weights_digest
 from srft.experiments.arm_results import read_figures
 from srft.experiments.experiment import Arm, Experiment, base_recipe
-from srft.experiments.process import Outcome, train_one
+from srft.experiments.process import Outcome, recipe_digest, train_one
 from srft.experiments.runner import plan_jobs, run_experiment
 from srft.runs.files import read_jsonl
+from srft.trainer.setup import build_methods
 
 QUIET = Console(quiet=True)
 
@@ -154,6 +158,43 @@ def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):
     plan = plan_jobs(experiment, base_recipe(experiment, settings), tmp_path, 2, {})
     assert len({job.digest for job in plan}) == len(plan) == 5
     write_run(plan[0], 0.5)
+
+
+@pytest.mark.parametrize("kind", ["file", "list", "folder", "reward", "tool", "environment"])
+def test_an_edited_file_makes_another_job(experiment, tmp_path, settings, kind):
+    data, code = tmp_path / "data" / "a.jsonl", tmp_path / "mine.py"
+    data.parent.mkdir()
+    given = {
+        "file": f"data.train={data}",
+        "list": f"data.train=[lab, {data}]",
+        "folder": f"data.train={data.parent}",
+        "reward": f"reward={code}:judge",
+        "tool": f"environment.tools={code}:add",
+        "environment": f"environment.factory={{a: '{code}:World'}}",
+    }[kind]
+
+    def digest(text):
+        data.write_text(text)
+        code.write_text(text)
+        return recipe_digest(base_recipe(experiment, [*settings, given]))
+
+    first = digest("1")
+    assert digest("2") != first and digest("1") == first
+
+
+def test_digests_of_published_runs_stay(experiment, tmp_path, settings):
+    """A recipe of lab data, or of one file, has what it had before other files counted."""
+    data = tmp_path / "a.jsonl"
+    data.write_text("{}")
+    for given, whole in (("lab", "lab"), (str(data), hashlib.sha256(b"{}").hexdigest())):
+        config = base_recipe(experiment, [*settings, f"data.train={given}"])
+        values = yaml.safe_load(config.to_yaml())
+        del values["run"], values["train"]["demonstrations_per_step"]
+        values["switches"] = [m.switches.model_dump(mode="json") for m in build_methods(config)]
+        values["weights"] = weights_digest(find_model(config.model.path, config.model))
+        values["model"]["path"], values["data"]["train"] = values["weights"], whole
+        text = json.dumps(values, sort_keys=True).encode()
+        assert recipe_digest(config) == hashlib.sha256(text).hexdigest()[:16]
 
 
 @pytest.mark.slow

@@ -314,6 +314,36 @@ def _files_of(
     return splits[_pick_split(source, names, split, prefer)]
 
 
+def source_files(source: str) -> list[Path]:
+    """The local files that a source names, those of all splits of a folder; none where it is no path."""
+    path = local_path(source)
+    if source in LAB_SOURCES or source.startswith(reasoning_gym.PREFIX):
+        return []
+    if path.is_dir():
+        return (
+            sorted(p for p in path.rglob("*") if p.is_file()) if _is_saved(path) else _files(path)
+        )
+    return [path] if path.is_file() else []
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether it is a ``datasets.Dataset`` on the disk, or several."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _files(folder: Path) -> list[Path]:
+    """A folder's files of rows. What runs and evaluations have written below it is no data."""
+    made = {
+        path.parent for name in ("environment.json", "tables.md") for path in folder.rglob(name)
+    }
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
+        if made.isdisjoint(path.parents)
+    )
+
+
 def _folder(
     folder: Path,
     split: str | None,
@@ -322,18 +352,9 @@ def _folder(
     problems: Problems,
     notes: list[str] | None,
 ) -> list[Row]:
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+    if _is_saved(folder):
         return _saved_dataset(folder, split, limit, prefer)
-    # What runs and evaluations have written below it is no data.
-    made = {
-        path.parent for name in ("environment.json", "tables.md") for path in folder.rglob(name)
-    }
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
-        if made.isdisjoint(path.parents)
-    )
+    files = _files(folder)
     if not files:
         raise DataError(f"{folder}: holds no data; files ending in {', '.join(READERS)} are read")
     splits: dict[str, list[Path]] = {}

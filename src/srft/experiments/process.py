@@ -21,9 +21,11 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from srft.config import SRFTConfig, parse_config
+from srft.data.reading import source_files
 from srft.evaluation.open_model import find_model, weights_digest
 from srft.model.model_config import is_lab
 from srft.paths import local_path
+from srft.rewards.functions import source_digest
 from srft.runs.files import to_json, write_whole
 from srft.runs.lock import hold
 from srft.terminal import Terminal, visible
@@ -86,9 +88,10 @@ class Runner(Protocol):
 
 
 def recipe_digest(config: SRFTConfig) -> str:
-    """Sixteen hexadecimal digits of the recipe without its run section, its methods' switches, the
-    base model's and the teacher's weights and the training file: two runs with the same digest have the
-    same outcome, also where a method's defaults have changed in between."""
+    """Sixteen hexadecimal digits of the recipe without its run section, its methods' switches, the base
+    model's and the teacher's weights, the training files and those of functions for rewards and tools:
+    two runs with the same digest have the same outcome, also where a method's defaults have changed in
+    between. Files of evaluation data are known by their names alone."""
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
     for section, key, before in _ADDED:
@@ -102,9 +105,25 @@ def recipe_digest(config: SRFTConfig) -> str:
     if config.teacher.path:
         values["teacher"]["path"] = weights_digest(find_model(config.teacher.path))
     train = config.data.train
-    if isinstance(train, str) and Path(train).is_file():
-        values["data"]["train"] = hashlib.sha256(Path(train).read_bytes()).hexdigest()
+    whole = _content(train) if isinstance(train, str) else [_content(source) for source in train]
+    values["data"]["train"] = whole
+    factory = config.environment.factory or ()
+    paths = [spec.function for spec in config.reward.rewards if spec.function]
+    paths += config.environment.tools
+    paths += [factory] if isinstance(factory, str) else dict(factory).values()
+    if paths:
+        values["functions"] = {path: source_digest(path) for path in paths}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(source: str) -> str | dict[str, str]:
+    """What stands for a source of data: the digest of its file, of a folder's those by their names, else
+    the source itself."""
+    files, place = source_files(source), local_path(source)
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    if place in digests:
+        return digests[place]
+    return {str(path.relative_to(place)): value for path, value in digests.items()} or source
 
 
 def finished_digest(folder: Path) -> str | None:
