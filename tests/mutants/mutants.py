@@ -299,7 +299,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("seed = request_seed(train.seed, 1)", "seed = train.seed"),
         ("alone = replace(method, rollouts=False)", "alone = method"),
         ('if self.further is not None and "further" in position:', "if False:"),
-        ("groups = range(wanted, wanted + len(rows))", "groups = range(len(rows))"),
+        ("groups = range(asked, asked + len(rows))", "groups = range(len(rows))"),
     ),
     ("trainer/sample_log.py", ("trainer/test_collect.py", "trainer/test_reward_functions.py")): (
         ("replace(scored, batch_entropy=seen.entropy, ", "replace(scored, "),

@@ -301,8 +301,8 @@ def _split_of(path: Path, root: Path) -> str | None:
 def _files_of(
     splits: Mapping[str, list[Path]], source: str, split: str | None, prefer: Sequence[str]
 ) -> list[Path]:
-    """Of files by split (\"\": of none) those to read. Beside files for evaluation, those of no split are the
-    training data."""
+    """The files to read, of those by split, where "" is none. Beside files for evaluation, those of no split
+    are the training data."""
     names = [name for name in splits if name]
     if split is None and "" in splits and not set(prefer) & set(names):
         if prefer is TRAIN_SPLITS:

@@ -153,13 +153,13 @@ def resume_schedule(
     Raises:
         CheckpointError: the optimizer has more groups of parameters, or fewer.
     """
-    driven = saved.get("driven") or [{"lr": rate} for rate in saved["scheduler"]["_last_lr"]]
+    scheduler.load_state_dict(dict(saved["scheduler"]))
+    driven = saved.get("driven") or [{"lr": rate} for rate in scheduler.get_last_lr()]
     groups = optimizer.param_groups
     if len(driven) != len(groups):
         raise CheckpointError(
             f"optimizers: the optimizer has {len(groups)} groups of parameters, and the one that the "
             f"checkpoint is of had {len(driven)}; make it as it was"
         )
-    scheduler.load_state_dict(dict(saved["scheduler"]))
     for group, values in zip(groups, driven, strict=True):
         group.update({k: tuple(v) if k == "betas" else v for k, v in values.items()})
