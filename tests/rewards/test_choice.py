@@ -126,6 +126,7 @@ def test_an_option_whose_text_begins_like_a_verdict_is_named_in_full(
 def test_a_verdict_on_an_option_is_none_of_its_text() -> None:
     for choices in ({}, options_of({"options": ["x", "y", "z"]})):
         assert read_choice("(B) is wrong", choices) is None
+        assert read_choice("(B) is wrong", {"A": "o", "B": "i", "C": "u"}) is None
         assert read_choice("A) cannot be right", choices) is None
         assert read_choice("(A) isn't it, so it must be C.", choices) == "C"
 

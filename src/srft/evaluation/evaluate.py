@@ -310,9 +310,9 @@ class _Judge:
         return batch
 
     def _vote(self, text: str, example: Example, correct: bool) -> str | None:
-        labels = getattr(self._scorer, "labels", ())
         if correct and example.answer is None:  # of many right answers, as to Countdown
             return "right"
+        labels = getattr(self._scorer, "labels", ())
         verifiers = [name for name in labels if name in REWARDS and REWARDS[name].needs_answer]
         return vote_of(text, example.columns, verifiers, example.answer if correct else None)
 

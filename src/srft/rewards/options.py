@@ -144,7 +144,7 @@ def _ruled_out(text: str, first: re.Match[str], choices: Mapping[str, str]) -> b
         return False
     behind = text[first.end(place) :].lstrip(" )].:").casefold()
     option = plain_text(choices.get(first[place].upper(), "")).casefold()
-    if option and behind.startswith(option):
+    if option and behind.startswith(option) and not behind[len(option) :][:1].isalnum():
         return False
     return bool(choices) or text[first.end(place)] not in ")]" or bool(_VERB.search(out[0]))
 
