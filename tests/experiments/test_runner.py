@@ -160,7 +160,10 @@ def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):
     write_run(plan[0], 0.5)
 
 
-@pytest.mark.parametrize("kind", ["file", "list", "folder", "reward", "tool", "environment"])
+@pytest.mark.parametrize(
+    "kind",
+    ["file", "list", "folder", "eval", "evals", "sets", "template", "reward", "tool", "environment"],
+)
 def test_an_edited_file_makes_another_job(experiment, tmp_path, settings, kind):
     data, code = tmp_path / "data" / "a.jsonl", tmp_path / "mine.py"
     data.parent.mkdir()
@@ -168,6 +171,10 @@ def test_an_edited_file_makes_another_job(experiment, tmp_path, settings, kind):
         "file": f"data.train={data}",
         "list": f"data.train=[lab, {data}]",
         "folder": f"data.train={data.parent}",
+        "eval": f"data.eval={data}",
+        "evals": f"data.eval=[lab, {data}]",
+        "sets": f"data.eval={{mine: {data}}}",
+        "template": f"data.chat_template={data}",
         "reward": f"reward={code}:judge",
         "tool": f"environment.tools={code}:add",
         "environment": f"environment.factory={{a: '{code}:World'}}",

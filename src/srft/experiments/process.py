@@ -89,9 +89,9 @@ class Runner(Protocol):
 
 def recipe_digest(config: SRFTConfig) -> str:
     """Sixteen hexadecimal digits of the recipe without its run section, its methods' switches, the base
-    model's and the teacher's weights, the training files and those of functions for rewards and tools:
-    two runs with the same digest have the same outcome, also where a method's defaults have changed in
-    between. Files of evaluation data are known by their names alone."""
+    model's and the teacher's weights, and what stands in the files it names (data, the chat template,
+    functions for rewards and tools): two runs with the same digest have the same outcome, also where a
+    method's defaults have changed in between."""
     values = yaml.safe_load(config.to_yaml())
     values.pop("run")
     for section, key, before in _ADDED:
@@ -104,9 +104,9 @@ def recipe_digest(config: SRFTConfig) -> str:
         values["model"]["path"] = values["weights"]
     if config.teacher.path:
         values["teacher"]["path"] = weights_digest(find_model(config.teacher.path))
-    train = config.data.train
-    whole = _content(train) if isinstance(train, str) else [_content(source) for source in train]
-    values["data"]["train"] = whole
+    named = config.data.chat_template not in ("auto", "none")
+    for key in ("train", "eval", "chat_template") if named else ("train", "eval"):
+        values["data"][key] = _content(values["data"][key])
     factory = config.environment.factory or ()
     paths = [spec.function for spec in config.reward.rewards if spec.function]
     paths += config.environment.tools
@@ -116,9 +116,15 @@ def recipe_digest(config: SRFTConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _content(source: str) -> str | dict[str, str]:
+def _content(source: Any) -> Any:
     """What stands for a source of data: the digest of its file, of a folder's those by their names, else
-    the source itself."""
+    the source itself; for several, what stands for each."""
+    if isinstance(source, Mapping):
+        return {name: _content(value) for name, value in source.items()}
+    if isinstance(source, list):
+        return [_content(value) for value in source]
+    if source is None:
+        return None
     files, place = source_files(source), local_path(source)
     digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     if place in digests:
