@@ -10,10 +10,12 @@ import pytest
 from datasets import Dataset
 
 from srft import SRFTConfig, SRFTTrainer
-from srft.data.reading import as_examples
+from srft.data.reading import as_examples, load_splits
+from srft.environments.toolbox import Toolbox
 from srft.errors import ConfigError, DataError, RewardError
 from srft.lab import lab_train
 from srft.runs.files import read_jsonl
+from srft.trainer.given import NO_PROMPT, Given
 
 ROWS = [dict(row) for row in lab_train(16)]
 ASKED = [{"prompt": row["prompt"], "answer": row["answer"]} for row in ROWS]
@@ -186,3 +188,70 @@ def test_rows_that_are_left_out_are_told_apart_by_more_than_their_number(trainer
     made = trainer(rows, None, "math", method="grpo", data={"invalid_rows": "drop"})
     assert any("1 of 9 answers do not verify" in note for note in made.setup.notes)
     assert len(made.setup.train) == 8
+
+
+class Room:
+    """An environment without tools."""
+
+    def reset(self, **row):
+        return None
+
+
+NAMED = {"indoor": Room, "outdoor": Room}
+CHAT = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "7"}]
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+@pytest.mark.parametrize("factories", [None, {}, {None: Room}, NAMED])
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "3 + 4?", "demonstration": "7"}, {}),
+        ({"question": "3 + 4?", "answer": "7 #### 7"}, {}),
+        ({"messages": CHAT}, {}),
+        ({"problem": "3 + 4?", "cot": "7"}, {"prompt": "problem", "demonstration": "cot"}),
+    ],
+)
+def test_rows_that_name_an_environment_keep_their_prompt(kind, factories, row, columns):
+    toolbox = None if factories is None else Toolbox([], factories)
+    config = SRFTConfig(data={"columns": columns})
+    rows = kind([{**row, "environment": "indoor"}] * 2)
+    read = Given(train=rows).read(config, toolbox).train
+    expected = as_examples([row] * 2, columns=columns)
+    assert [(e.prompt, e.demonstrations, e.answer) for e in read] == [
+        (e.prompt, e.demonstrations, e.answer) for e in expected
+    ]
+    assert [e.columns["environment"] for e in read] == ["indoor"] * 2
+
+
+def test_rows_without_a_prompt_are_an_environments_where_there_is_one():
+    rows = [{"environment": name, "number": 3, "answer": "3"} for name in NAMED]
+    read = Given(train=rows).read(SRFTConfig(), Toolbox([], NAMED)).train
+    assert [(e.prompt, e.columns) for e in read] == [(NO_PROMPT, row) for row in rows]
+    few = Given(train=rows).read(SRFTConfig(data={"limit": 1}), Toolbox([], NAMED)).train
+    assert len(few) == 1
+    for toolbox in (None, Toolbox([], {})):
+        with pytest.raises(DataError, match="unknown format"):
+            Given(train=rows).read(SRFTConfig(), toolbox)
+    with pytest.raises(DataError, match="row 1: has no `prompt`"):  # one row has one: it is asked
+        Given(train=[*rows, {"environment": "indoor", "prompt": "3 + 4?"}]).read(
+            SRFTConfig(), Toolbox([], NAMED)
+        )
+
+
+def test_evaluation_columns_are_those_of_a_recipe(tmp_path):
+    rows, held = (
+        [{"problem": "p", "answer": "1"}],
+        [{"prompt": "q", "problem": "17", "answer": "2"}],
+    )
+    files = [
+        str(file(tmp_path / name, part)) for name, part in (("a.jsonl", rows), ("b.jsonl", held))
+    ]
+    source = dict(zip(("train", "eval"), files, strict=True))
+    for own, asked in ((None, "17"), ({}, "q"), ({"prompt": "answer"}, "2")):
+        columns = {"columns": {"prompt": "problem"}, "eval_columns": own}
+        given = Given(train=rows, evaluation=held).read(SRFTConfig(data=columns))
+        read = load_splits(SRFTConfig(data={**columns, **source}).data)
+        assert (
+            [e.prompt for e in given.eval["eval"]] == [e.prompt for e in read.eval["b"]] == [asked]
+        )

@@ -177,6 +177,25 @@ def seen_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return columns
 
 
+def names_prompt(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str]) -> bool:
+    """Whether a column of the rows is the prompt: by ``data.columns``, or in a format that is known."""
+    return "prompt" in mapping or _recognised(rows, seen_columns(rows), mapping) is not None
+
+
+def _recognised(
+    rows: Sequence[Mapping[str, Any]], columns: dict[str, Any], mapping: Mapping[str, str]
+) -> Format | None:
+    if "target" in columns:  # one that is a number may stand among texts
+        worked = (row["target"] for row in rows if _is_worked(row.get("target")))
+        columns["target"] = next(worked, columns["target"])
+    found = _detect(columns)
+    if found is not None and found.marked and "answer" not in mapping:
+        texts = (row.get("answer") for row in rows)
+        if not any(isinstance(text, str) and "####" in text for text in texts):
+            return None  # question and answer, but not GSM8K: which is which must be said
+    return found
+
+
 def choose_format(
     rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str] | None, source: str
 ) -> Format:
@@ -185,16 +204,8 @@ def choose_format(
     Raises DataError where the format is unknown (the message proposes the ``data.columns`` line) or
     where a named column is in no row.
     """
-    columns = seen_columns(rows)
-    if "target" in columns:  # one that is a number may stand among texts
-        worked = (row["target"] for row in rows if _is_worked(row.get("target")))
-        columns["target"] = next(worked, columns["target"])
-    mapping = dict(mapping or {})
-    found = _detect(columns)
-    if found is not None and found.marked and "answer" not in mapping:
-        texts = (row.get("answer") for row in rows)
-        if not any(isinstance(text, str) and "####" in text for text in texts):
-            found = None  # question and answer, but not GSM8K: which is which must be said
+    columns, mapping = seen_columns(rows), dict(mapping or {})
+    found = _recognised(rows, columns, mapping)
     if found is None:
         if "prompt" not in mapping:
             raise DataError(_unknown_format(columns, rows, source))

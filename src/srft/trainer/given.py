@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
+from srft.data.formats import names_prompt
 from srft.data.leakage import apart
 from srft.data.reading import (
     EVAL_SPLITS,
@@ -113,7 +115,7 @@ class Given:
         elif train is None:
             splits = load_splits(data, seed=data.seed)
         else:
-            examples = _examples(train, config, _rows_needed(config), notes)
+            examples = _examples(train, config, toolbox, notes)
             splits = with_evaluation(examples, data, data.seed, [])
         if evaluation is not None:
             splits = replace(splits, eval=held_out(evaluation, config, notes))
@@ -181,11 +183,15 @@ def _is_splits(data: Any) -> bool:
     return isinstance(data, Mapping) and bool(data) and all(map(rows, data.values()))
 
 
-def _is_routed(data: Any) -> bool:
-    """Whether rows name an environment and no prompt, which is then the environment's."""
+def _is_routed(data: Any, columns: Mapping[str, str], toolbox: Toolbox | None) -> bool:
+    """Whether rows name an environment and hold no prompt, which is then the environment's."""
+    if toolbox is None or not toolbox.factories or isinstance(data, Mapping):
+        return False
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    first = data[0] if indexed and not isinstance(data, Mapping) and len(data) else {}
-    return isinstance(first, Mapping) and "environment" in first and "prompt" not in first
+    first = data[0] if indexed and len(data) else {}
+    if not isinstance(first, Mapping) or "environment" not in first:
+        return False
+    return not names_prompt([row for row in data if isinstance(row, Mapping)], columns)
 
 
 def _rows_needed(config: SRFTConfig) -> int:
@@ -196,23 +202,26 @@ def _rows_needed(config: SRFTConfig) -> int:
     return config.total_steps * config.train.prompts_per_step * rounds
 
 
-def _examples(data: Any, config: SRFTConfig, most: int | None, notes: list[str]) -> list[Example]:
-    """``most``: rows of a stream, which need not end."""
-    if _is_routed(data):
-        return [
-            Example(NO_PROMPT, columns=dict(row), source=f"row {number}")
-            for number, row in enumerate(data, start=1)
-        ]
+def _examples(
+    data: Any, config: SRFTConfig, toolbox: Toolbox | None, notes: list[str]
+) -> list[Example]:
     columns = {str(role): name for role, name in config.data.columns.items()}
     limit = config.data.limit
-    if most is not None and not hasattr(data, "__len__"):
+    if _is_routed(data, columns, toolbox):
+        return [
+            Example(NO_PROMPT, columns=dict(row), source=f"row {number}")
+            for number, row in enumerate(islice(data, limit), start=1)
+        ]
+    if not hasattr(data, "__len__"):  # a stream, which need not end
+        most = _rows_needed(config)
         limit = most if limit is None else min(most, limit)
     invalid = config.data.invalid_rows
     return as_examples(data, columns=columns, limit=limit, invalid_rows=invalid, notes=notes)
 
 
 def _held_out(data: Any, config: SRFTConfig, notes: list[str]) -> list[Example]:
-    columns = config.data.eval_columns or config.data.columns
+    columns = config.data.eval_columns
+    columns = config.data.columns if columns is None else columns
     limit = config.data.eval_limit
     data = plain_data(data)
     if isinstance(data, str):
