@@ -11,6 +11,7 @@ import pytest
 
 from srft.data.reading import as_examples, load_examples
 from srft.errors import DataError
+from srft.trainer.given import plain_data
 from srft.types import Example, Spoken
 
 USER = {"role": "user", "content": "3 + 4?"}
@@ -228,3 +229,81 @@ def test_a_system_column_can_be_mapped():
     row = {"problem": "3 + 4?", "how": "Be brief."}
     example = one(row, columns={"prompt": "problem", "system": "how"})
     assert example.prompt == (SYSTEM, USER) and example.columns == {}
+
+
+def called(name: str, arguments: dict) -> dict:
+    """A question that is answered by a call, with the function that is called."""
+    call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    kinds = {key: {"type": "string", "enum": ["1", None]} for key in arguments}
+    needed = {"type": "object", "properties": kinds, "required": [*arguments]}
+    return {
+        "messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "tools": [{"type": "function", "function": {"name": name, "parameters": needed}}],
+    }
+
+
+def written(rows: list[dict], folder, kind: str):
+    """The rows as a source, or as data in Python."""
+    import datasets
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    table = datasets.Dataset.from_list(rows)
+    if kind == "saved":
+        table.save_to_disk(folder / "saved")
+    return {
+        "parquet": str(path),
+        "saved": str(folder / "saved"),
+        "dataset": table,
+        "stream": table.to_iterable_dataset(),
+        "transformed": table.with_transform(lambda columns: columns),
+        "frame": plain_data(pd.read_parquet(path)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "dataset", "stream", "transformed", "frame"])
+def test_nulls_of_a_tables_schema_are_no_arguments_and_no_parameters(tmp_path, kind):
+    rows = [
+        called("weather", {"city": "1"}),
+        called("add", {"a": "2", "b": "3"}),
+        called("now", {}),
+    ]
+    read = as_examples(written(rows, tmp_path, kind))
+    expected = as_examples(rows)
+    assert [e.prompt for e in read] == [e.prompt for e in expected]
+    calls = [[e.demonstrations[0].messages for e in examples] for examples in (read, expected)]
+    assert calls[0] == calls[1]
+    assert [e.columns for e in read] == [e.columns for e in expected]
+
+
+def test_a_null_that_was_written_stays(tmp_path):
+    row = called("weather", {"city": None})
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (example,) = load_examples(str(path))
+    (call,) = example.demonstrations[0].messages[0]["tool_calls"]
+    assert call["function"]["arguments"] == {"city": None}
+
+
+def test_a_dataset_shows_what_its_format_and_its_transform_show():
+    import datasets
+
+    table = datasets.Dataset.from_list([{"prompt": "3 + 4?", "demonstration": "7", "answer": "7"}])
+    ask = table.with_transform(
+        lambda columns: {"prompt": [f"{p} Think." for p in columns["prompt"]]}
+    )
+    (example,) = as_examples(ask)
+    assert (example.prompt, example.demonstrations) == (ask[0]["prompt"], ())
+    for shown in (["prompt", "answer"], None):
+        hidden = table.with_format("numpy", columns=shown)
+        (example,) = as_examples(hidden)
+        assert (example.prompt, example.demonstrations) == ("3 + 4?", () if shown else ("7",))
+    (example,) = as_examples(
+        table.with_format("numpy", columns=["prompt"], output_all_columns=True)
+    )
+    assert example.demonstrations == ("7",)
+    (example,) = as_examples(table.to_iterable_dataset().with_format("numpy"))
+    assert example.prompt == "3 + 4?"

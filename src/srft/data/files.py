@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from srft.data.messages import without_fillers
 from srft.data.row_errors import Problems, RowError, named_once, quoted, repeated
 from srft.errors import DataError, did_you_mean
 
@@ -254,7 +255,7 @@ def read_parquet(path: Path, problems: Problems) -> Iterator[Row]:
         for batch in file.iter_batches(batch_size=1000):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{path}:{number}", values)
+                yield Row(f"{path}:{number}", without_fillers(values))
     except broken as error:
         raise DataError(
             f"{path}: cannot be read after row {number:,} ({_first_line(error)}). The file is "

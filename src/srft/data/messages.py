@@ -20,7 +20,8 @@ from srft.types import Message, Spoken
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names under which chat templates read an assistant's thinking."""
-SPOKEN = (*REASONING, "tool_calls", "function_call")
+CALLS = ("tool_calls", "function_call")
+SPOKEN = (*REASONING, *CALLS)
 """What an assistant's message may say besides its content."""
 
 _ROLE_ALIASES = {
@@ -82,6 +83,24 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist") and not isinstance(value, (str, bytes, Mapping)):
         return value.tolist()
     return value
+
+
+def without_fillers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table without the nulls that it holds for keys of other rows, in the column ``tools`` and in
+    calls of messages: a template would write them as parameters and as arguments."""
+    return {name: _unfilled(value, name == "tools") for name, value in row.items()}
+
+
+def _unfilled(value: Any, filled: bool) -> Any:
+    if filled or str(getattr(value, "dtype", "")) == "object":  # data frames have arrays for lists
+        value = plain(value)
+    if isinstance(value, Mapping):
+        return {
+            key: _unfilled(item, filled or key in CALLS)
+            for key, item in value.items()
+            if not filled or item is not None
+        }
+    return [_unfilled(item, filled) for item in value] if isinstance(value, list) else value
 
 
 def is_message(value: Any) -> bool:
@@ -222,7 +241,7 @@ def turns_text(messages: Sequence[Mapping[str, Any]], name: str) -> str:
     if len(messages) == 1 and messages[0]["role"] == "assistant":
         return assistant_text(messages[0])
     roles = [message["role"] for message in messages]
-    called = [not message.keys().isdisjoint(SPOKEN[-2:]) for message in messages]
+    called = [not message.keys().isdisjoint(CALLS) for message in messages]
     follows = [
         role == "tool" and (before == "tool" or calls) if role != "assistant" else before == "tool"
         for role, before, calls in zip(roles[1:], roles, called, strict=False)

@@ -20,6 +20,7 @@ from srft.data.messages import (
     check_prompt,
     check_text,
     is_coded,
+    without_fillers,
 )
 from srft.data.row_errors import InvalidRows, Problems
 from srft.errors import DataError
@@ -114,8 +115,9 @@ def as_examples(
             f"the data is one mapping with the keys {', '.join(map(str, data))}; give a list of "
             'rows, and of a DatasetDict one split, for example data["train"]'
         )
-    if hasattr(data, "with_format") and hasattr(data, "column_names"):
-        data = data.with_format(None)  # plain Python values whatever set_format was called
+    table = hasattr(data, "with_format") and hasattr(data, "column_names")
+    if table:
+        data = _plain_rows(data)
     if isinstance(data, (bytes, bytearray)) or not isinstance(data, Iterable):
         raise DataError(
             f"the data is of type {type(data).__name__}; give a list of dicts, a list of Example, a"
@@ -128,7 +130,7 @@ def as_examples(
     rows = []
     for number, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
-            rows.append(Row(f"row {number}", item))
+            rows.append(Row(f"row {number}", without_fillers(item) if table else item))
         else:
             problems.add(
                 f"row {number}", f"is of type {type(item).__name__}; a row is a dict of columns"
@@ -384,8 +386,19 @@ def _labelled(label: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     return [Row(f"{label}:{number}", row) for number, row in enumerate(rows, start=1)]
 
 
+def _plain_rows(dataset: Any) -> Any:
+    """The ``datasets.Dataset`` with plain Python values of the columns that its ``set_format`` shows, or
+    with what its ``set_transform`` makes of them."""
+    shown = getattr(dataset, "format", {})  # a stream has none
+    if shown.get("type") == "custom":
+        return dataset
+    more = {key: shown[key] for key in ("columns", "output_all_columns") if key in shown}
+    return dataset.with_format(None, **more)
+
+
 def _rows_of(dataset: Any, label: str, limit: int | None) -> list[Row]:
-    return _labelled(label, itertools.islice(dataset.with_format(None), limit))
+    rows = itertools.islice(_plain_rows(dataset), limit)
+    return _labelled(label, map(without_fillers, rows))
 
 
 def _saved_dataset(

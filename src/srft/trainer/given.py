@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from srft.config import SRFTConfig
 from srft.data.formats import names_prompt
 from srft.data.leakage import apart
+from srft.data.messages import without_fillers
 from srft.data.reading import (
     EVAL_SPLITS,
     TRAIN_SPLITS,
@@ -157,7 +158,8 @@ def plain_data(data: Any) -> Any:
     if isinstance(data, PurePath):
         return str(data)
     if hasattr(data, "to_dict") and hasattr(data, "iloc"):
-        return data.astype(object).where(data.notna(), None).to_dict("records")
+        rows = data.astype(object).where(data.notna(), None).to_dict("records")
+        return [without_fillers(row) for row in rows]
     return data
 
 
