@@ -254,7 +254,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("finite &= loss.isfinite() & _all_finite(batch)", "finite &= loss.isfinite()"),
         ("part_counts = counts(method, token_index(part_table, loss_mask(whole)))",
          "part_counts = counts(method, token_index(take_rows(part_table, active(method, part_table))))"),
-        ("place * parts // len(groups)", "0"),
+        ("place * parts // len(units)", "0"),
         ("old_entropy_T=earlier.entropy_T", "old_entropy_T=scores.entropy_T.detach() * 0"),
         ("return Before((_mean(demos), _mean(rollouts)), threshold)",
          "return Before((_mean(rollouts), _mean(demos)), threshold)"),

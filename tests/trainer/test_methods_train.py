@@ -61,6 +61,16 @@ def test_several_optimizer_steps_on_one_batch_use_the_old_policy(recipe):
     assert any(row["ratio/rollouts/max"] != 1.0 for row in metrics)
 
 
+def test_more_optimizer_steps_than_a_batch_has_sequences_are_refused(recipe):
+    for method, most in (("sft", 2), ("grpo", 6), ("srft", 8)):
+        train = {"prompts_per_step": 2, "optimizer_steps_per_batch": 9}
+        config = recipe(method=method, train=train, reward={"failed_demonstrations": "keep"})
+        with pytest.raises(
+            ConfigError, match=rf"steps_per_batch=9: .*{method} has at most {most} seq"
+        ):
+            SRFTTrainer(args=config)
+
+
 def test_further_demonstrations_are_trained_on_without_rollouts(recipe, monkeypatch):
     """Each in its turn, whatever the prompts of the step are."""
     config = recipe(

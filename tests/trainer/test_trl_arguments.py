@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
@@ -262,6 +263,26 @@ def test_steps_and_batches_are_those_that_trl_makes_of_it(tiny_model, tmp_path):
     counted = theirs.set_initial_training_values(args, theirs.get_train_dataloader())
     max_steps = counted[-1]
     assert recipe.train.steps * 2 == max_steps
+
+
+def test_max_steps_of_a_batch_of_few_prompts_are_all_made(tiny_model, rows, tmp_path):
+    """TRL divides completions: two optimizer steps of four from one prompt's eight."""
+    made = []
+    count = register_optimizer_step_post_hook(lambda *_: made.append(1))
+    trainer = SRFTTrainer(
+        model=str(tiny_model),
+        reward_funcs=lambda completions, **_: [float(n % 2) for n in range(len(completions))],
+        args=GRPOConfig(
+            output_dir=str(tmp_path / "run"), max_steps=8, num_generations=8,
+            per_device_train_batch_size=2, steps_per_generation=4, max_completion_length=4,
+            report_to="none", save_strategy="no", **ON_CPU,
+        ),
+        train_dataset=rows,
+    )  # fmt: skip
+    trainer.train()
+    count.remove()
+    assert trainer.args.train.prompts_per_step == 1 and trainer.args.train.steps == 2
+    assert len(made) == 8
 
 
 @pytest.mark.parametrize(

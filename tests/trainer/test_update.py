@@ -289,6 +289,28 @@ def test_several_steps_divide_by_prompts_and_cover_every_sequence(model, sequenc
     assert groups[0] | groups[1] == set(range(5)) - {1}  # group 1 has no signal
 
 
+@pytest.mark.parametrize(("prompts", "steps"), [(1, 4), (3, 4), (2, 8), (1, 1), (4, 4)])
+def test_as_many_optimizer_steps_are_made_as_were_asked_for(model, prompts, steps):
+    """With fewer prompts than steps sequences are divided by themselves, in equal shares."""
+    rollouts = [
+        TrainingSequence((5, 6), (7, 8 + i), group, False, float(i % 2), bool(i % 2))
+        for group in range(prompts)
+        for i in range(8)
+    ]
+    config, method = TrainConfig(optimizer_steps_per_batch=steps), get_method("dr-grpo")
+    parts = list(update_module._parts(Policy(model, None), method, rollouts, config, 0))
+    rows = [sum(len(p.rows) for p in part.packs) for part in parts]
+    assert rows == [prompts * 8 // steps] * steps
+    optimizer = build_optimizer(model, config)
+    made = []
+    optimizer.register_step_post_hook(lambda *_: made.append(1))
+    result = update(
+        Policy(model, None), optimizer, method, rollouts,
+        config=config, progress=Progress(0, 1), step=0,
+    )  # fmt: skip
+    assert result.made == len(made) == steps
+
+
 def test_a_step_in_which_nothing_has_gradient_has_no_load_of_experts():
     part = update_module._Part({}, [], [])
     assert update_module._loads([part], [], ALONE) == []

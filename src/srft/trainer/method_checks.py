@@ -80,14 +80,27 @@ def reads_demonstrations(method: Method) -> bool:
     return bool(method.demonstrations or method.continues or method.interleave or shown)
 
 
-def check_data(methods: Sequence[Method], examples: Sequence[TokenizedExample]) -> None:
-    """Raises DataError where a method reads demonstrations and no row has one."""
-    with_demo = sum(bool(example.demonstration_ids) for example in examples)
+def check_data(
+    config: SRFTConfig, methods: Sequence[Method], examples: Sequence[TokenizedExample]
+) -> None:
+    """Raises DataError where a method reads demonstrations and no row has one, ConfigError where a step can
+    not have as many sequences as it is to have optimizer steps."""
+    shown = max((len(example.demonstration_ids) for example in examples), default=0)
+    train = config.train
     for method in methods:
-        if reads_demonstrations(method) and not with_demo:
+        if reads_demonstrations(method) and not shown:
             raise DataError(
                 f"method {method.name} needs demonstrations, but no row has one that can be used; map the "
                 "column with data.columns.demonstration=NAME, or use a method that needs none, such as grpo"
+            )
+        most = train.prompts_per_step * config.rollout.group_size * method.rollouts
+        asked = train.prompts_per_step + train.demonstrations_per_step * method.mixes
+        most += asked * shown * method.demonstrations
+        if train.optimizer_steps_per_batch > most:
+            raise ConfigError(
+                f"train.optimizer_steps_per_batch={train.optimizer_steps_per_batch}: a batch of method "
+                f"{method.name} has at most {most} sequence{'s' * (most > 1)} to divide into so many "
+                "steps; lower it, or raise train.prompts_per_step"
             )
 
 

@@ -174,7 +174,7 @@ def set_up(config: SRFTConfig, given: Given, console: Console, world: World, run
             examples, demo_scores = _judge(
                 config, methods, given, examples, scorer, notes, world, toolbox
             )
-        check_data(methods, examples)
+        check_data(config, methods, examples)
         needs_reference = any(m.reads_reference(config.teacher.frozen) for m in methods)
         device = choose_device(config)
         for name, problems in held_out.items():

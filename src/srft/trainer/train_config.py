@@ -52,8 +52,9 @@ class TrainConfig(Section):
     optimizer_steps_per_batch: int = Field(
         1,
         ge=1,
-        description="Optimizer steps on each rollout batch. Above 1 the batch is divided by prompts, old "
-        "log-probs are computed first and clipping applies.",
+        description="Optimizer steps on each rollout batch. Above 1 the batch is divided by prompts (by "
+        "sequences where there are fewer prompts than steps), old log-probs are computed first and clipping "
+        "applies. A step in which no sequence has gradient moves nothing.",
     )
     tokens_per_micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

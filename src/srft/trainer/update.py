@@ -317,8 +317,8 @@ def _parts(
     step: int,
     world: World = ALONE,
 ) -> Iterator[_Part]:
-    """Divides the batch by prompts into the optimizer steps it is to give; of each, the counts of
-    all processes and the micro-batches of this one."""
+    """Divides the batch into the optimizer steps it is to give (``_divide``); of each, the counts of all
+    processes and the micro-batches of this one."""
     table, kept = prepare(method, sequences)
     for rows in _divide(table.group_S, kept, config, step):
         part_table = take_rows(table, torch.tensor(rows))
@@ -345,18 +345,21 @@ def _parts(
 def _divide(
     group_S: Tensor, kept: Sequence[int], config: TrainConfig, step: int
 ) -> list[list[int]]:
-    """Row numbers of each optimizer step; all sequences of a prompt stay together."""
+    """Row numbers of each optimizer step. All sequences of a prompt stay together, except where there are
+    fewer prompts than steps: sequences are then divided by themselves."""
     parts = config.optimizer_steps_per_batch
     if parts == 1:
         return [list(kept)] if kept else []
-    group_of = group_S.tolist()
-    groups = sorted({group_of[row] for row in kept})
+    unit_of = group_S.tolist()
+    if len({unit_of[row] for row in kept}) < parts:
+        unit_of = list(range(len(unit_of)))
+    units = sorted({unit_of[row] for row in kept})
     generator = torch.Generator().manual_seed(request_seed(config.seed, step))
-    order = torch.randperm(len(groups), generator=generator).tolist()
-    part_of = {groups[g]: place * parts // len(groups) for place, g in enumerate(order)}
+    order = torch.randperm(len(units), generator=generator).tolist()
+    part_of = {units[u]: place * parts // len(units) for place, u in enumerate(order)}
     rows: list[list[int]] = [[] for _ in range(parts)]
     for row in kept:
-        rows[part_of[group_of[row]]].append(row)
+        rows[part_of[unit_of[row]]].append(row)
     return [part for part in rows if part]
 
 
