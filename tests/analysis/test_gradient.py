@@ -72,6 +72,29 @@ def test_terms_touch_their_own_tokens_and_rl_needs_an_advantage(model):
             assert positions >= vocabulary
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "prefix-rft"])
+def test_a_demonstration_is_no_member_of_the_group_where_training_collects_none(model, name):
+    """All rollouts wrong: in training every advantage is 0, whatever the demonstration's reward."""
+    batch = group(0, ("demonstration", 1.0), ("rollout", 0.0), ("rollout", 0.0))
+    view = gradient_view(model, "base", get_method(name), batch)
+    (term,) = view.terms
+    assert (view.sequences, term.tokens, term.size) == (2, 6, 0.0)
+
+
+def test_what_the_gate_of_hpt_leaves_out_is_not_counted(model):
+    """A prompt with a right rollout trains its rollouts, one without its demonstration."""
+    batch = [
+        *group(0, ("demonstration", 1.0), ("rollout", 0.0), ("rollout", 1.0)),
+        *group(1, ("demonstration", 1.0), ("rollout", 0.0), ("rollout", 0.0)),
+    ]
+    view = gradient_view(model, "base", get_method("hpt"), batch)
+    tokens = {t.term: t.tokens for t in view.terms}
+    assert (view.sequences, tokens["demo_sft"], tokens["rollout"]) == (3, 3, 6)
+    # The token at which they differ is that of the sequence that was kept.
+    alone = gradient_view(model, "base", get_method("hpt"), [batch[3], batch[1], batch[2]])
+    assert [t.size for t in view.terms] == pytest.approx([t.size for t in alone.terms])
+
+
 def test_the_size_of_sft_is_twice_the_weight_times_what_is_missing(model):
     """sum_v |p_v - 1[v = y]| = 2 (1 - p_y)."""
     from srft.analysis.distributions import token_logprobs
@@ -82,8 +105,9 @@ def test_the_size_of_sft_is_twice_the_weight_times_what_is_missing(model):
     assert view.terms[0].size == pytest.approx(float((2 * (1 - p)).mean()), rel=1e-6)
 
 
-def test_a_term_without_tokens_is_all_zeros(model):
-    view = gradient_view(model, "base", get_method("srft"), group(0, ("demonstration", 1.0)))
+@pytest.mark.parametrize("name", ["srft", "grpo"])
+def test_a_term_without_tokens_is_all_zeros(model, name):
+    view = gradient_view(model, "base", get_method(name), group(0, ("demonstration", 1.0)))
     rollout = next(t for t in view.terms if t.term == "rollout")
     assert rollout.tokens == 0
     assert all(t.positions == t.union == 0 for t in rollout.touched)

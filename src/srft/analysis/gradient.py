@@ -13,7 +13,7 @@ the threshold is on the gradient of one token's loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ from srft.analysis.distributions import hidden_states, logits, tiles, token_figu
 from srft.analysis.responses import TokenizedResponse
 from srft.model.output_head import output_head
 from srft.objective.method import Method, Progress, Term
-from srft.objective.table import sequence_table, take_tokens, token_index
+from srft.objective.table import take_rows, take_tokens, token_index
+from srft.trainer.update import look_before, prepare
 from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TermGradient:
 
 @dataclass(frozen=True)
 class GradientView:
-    """The terms of one method on one batch of responses."""
+    """The terms of one method on one batch of responses; ``sequences`` of them take part in training."""
 
     method: str
     model: str
@@ -77,26 +78,46 @@ def gradient_view(
     responses: Sequence[TokenizedResponse],
     progress: Progress | None = None,
 ) -> GradientView:
-    """Per-position gradients at the logits of every term of ``method``.
+    """Per-position gradients at the logits of every term of ``method``, on the responses that a step of
+    it trains on: of the kinds that it collects, less those that it leaves out (HPT's gate).
 
     Responses need a reward where the method has rollouts; those of one prompt (``group``) make a
     group. Without a reward a response counts as right. Reference and sampler log-probabilities are
     taken to be the model's own.
     """
     progress = progress or Progress(0, 1)
-    sequences = [_training_sequence(r) for r in responses]
-    table = sequence_table(sequences)
-    table = replace(table, advantage_S=method.advantage(table, method.switches))
-    batch = _batch(model, responses, table)
-    derivatives = {term.name: _derivatives(term, method, batch, progress) for term in method.terms}
-    head = output_head(model)
-    vocabulary = head.weight.shape[0]
+    vocabulary = output_head(model).weight.shape[0]
     tallies = {term.name: _Tally(vocabulary) for term in method.terms}
+    collected = [
+        r
+        for r in responses
+        if (method.demonstrations if r.response.kind == "demonstration" else method.rollouts)
+    ]
+    table, kept = prepare(method, list(map(_training_sequence, collected)))
+    trained = [collected[row] for row in kept]
+    if trained:
+        batch = _batch(model, method, trained, take_rows(table, torch.tensor(kept)))
+        _tally(model, method, trained, batch, progress, tallies)
+    terms = tuple(tallies[term.name].result(term) for term in method.terms)
+    return GradientView(method.name, name, len(trained), vocabulary, terms)
+
+
+def _tally(
+    model: PreTrainedModel,
+    method: Method,
+    responses: Sequence[TokenizedResponse],
+    batch: TokenBatch,
+    progress: Progress,
+    tallies: Mapping[str, _Tally],
+) -> None:
+    """Adds the gradient at every token to the tallies of the terms that cover it."""
+    head = output_head(model)
+    derivatives = {term.name: _derivatives(term, method, batch, progress) for term in method.terms}
     starts = np.concatenate([[0], np.cumsum([len(r.own) for r in responses])]).tolist()
     with torch.no_grad():
         for row, hidden in hidden_states(model, responses):
             target_T = torch.tensor(responses[row].own, device=hidden.device)
-            for part in tiles(len(target_T), vocabulary):
+            for part in tiles(len(target_T), head.weight.shape[0]):
                 logp = torch.log_softmax(logits(head, hidden[part]), dim=1)
                 at = slice(starts[row] + part.start, starts[row] + part.stop)
                 for term in method.terms:
@@ -105,8 +126,6 @@ def gradient_view(
                         of_term = (logp, target_T[part], g_T, h_T)
                         gradient_TV = logit_gradient(*(x[covered_T] for x in of_term))
                         tallies[term.name].add(gradient_TV)
-    terms = tuple(tallies[term.name].result(term) for term in method.terms)
-    return GradientView(method.name, name, len(responses), vocabulary, terms)
 
 
 def logit_gradient(logp_TV: Tensor, target_T: Tensor, g_T: Tensor, h_T: Tensor) -> Tensor:
@@ -135,12 +154,14 @@ def _training_sequence(response: TokenizedResponse) -> TrainingSequence:
 
 
 def _batch(
-    model: PreTrainedModel, responses: Sequence[TokenizedResponse], table: SequenceTable
+    model: PreTrainedModel,
+    method: Method,
+    responses: Sequence[TokenizedResponse],
+    table: SequenceTable,
 ) -> TokenBatch:
     logprob_T, entropy_T = map(torch.from_numpy, token_figures(model, responses))
     index = token_index(table)
-    demo_T = table.is_demo_S[index.sequence_T]
-    means = [float(entropy_T[mask].mean()) if mask.any() else 0.0 for mask in (demo_T, ~demo_T)]
+    seen = look_before(method, [(index, entropy_T)])
     return TokenBatch(
         index=index,
         logprob_T=logprob_T,
@@ -150,7 +171,8 @@ def _batch(
         old_entropy_T=entropy_T.clone(),
         reference_logprob_T=logprob_T.clone(),
         sampler_logprob_T=logprob_T.clone(),
-        batch_entropy=(means[0], means[1]),
+        batch_entropy=seen.entropy,
+        prefix_threshold=seen.prefix_threshold,
     )
 
 
