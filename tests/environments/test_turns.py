@@ -283,3 +283,48 @@ def test_a_json_object_without_arguments_is_an_answer_in_llamas_form():
     for key in ("parameters", "arguments"):
         call = f'{{"name": "weigh", "{key}": {{"a": 1}}}}'
         assert form.read(call, ()) == ("", [tool_call("weigh", {"a": 1})])
+
+
+_CALL = '<tool_call>\n{"name": "weigh", "arguments": {"a": 1, "b": "2"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "thinks", "content", "calls"),
+    [
+        (f"<think>\nI could write {_CALL} but need not.\n</think>\n\nIt is 5.", False, None, 0),
+        (f"I could write {_CALL} but need not.\n</think>\n\nIt is 5.", True, None, 0),
+        (f"[THINK]Is it {_CALL}?[/THINK]It is 5.", False, None, 0),
+        (f"<think>No {_CALL} yet.</think>Well. <think>{_CALL}?</think>It is 5.", False, None, 0),
+        (f"<think>\nNot {_CALL}.\n</think>\n\n{_CALL}", False, f"<think>\nNot {_CALL}.\n</think>\n", 1),
+        (f"Not {_CALL}.\n</think>\n\n{_CALL}", True, f"Not {_CALL}.\n</think>\n", 1),
+        (f"<think>\n\n</think>\n\n{_CALL}", False, "<think>\n\n</think>\n", 1),
+        (f"So:{_CALL}", False, "So:", 1),
+        # Never closed: a call that ends the response was made, one amid the thought was not.
+        (f"<think>\nI will call {_CALL}\n", False, "<think>\nI will call ", 1),
+        (f"I will call {_CALL}\n", True, "I will call ", 1),
+        (f"<think>\nI could call {_CALL} but", False, None, 0),
+        (f"I could call {_CALL} but", True, None, 0),
+    ],
+)  # fmt: skip
+def test_what_is_thought_of_calling_is_no_call(text, thinks, content, calls):
+    form = format_of(turns_of(with_template("qwen3")))
+    call = tool_call("weigh", {"a": 1, "b": "2"})
+    assert form.read(text, (), thinks) == (text if content is None else content, [call] * calls)
+
+
+def test_an_argument_closes_no_thought():
+    form = format_of(turns_of(with_template("qwen3")))
+    call = tool_call("weigh", {"a": 1, "b": "<think></think>"})
+    text = _CALL.replace('"2"', '"<think></think>"')
+    assert form.read(text, ()) == ("", [call])
+    thought = "<think>\nSo be it.\n</think>"
+    assert form.read(f"{thought}\n{text}", ()) == (thought, [call])
+
+
+def test_a_thought_that_the_prompt_has_opened_is_one():
+    tokenizer = with_template("qwen3")
+    read = reader(turns_of(tokenizer))
+    ids = tokenizer.encode(f"Not {_CALL}.</think>It is 5.", add_special_tokens=False)
+    for prompt, calls in (("<think>\n", 0), ("<think>\n\n</think>\n\n", 1), ("</think><think>", 0)):
+        before = tokenizer.encode(f"What is 2 + 3?{prompt}", add_special_tokens=False)
+        assert len(read(ids, before, ()).get("tool_calls", ())) == calls

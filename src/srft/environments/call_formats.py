@@ -19,6 +19,8 @@ from srft.data.row_errors import RowError
 from srft.data.turns import ToolTurns, tool_call
 from srft.errors import ConfigError
 
+_OPENED = re.compile(r"<(?:seed:)?think>|\[THINK\]")
+_CLOSED = re.compile(r"</(?:seed:)?think>|\[/THINK\]")
 Calls = list[dict[str, Any]]
 Schemas = Sequence[Mapping[str, Any]]
 
@@ -32,19 +34,35 @@ class CallFormat:
     call: re.Pattern[str]
     argument: re.Pattern[str] | None = None
 
-    def read(self, text: str, tools: Schemas) -> tuple[str, Calls]:
+    def read(self, text: str, tools: Schemas, thinks: bool = False) -> tuple[str, Calls]:
         """What stands before the first call, and the calls. A call that cannot be read is text, and so is
-        all that comes after it."""
+        all that comes after it, and what is thought of (``thinks``: the prompt has opened the thought). In
+        a thought that is never closed calls count where they end the response."""
         calls: Calls = []
-        begin = len(text)
-        for match in self.call.finditer(text):
+        begin, end = len(text), 0
+        behind, closed = self._behind_thoughts(text, thinks)
+        for match in self.call.finditer(text[behind:]):
             try:
                 found = self._calls(match, tools)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 break
-            begin = begin if calls else match.start()
+            begin = begin if calls else behind + match.start()
+            end = behind + match.end()
             calls += found
-        return text[:begin], calls
+        return (text[:begin], calls) if closed or not text[end:].strip() else (text, [])
+
+    def _behind_thoughts(self, text: str, thinks: bool) -> tuple[int, bool]:
+        """Where the thoughts before the first call end, and whether the last one is closed."""
+        at = 0
+        while call := self.call.search(text[at:]):
+            opened = _OPENED.search(text[at : at + call.start()])
+            if not (opened or thinks):
+                break
+            closed = _CLOSED.search(text, at + (opened.end() if opened and not thinks else 0))
+            if closed is None:
+                return at, False
+            at, thinks = closed.end(), False
+        return at, True
 
     def _calls(self, match: re.Match[str], tools: Schemas) -> Calls:
         groups = match.groupdict()
@@ -181,7 +199,9 @@ def reader(turns: ToolTurns) -> Reader:
 
     def read(ids: Sequence[int], before: Sequence[int], tools: Schemas) -> dict[str, Any]:
         text = tokenizer.decode(list(ids), skip_special_tokens=False).removesuffix(stop)
-        content, calls = form.read(text, tools)
+        prompt = tokenizer.decode(list(before[-16:]), skip_special_tokens=False).rstrip()
+        opened = [match.end() for match in _OPENED.finditer(prompt)][-1:]
+        content, calls = form.read(text, tools, opened == [len(prompt)])
         plain = turns.template.controls.pattern.sub("", content)
         message = {"role": "assistant", "content": plain.strip() if calls else plain}
         return message | ({"tool_calls": calls} if calls else {})
