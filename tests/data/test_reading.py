@@ -1,11 +1,14 @@
 import csv
+import itertools
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from srft.data.data_config import DataConfig
+from srft.data.folders import by_name, configuration, split_word
 from srft.data.reading import as_examples, load_examples, load_splits
 from srft.errors import DataError
 
@@ -200,6 +203,153 @@ def test_folders_are_read_by_split(tmp_path):
     assert prompts(split="test") == ["c"]
     assert prompts(limit=1) == ["a"]
     assert "has no split `dev`; it has test, train" in refusal(tmp_path, split="dev")
+
+
+MEANING = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation",
+           "testing": "test", "eval": "test", "evaluation": "test"}  # fmt: skip
+WORDS = [("train", "test"), ("training", "dev"), ("train", "val"), ("train", "evaluation")]
+BEFORE = ["", "gsm8k_", "gsm8k-", "gsm8k.", "my ", "v2", "latest", "devtools_"]
+AFTER = ["", "_v2", ".en", " set", "7", "ing-day"]
+SHARD = "-00000-of-00001"
+HIDDEN = [".ipynb_checkpoints/train-checkpoint.jsonl", "__MACOSX/train.jsonl", "x/.train.jsonl"]
+LAYOUTS = [
+    *([f"{holder}{before}{word}{after}.jsonl" for word in WORDS[0]]
+      for before, after, holder in itertools.product(BEFORE, AFTER, ["", "data/"])),
+    *([f"sub/{before}{word}{after}{SHARD}.jsonl" for word in WORDS[0]]
+      for before, after in itertools.product(BEFORE, AFTER)),
+    *([f"{word}.jsonl" for word in words] for words in WORDS),
+    *([f"{before}{word}/part.jsonl" for word in words]
+      for words, before in itertools.product(WORDS, BEFORE)),
+    *([f"data/{name}{SHARD}.jsonl" for name in names]
+      for names in (["train_sft", "train_gen", "test_sft", "test_gen"], ["algebra", "test"],
+                    ["gsm8k_train", "gsm8k_test"], ["algebra", "geometry"])),
+    *([f"{folder}algebra{SHARD}.jsonl", f"{folder}geometry{SHARD}.jsonl"] for folder in ("", "a/")),
+    ["data/train/algebra.jsonl", "data/train/geometry.jsonl", "data/test/algebra.jsonl"],
+    ["train/part-0.jsonl", "dev/part-0.jsonl", "test/part-0.jsonl"],
+    ["algebra.jsonl", "geometry.jsonl"],
+    *(["train.jsonl", path] for path in HIDDEN),
+]  # fmt: skip
+
+
+def made(folder, paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write(folder / path, {"prompt": path})
+    return folder
+
+
+def of_datasets(folder, subset=None):
+    """The splits as ``datasets`` reads them, and the prompts of each."""
+    import datasets
+
+    builder = datasets.load_dataset_builder(str(folder), subset, cache_dir=str(folder / ".cache"))
+    return {
+        str(split): sorted(str(Path(path).relative_to(folder)) for path in files)
+        for split, files in builder.config.data_files.items()
+    }
+
+
+def of_srft(folder, subset=None, by_word=False):
+    part = configuration(folder, subset)
+    names = by_name(part) if isinstance(part, Path) else part
+    found = {}
+    for name in names:
+        word = (by_word and split_word(name)) or name
+        read = load_examples(str(folder), subset=subset, split=name or None)
+        found.setdefault(MEANING.get(word, word) or "train", []).extend(e.prompt for e in read)
+    return {name: sorted(prompts) for name, prompts in found.items()}
+
+
+@pytest.mark.parametrize("paths", LAYOUTS, ids=lambda paths: paths[0])
+def test_a_folders_splits_are_those_of_datasets(tmp_path, paths):
+    folder = made(tmp_path, paths)
+    expected = of_datasets(folder)
+    assert of_srft(folder, by_word=not paths[0].startswith("data/")) == expected
+    notes: list[str] = []
+    for evaluation, name in ((False, "train"), (True, "test")):
+        if name in expected and len(expected) > 1:
+            read = load_examples(str(folder), evaluation=evaluation, notes=notes)
+            assert sorted(e.prompt for e in read) == expected[name]
+    assert not any("not read" in note for note in notes)
+
+
+def test_what_datasets_would_mix_or_leave_out_is_asked_about_or_said(tmp_path):
+    names = ["train_sft", "train_gen", "test_sft", "test_gen"]
+    folder = made(tmp_path / "a", [f"{name}{SHARD}.jsonl" for name in names])
+    assert of_srft(folder) == {name: [f"{name}{SHARD}.jsonl"] for name in names}
+    assert "has the splits test_gen, test_sft, train_gen, train_sft; say which" in refusal(folder)
+    notes: list[str] = []
+    folder = made(tmp_path / "b", [f"train{SHARD}.jsonl", f"train_gen{SHARD}.jsonl", "test.jsonl"])
+    assert [e.prompt for e in load_examples(str(folder), notes=notes)] == [f"train{SHARD}.jsonl"]
+    assert notes[0] == f"{folder}: not read, by their names: test.jsonl, train_gen{SHARD}.jsonl"
+    folder = made(tmp_path / "c", [f"train_sft{SHARD}.jsonl", f"test_sft{SHARD}.jsonl"])
+    assert [e.prompt for e in load_examples(str(folder))] == [f"train_sft{SHARD}.jsonl"]
+    held = load_examples(str(folder), evaluation=True)
+    assert [e.prompt for e in held] == [f"test_sft{SHARD}.jsonl"]
+    folder = made(tmp_path / "d", ["problems.jsonl"])
+    (folder / "dataset_infos.json").write_text('{"default": {}}')
+    assert of_srft(folder) == of_datasets(folder) == {"train": ["problems.jsonl"]}
+
+
+README = """---
+license: mit
+configs:
+- config_name: main
+  data_files:
+  - split: train
+    path: main/train-*
+  - split: test
+    path: [main/test-*]
+- config_name: socratic
+  data_dir: socratic
+- config_name: every
+  data_files: "**/train-*.jsonl"
+- config_name: parts
+  data_files:
+  - split: hard
+    path: "*/tes*.jsonl"
+- config_name: elsewhere
+  data_files: elsewhere/*.jsonl
+---
+# About
+"""
+PARTS = [
+    f"{name}/{split}-00000-of-00001.jsonl" for name in ("main", "socratic") for split in WORDS[0]
+]
+
+
+@pytest.mark.parametrize("subset", ["main", "socratic", "every", "parts"])
+def test_a_folders_configurations_are_those_of_its_readme(tmp_path, subset):
+    folder = made(tmp_path, PARTS)
+    (folder / "README.md").write_text(README)
+    assert of_srft(folder, subset) == of_datasets(folder, subset)
+    found = "main, socratic, every, parts"
+    assert f"describes the configurations {found}; say which: data.subset" in refusal(folder)
+    assert "subfolder; did you mean 'main'?" in refusal(folder, subset="mian")
+    splits = load_splits(DataConfig(train=str(folder), eval=str(folder), subset="main"))
+    assert [e.prompt for e in (*splits.train, *splits.eval[folder.name])] == PARTS[:2]
+    marked = README.replace("config_name: socratic", "config_name: socratic\n  default: true")
+    (folder / "README.md").write_text(marked)
+    assert of_srft(folder) == of_datasets(folder) == of_srft(folder, "default")
+
+
+@pytest.mark.parametrize(
+    "readme", [None, "# About", "---\na: [\n---\n", "---\nconfigs: main\n---\n"]
+)
+def test_a_subset_without_a_description_is_a_subfolder(tmp_path, readme):
+    import datasets
+
+    folder = made(tmp_path, PARTS)
+    if readme is not None:
+        (folder / "README.md").write_text(readme)
+    assert of_srft(folder, "main") == {"train": PARTS[:1], "test": PARTS[1:2]}
+    assert len(load_examples(str(folder), subset="default")) == 2
+    assert len(load_examples(str(folder))) == 2
+    assert "`mian`, which is no configuration" in refusal(folder, subset="mian")
+    saved = datasets.Dataset.from_list([ROW])
+    saved.save_to_disk(folder / "saved")
+    assert len(load_examples(str(folder), subset="saved")) == 1
+    assert "`x`, which is no configuration" in refusal(folder / "saved", subset="x")
 
 
 def test_folders_that_leave_a_choice_say_so(tmp_path):

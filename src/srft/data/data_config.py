@@ -23,7 +23,9 @@ class DataConfig(Section):
         "generated ones, or a list of these (concatenated).",
     )
     subset: str | None = Field(
-        None, description="Name of the hub dataset's configuration, such as `main` for GSM8K."
+        None,
+        description="Name of the hub dataset's configuration, such as `main` for GSM8K; of a local "
+        "folder, one that its README.md describes, a subfolder, or `default` for the folder as it is.",
     )
     split: str | None = Field(
         None,

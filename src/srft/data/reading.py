@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from srft.data import reasoning_gym
 from srft.data.files import READERS, Row, missing_file, read_file
+from srft.data.folders import (
+    EVAL_SPLITS,
+    TRAIN_SPLITS,
+    by_name,
+    configuration,
+    data_files,
+    is_saved,
+    pick_files,
+    pick_split,
+    split_word,
+)
 from srft.data.formats import choose_format, seen_columns, to_example
 from srft.data.messages import (
     begins_response,
@@ -35,9 +46,6 @@ LAB_SOURCES = ("lab", "lab-hard")
 LAB_TRAIN_ROWS = 4096
 LAB_EVAL_ROWS_PER_FAMILY = 100
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_SPLIT_NAMES = ("train", "training", "test", "validation", "valid", "val", "dev", "eval")
-TRAIN_SPLITS = ("train", "training")
-EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def load_examples(
     problems = Problems(source)
     path = local_path(source)
     if path.is_dir():
-        rows = _folder(path, split, limit, prefer, problems, notes)
+        rows = _folder(path, subset, split, limit, prefer, problems, notes)
     elif path.is_file():
         rows = read_file(path, problems, limit)
     elif path.suffix.lower() in READERS or not _HUB_ID.fullmatch(source):
@@ -278,44 +286,6 @@ def _check_examples(items: Sequence[Example], invalid_rows: InvalidRows) -> list
     return good
 
 
-def _pick_split(source: str, names: Sequence[str], split: str | None, prefer: Sequence[str]) -> str:
-    if split is not None:
-        if split in names:
-            return split
-        raise DataError(f"{source}: has no split `{split}`; it has {', '.join(names)}")
-    for name in (*prefer, *(names if len(names) == 1 else ())):
-        if name in names:
-            return name
-    raise DataError(
-        f"{source}: has the splits {', '.join(names)}; say which: data.split (data.eval_split)"
-    )
-
-
-def _split_of(path: Path, root: Path) -> str | None:
-    """The split a file belongs to, by its name (train-00000-of-00002.parquet) or its folder."""
-    for part in (path.stem, *path.relative_to(root).parts[:-1]):
-        word = re.split(r"[^a-z]", part.lower(), maxsplit=1)[0]
-        if word in _SPLIT_NAMES:
-            return word
-    return None
-
-
-def _files_of(
-    splits: Mapping[str, list[Path]], source: str, split: str | None, prefer: Sequence[str]
-) -> list[Path]:
-    """The files to read, of those by split, where "" is none. Beside files for evaluation, those of no split
-    are the training data."""
-    names = [name for name in splits if name]
-    if split is None and "" in splits and not set(prefer) & set(names):
-        if prefer is TRAIN_SPLITS:
-            return splits[""]
-        raise DataError(
-            f"{source}: no file is named for an evaluation ({', '.join(EVAL_SPLITS)}); name a file, or a "
-            "split by data.eval_split"
-        )
-    return splits[_pick_split(source, names, split, prefer)]
-
-
 def source_files(source: str) -> list[Path]:
     """The local files that a source names, those of all splits of a folder; none where it is no path."""
     path = local_path(source)
@@ -323,51 +293,36 @@ def source_files(source: str) -> list[Path]:
         return []
     if path.is_dir():
         return (
-            sorted(p for p in path.rglob("*") if p.is_file()) if _is_saved(path) else _files(path)
+            sorted(p for p in path.rglob("*") if p.is_file())
+            if is_saved(path)
+            else data_files(path)
         )
     return [path] if path.is_file() else []
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether it is a ``datasets.Dataset`` on the disk, or several."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-
-
-def _files(folder: Path) -> list[Path]:
-    """A folder's files of rows. What runs and evaluations have written below it is no data."""
-    made = {
-        path.parent for name in ("environment.json", "tables.md") for path in folder.rglob(name)
-    }
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix.lower() in READERS and not path.name.startswith(".")
-        if made.isdisjoint(path.parents)
-    )
-
-
 def _folder(
     folder: Path,
+    subset: str | None,
     split: str | None,
     limit: int | None,
     prefer: Sequence[str],
     problems: Problems,
     notes: list[str] | None,
 ) -> list[Row]:
-    if _is_saved(folder):
-        return _saved_dataset(folder, split, limit, prefer)
-    files = _files(folder)
-    if not files:
-        raise DataError(f"{folder}: holds no data; files ending in {', '.join(READERS)} are read")
-    splits: dict[str, list[Path]] = {}
-    for path in files:
-        splits.setdefault(_split_of(path, folder) or "", []).append(path)
-    if split is not None or len(splits) > 1:
-        read = _files_of(splits, str(folder), split, prefer)
-        if notes is not None and "" in splits:
-            left = ", ".join(str(file.relative_to(folder)) for file in files if file not in read)
-            notes.append(f"{folder}: not read, by their names: {left}")
-        files = read
+    part = configuration(folder, subset)
+    if isinstance(part, Path) and is_saved(part):
+        return _saved_dataset(part, split, limit, prefer)
+    splits = by_name(part) if isinstance(part, Path) else part
+    if not splits:
+        raise DataError(f"{part}: holds no data; files ending in {', '.join(READERS)} are read")
+    files = pick_files(splits, str(folder), split, prefer)
+    left = sorted(path for name in splits for path in splits[name] if path not in files)
+    alike = prefer is TRAIN_SPLITS and any(
+        split_word(name) in TRAIN_SPLITS for name in splits if splits[name] != files
+    )
+    if notes is not None and left and ("" in splits or (split is None and alike)):
+        names = ", ".join(str(path.relative_to(folder)) for path in left)
+        notes.append(f"{folder}: not read, by their names: {names}")
     kinds = {path.suffix.lower() for path in files}
     if len(kinds) > 1:
         raise DataError(
@@ -413,7 +368,7 @@ def _saved_dataset(
             f"{folder}: looks like a dataset saved with save_to_disk but cannot be loaded: {error}"
         ) from None
     if isinstance(loaded, datasets.DatasetDict):
-        loaded = loaded[_pick_split(str(folder), list(loaded), split, prefer)]
+        loaded = loaded[pick_split(str(folder), list(loaded), split, prefer)]
     return _rows_of(loaded, str(folder), limit)
 
 
@@ -445,7 +400,7 @@ def _hub(
             else "Check data.subset and data.split, or download the files and give the folder"
         )
         raise DataError(f"{source}: cannot be loaded from the hub: {error}. {hint}") from None
-    name = _pick_split(source, list(loaded), split, prefer)
+    name = pick_split(source, list(loaded), split, prefer)
     return _rows_of(loaded[name], f"{source}[{name}]", limit)
 
 
@@ -454,7 +409,7 @@ def _lab(
 ) -> list[Row]:
     from srft.lab.data import lab_eval, lab_train
 
-    chosen = _pick_split(source, ["train", "eval"], split, prefer)
+    chosen = pick_split(source, ["train", "eval"], split, prefer)
     if chosen == "train":
         rows = lab_train(LAB_TRAIN_ROWS if limit is None else limit, seed, source)
     else:

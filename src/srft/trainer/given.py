@@ -14,12 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from srft.config import SRFTConfig
+from srft.data.folders import EVAL_SPLITS, TRAIN_SPLITS
 from srft.data.formats import names_prompt
 from srft.data.leakage import apart
 from srft.data.messages import without_fillers
 from srft.data.reading import (
-    EVAL_SPLITS,
-    TRAIN_SPLITS,
     Splits,
     as_examples,
     evaluation_set,
