@@ -81,6 +81,10 @@ def test_it_goes_on_where_it_stopped_and_with_more_samples(config, tmp_path, mon
     assert again.file.read_bytes() == whole.file.read_bytes(), "as if it had never stopped"
     with pytest.raises(ConfigError, match="temperature"):
         demonstrate(config, tmp_path / "parts", n=3, temperature=0.5)
+    turned = config.model.model_copy(update={"rope_theta": 50.0})
+    with pytest.raises(ConfigError, match="rope_theta"):
+        asked = config.model_copy(update={"model": turned})
+        demonstrate(asked, tmp_path / "parts", n=3, temperature=1.0)
 
 
 def test_samples_that_were_cut_are_not_kept_and_nothing_right_is_an_error(config, tmp_path):

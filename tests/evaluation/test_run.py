@@ -25,6 +25,7 @@ from srft.evaluation.open_model import (
 )
 from srft.evaluation.run import evaluate_model, load_results, write_tables
 from srft.lab import IN_DISTRIBUTION
+from srft.model.model_config import ModelConfig
 from srft.types import Completion
 
 from .conftest import FakeEngine
@@ -113,6 +114,25 @@ def test_a_second_call_adds_to_the_same_folder(engine, tmp_path):
     found = evaluate_model("m", EvaluationConfig(dataset=str(data)), tmp_path / "m", progress=False)
     assert list(found.summary["benchmarks"]) == ["lab_ood", "own"]
     assert list(found.results) == ["own"]
+
+
+@pytest.mark.parametrize("suites", [["lab"], ["lab_ood"]])
+def test_the_same_weights_under_another_setting_are_another_model(engine, tmp_path, suites):
+    """The second call printed the first one's accuracies."""
+    config = EvaluationConfig(suites=["lab"], limit=6)
+    first = evaluate_model("m", config, tmp_path / "m", progress=False)
+    assert first.summary["weights"] == "m@main", "what earlier versions wrote is gone on with"
+    other = config.model_copy(update={"suites": suites})
+    same = {"dtype": "float32", "attention": "padded"}
+    evaluate_model("m", config, tmp_path / "m", model=ModelConfig(**same), progress=False)
+    for changed in ({"rope_theta": 50.0}, {"max_position_embeddings": 99}, {"tokenizer": "other"}):
+        with pytest.raises(ConfigError, match=f"another model.*{next(iter(changed))}="):
+            asked = ModelConfig(**changed)
+            evaluate_model("m", other, tmp_path / "m", model=asked, progress=False)
+    (tmp_path / "m" / "results.json").unlink()
+    with pytest.raises(ConfigError, match=r"samples made under other settings.*rope_theta"):
+        asked = ModelConfig(rope_theta=50.0)
+        evaluate_model("m", config, tmp_path / "m", model=asked, progress=False)
 
 
 def test_a_dataset_is_evaluated_with_the_reward_given(engine, tmp_path):

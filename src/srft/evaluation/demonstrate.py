@@ -15,7 +15,7 @@ from srft.environments.toolbox import build_scorer, build_toolbox
 from srft.environments.tools import tokenizing
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import ProgressCallback, evaluate
-from srft.evaluation.open_model import Source, find_model, load, weights_digest
+from srft.evaluation.open_model import Source, find_model, load, model_digest
 from srft.evaluation.results import ProblemResult, Sample
 from srft.evaluation.run import functions_of
 from srft.runs.files import write_whole
@@ -125,7 +125,7 @@ def _identity(config: SRFTConfig, source: Source) -> dict[str, Any]:
     """What samples must have been made with to be gone on with."""
     asked = config.environment
     return {
-        "weights": weights_digest(source),
+        "weights": model_digest(source),
         "reward": config.reward.model_dump(mode="json", exclude={"workers"}),
         **functions_of(config.reward),
         **({"tools": asked.model_dump(mode="json")} if asked.tools or asked.factory else {}),

@@ -272,6 +272,23 @@ def weights_digest(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
+_SCORED_BY = (
+    *("tokenizer", "autocast", "rope_theta", "rope_length", "max_position_embeddings", "lora"),
+)
+
+
+def model_digest(source: Source) -> str:
+    """What stands for everything that a model is asked with: its ``weights_digest`` and, where they are
+    set, the settings under which the same weights answer otherwise (its dtype aside)."""
+    told = source.config.model_dump(
+        mode="json",
+        include={*_SCORED_BY},
+        exclude={"lora": {"dropout", "export"}},
+        exclude_defaults=True,
+    )
+    return ", ".join([weights_digest(source), *(f"{key}={told[key]}" for key in sorted(told))])
+
+
 @contextmanager
 def load(
     source: Source,

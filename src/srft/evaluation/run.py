@@ -25,8 +25,8 @@ from srft.evaluation.open_model import (
     environment_of,
     find_model,
     load,
+    model_digest,
     template_of,
-    weights_digest,
 )
 from srft.evaluation.problems import load_benchmark, select, source_of, with_system
 from srft.evaluation.results import EvaluationResult
@@ -119,7 +119,7 @@ def evaluate_model(
     data = data or template_of(source)
     results: dict[str, EvaluationResult] = {}
     summary: dict[str, Any] = {}
-    weights = weights_digest(source)
+    weights = model_digest(source)
     sources = {one_set.benchmark.name: one_set.source for one_set in sets}
     earlier = _earlier(folder, weights, sources)
     writing = hold(folder, "evaluating")
@@ -344,7 +344,7 @@ def _earlier(folder: Path, weights: str, sources: Mapping[str, str]) -> dict[str
     """Benchmarks that an earlier call left in the folder's results.json.
 
     Raises:
-        ConfigError: they are of other weights, or of another dataset of a name.
+        ConfigError: they are of another model, or of another dataset of a name.
     """
     if not (folder / "results.json").is_file():
         return {}
@@ -359,7 +359,9 @@ def _earlier(folder: Path, weights: str, sources: Mapping[str, str]) -> dict[str
     if found.get("weights") == weights and not moved:
         return dict(found["benchmarks"])
     what = (
-        f"{moved[0]!r} from {there[moved[0]]}" if moved else f"another model, {found.get('model')}"
+        f"{moved[0]!r} from {there[moved[0]]}"
+        if moved
+        else f"another model, {found.get('model')} (weights {found.get('weights')}, now {weights})"
     )
     raise ConfigError(
         f"{folder}: holds results of {what}; choose another output folder (--out), or remove that one"

@@ -15,7 +15,7 @@ from srft.config import SRFTConfig
 from srft.data.reading import load_splits
 from srft.errors import ConfigError
 from srft.evaluation.evaluate import evaluate
-from srft.evaluation.open_model import Source, find_model, load, weights_digest
+from srft.evaluation.open_model import Source, find_model, load, model_digest
 from srft.rewards.scorer import Scorer
 from srft.runs.files import to_json, write_whole
 from srft.types import Example, SamplingParams
@@ -40,7 +40,7 @@ def make_demonstrations(
     """
     paths = {kind: folder / name for kind, name in FILES.items()}
     source = find_model(base.model.path or "", base.model)
-    origin = {"weights": weights_digest(source), "data": base.data.model_dump(mode="json")}
+    origin = {"weights": model_digest(source), "data": base.data.model_dump(mode="json")}
     about = folder / "about.json"
     if about.is_file():
         if json.loads(about.read_text())["origin"] != origin:
@@ -83,7 +83,7 @@ def _right_rollouts(
             ),
             n=samples,
             out_path=folder / "rollouts.jsonl",
-            identity={"weights": weights_digest(source)},
+            identity={"weights": model_digest(source)},
             data=base.data,
         )
     return [
