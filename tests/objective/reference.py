@@ -230,7 +230,7 @@ class Objective:
         gap = gaps[t] if level == "token" else sum(gaps.values())
         weight = math.exp(gap / len(sampled) if level == "geometric" else gap)
         if self.s["importance_mode"] == "truncate":
-            return min(cap, weight)
+            return min(cap, max(self.s["importance_floor"], weight))
         return weight if self.s["importance_floor"] <= weight <= cap else 0.0
 
     def old(self, i, t):
@@ -335,6 +335,17 @@ class Objective:
             else:
                 ratio = math.exp(self.lp[i][t] - self.old(i, t))
                 own = [ratio if u == t else 0.0 for u in tokens]
+            if term == "kl":  # ratio * k3
+                d = self.seqs[i].reference[t] - self.lp[i][t]
+                k3, slope = math.exp(d) - 1 - d, 1 - math.exp(d)
+                values.append(ratio * k3)
+                slopes.append(
+                    [
+                        g * k3 + (ratio * slope if u == t else 0.0)
+                        for g, u in zip(own, tokens, strict=True)
+                    ]
+                )
+                continue
             if term == "cispo":
                 weight = min(ratio, 1 + s["clip_high"])
                 values.append(-weight * a * self.lp[i][t] * factor)
@@ -434,7 +445,15 @@ class Objective:
                         for k, d in enumerate(slope):
                             gradient[i][t][k] += factor * d
                     continue
-                if term in ("rollout", "srft_rollout", "prefix_rollout", "cispo", "distill"):
+                with_ratio = term == "kl" and self.s["kl_estimator"] == "k3-ratio"
+                with_ratio |= term in (
+                    "rollout",
+                    "srft_rollout",
+                    "prefix_rollout",
+                    "cispo",
+                    "distill",
+                )
+                if with_ratio:
                     values, slopes = self.ratio_loss(term, i, tokens)
                 else:
                     pairs = [self.token_loss(term, i, t, tokens) for t in tokens]

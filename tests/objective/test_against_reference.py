@@ -50,7 +50,7 @@ OVERRIDES = {
     "advantage_epsilon": [0.0, 1e-6, 1e-4],
     "demos_in_group": [False, True],
     "kl_coefficient": [0.0, 0.05],
-    "kl_estimator": ["k1", "k2", "k3"],
+    "kl_estimator": ["k1", "k2", "k3", "k3-ratio"],
     "entropy_coefficient": [0.0, 0.01],
     "entropy_tokens": ["rollouts", "all"],
     "entropy_target": [None, 0.7],

@@ -3,10 +3,10 @@
 ``GRPOTrainer._compute_loss`` is called unbound on a stub that carries the settings it reads; the
 model is replaced by given log-probabilities, so that gradients can be compared at every token.
 Compared: grpo, bnpo, dr_grpo, dapo and cispo, token- and sequence-level ratios (GSPO), the
-asymmetric and the two-sided clip, the KL term, truncated importance sampling, the entropy bonus
-and its coefficient. Not compared: TRL's advantages (they are computed inside the method that also
-samples; the formula is checked in test_against_reference.py), truncated completions (there too) and
-anything about demonstrations, which TRL does not have.
+asymmetric and the two-sided clip, the KL term with and without TRL's correction, truncated importance
+sampling, the entropy bonus and its coefficient. Not compared: TRL's advantages (they are computed inside
+the method that also samples; the formula is checked in test_against_reference.py), truncated completions
+(there too) and anything about demonstrations, which TRL does not have.
 """
 
 from collections import defaultdict
@@ -48,7 +48,7 @@ def data(seed=0):
 
 
 def trl_loss(d, *, loss_type, level="token", low=0.2, high=0.2, delta=None, beta=0.0, cap=None,
-             bonus=0.0):  # fmt: skip
+             bonus=0.0, corrected=False):  # fmt: skip
     """(loss, gradient of every log-probability, gradient of every entropy) of TRL."""
     logprob = d.logprob.clone().requires_grad_()
     entropy = d.entropy.clone().requires_grad_()
@@ -67,7 +67,7 @@ def trl_loss(d, *, loss_type, level="token", low=0.2, high=0.2, delta=None, beta
         loss_type=loss_type,
         epsilon_low=low,
         epsilon_high=high,
-        args=SimpleNamespace(delta=delta, use_bias_correction_kl=False, steps_per_generation=1),
+        args=SimpleNamespace(delta=delta, use_bias_correction_kl=corrected, steps_per_generation=1),
         use_vllm=cap is not None,
         vllm_importance_sampling_correction=cap is not None,
         model=SimpleNamespace(training=True),
@@ -138,6 +138,15 @@ CASES = {
     "two-sided clip": ({"loss_type": "grpo", "delta": 1.4}, "grpo", {"ratio_cap": 1.4}),
     "kl": ({"loss_type": "dapo", "beta": 0.1, "high": 0.28}, "dapo", {"kl_coefficient": 0.1}),
     "kl, sequence mean": ({"loss_type": "grpo", "beta": 0.1}, "grpo", {"kl_coefficient": 0.1}),
+    "kl, corrected": (
+        {"loss_type": "grpo", "beta": 0.1, "corrected": True},
+        "grpo", {"kl_coefficient": 0.1, "kl_estimator": "k3-ratio"},
+    ),
+    "kl, corrected by the sequence's ratio": (
+        {"loss_type": "dapo", "beta": 0.1, "corrected": True, "level": "sequence"},
+        "gspo", {"clip_low": 0.2, "clip_high": 0.2, "average": "token", "kl_coefficient": 0.1,
+                 "kl_estimator": "k3-ratio"},
+    ),
     "importance sampling": ({"loss_type": "grpo", "cap": 1.2}, "grpo", {"importance_cap": 1.2}),
     "entropy bonus": (
         {"loss_type": "dr_grpo", "bonus": 0.02}, "dr-grpo", {"entropy_coefficient": 0.02},

@@ -393,6 +393,7 @@ def test_kl_estimators_have_their_values_and_slopes():
         ("k1", -LN2, 1.0),
         ("k2", LN2**2 / 2, -LN2),
         ("k3", 2 - 1 - LN2, 1 - 2),
+        ("k3-ratio", 2 - 1 - LN2, -LN2),  # ratio 1 here; its slope is k2's
     ):
         overrides = {"kl_coefficient": 0.5, "kl_estimator": estimator}
         loss, gradient, _ = run(get_method("grpo", overrides), seqs)
@@ -448,6 +449,7 @@ def test_importance_sampling_of_whole_sequences():
         ({"importance_level": "sequence"}, 1.5, 1.5, 0.25),
         ({"importance_level": "sequence", "importance_cap": 1.2}, 1.2, 1.2, 0.25),
         ({"importance_level": "geometric"}, math.sqrt(1.5), math.sqrt(1.5), 0.25),
+        ({"importance_floor": 0.3}, 2.0, 0.5, 0.3),
         ({"importance_mode": "mask"}, 0.0, 0.5, 0.25),
         ({"importance_mode": "mask", "importance_floor": 0.3}, 0.0, 0.5, 0.0),
         (

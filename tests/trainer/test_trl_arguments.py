@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from srft import SRFTTrainer
 from srft.errors import ConfigError
+from srft.objective.methods import get_method
 from srft.runs.files import read_jsonl
 from srft.trainer.trl_arguments import READ, SAME, WITHOUT_EFFECT, recipe_of
 
@@ -285,9 +286,46 @@ def test_max_steps_of_a_batch_of_few_prompts_are_all_made(tiny_model, rows, tmp_
     assert len(made) == 8
 
 
+ON_VLLM = {"use_vllm": True, "vllm_mode": "server"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "switches"),
+    [
+        # In CISPO epsilon_high is the bound itself; epsilon and delta are not read.
+        ({"loss_type": "cispo", "epsilon_high": 5.0}, {"clip_high": 4.0}),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "epsilon": 0.1, "delta": 2.0},
+         {"clip_high": 4.0}),
+        ({"epsilon": 0.1}, {"clip_low": 0.1, "clip_high": 0.1, "ratio_cap": None}),
+        ({"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.0},
+         {"clip_low": 0.1, "clip_high": 0.3, "ratio_cap": 2.0}),
+        ({"beta": 0.04}, {"kl_coefficient": 0.04, "kl_estimator": "k3-ratio"}),
+        ({"beta": 0.04, "use_bias_correction_kl": False}, {"kl_estimator": "k3"}),
+        ({"use_bias_correction_kl": False}, {"kl_coefficient": 0.0, "kl_estimator": "k3"}),
+        # None is no bound, not no correction; the lower bound holds in both modes.
+        (ON_VLLM, {"importance_cap": 3.0, "importance_floor": 0.0}),
+        ({**ON_VLLM, "vllm_importance_sampling_clip_max": None,
+          "vllm_importance_sampling_clip_min": 0.5},
+         {"importance_cap": 1e30, "importance_floor": 0.5, "importance_mode": "mask"}),
+        ({**ON_VLLM, "vllm_importance_sampling_mode": "token_truncate",
+          "vllm_importance_sampling_clip_min": 0.5},
+         {"importance_cap": 3.0, "importance_floor": 0.5, "importance_mode": "truncate"}),
+        ({**ON_VLLM, "vllm_importance_sampling_correction": False}, {"importance_cap": None}),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error:objective")
+def test_the_loss_is_the_one_that_trl_makes_of_the_settings(settings, switches):
+    """The switches as such are compared with TRL's loss in tests/objective/test_against_trl.py."""
+    recipe, _ = recipe_of(GRPOConfig(max_steps=1, **ON_CPU, **settings), [])
+    (stage,) = recipe.resolved_stages
+    found = get_method(stage.method, stage.objective).switches
+    assert {name: getattr(found, name) for name in switches} == switches
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"loss_type": "cispo"}, r"epsilon_high .* is 0\.2: below 1"),
         ({"loss_type": "sapo"}, "loss_type: 'sapo' has no counterpart here; there are grpo, dapo"),
         ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type: 'polynomial' has no counterpart"),
         ({"max_steps": -1}, "max_steps: not set, and the rows of train_dataset cannot be counted"),

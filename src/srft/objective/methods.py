@@ -435,9 +435,11 @@ _IDLE: dict[str, tuple[Callable[[Switches], bool], str]] = {
     "demo_shaping": (lambda s: s.demo_ratio != "shaped", "demo_ratio is not shaped"),
     "importance_level": (lambda s: s.importance_cap is None, "importance_cap is null"),
     "importance_mode": (lambda s: s.importance_cap is None, "importance_cap is null"),
-    "importance_floor": (
-        lambda s: s.importance_cap is None or s.importance_mode != "mask",
-        "nothing is masked (importance_cap, importance_mode)",
+    "importance_floor": (lambda s: s.importance_cap is None, "importance_cap is null"),
+    "ratio_level": (
+        lambda s: s.kl_estimator != "k3-ratio"
+        and (s.rollout_term == "literal" or (s.distill_form == "full" and s.weight_rollout == 0)),
+        "nothing reads the ratio",
     ),
     "prefix_beta": (lambda s: s.prefix_high is None, "prefix_high is null"),
     "distill_clip": (lambda s: s.distill_form != "sampled", "distill_form is not sampled"),

@@ -90,10 +90,10 @@ class Switches(Section):
     importance_mode: Literal["truncate", "mask"] = Field(
         "truncate",
         description="What happens to a ratio above the cap: it becomes the cap, or 0, so that the "
-        "token or sequence is left out; a masked one below importance_floor is left out too.",
+        "token or sequence is left out. One below importance_floor becomes the floor, or 0.",
     )
     importance_floor: float = Field(
-        0.0, ge=0, description="With importance_mode mask: the smallest ratio that is kept."
+        0.0, ge=0, description="Lower bound of that ratio; see importance_mode."
     )
     mask_truncated: bool = Field(
         False, description="Leave rollouts cut at the length limit out of the loss."
@@ -162,9 +162,10 @@ class Switches(Section):
     kl_coefficient: float = Field(
         0.0, ge=0, description="beta of the KL term to a frozen reference model; 0: no such model."
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+    kl_estimator: Literal["k1", "k2", "k3", "k3-ratio"] = Field(
         "k3",
-        description="With d = lp_ref - lp: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d.",
+        description="With d = lp_ref - lp: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d, k3-ratio = ratio * "
+        "k3, whose gradient is that of KL(pi || ref) after several optimizer steps too.",
     )
     entropy_coefficient: float = Field(
         0.0, ge=0, description="Entropy bonus: the loss gains -coefficient * mean H."

@@ -127,8 +127,8 @@ def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
     """pi_old / pi_sampler of each sampled token, bounded, without gradient; 1 where it is off.
 
     Of the token, of its sequence (the product over sampled tokens) or of the sequence per token (the
-    geometric mean); above the cap it is the cap or, masked, 0. Tokens of a given prefix were not
-    sampled and keep 1. Source: "Your efficient RL framework secretly brings you off-policy RL
+    geometric mean); above the cap it is the cap or, masked, 0, and so below the floor. Tokens of a given
+    prefix were not sampled and keep 1. Source: "Your efficient RL framework secretly brings you off-policy RL
     training" (Yao et al. 2025); sequences and masks as in verl's ``rollout_corr`` and in TRL.
     """
     if switches.importance_cap is None:
@@ -147,7 +147,7 @@ def importance(batch: TokenBatch, switches: Switches) -> Tensor | float:
         gap_T = gap_S[batch.index.sequence_T]
     weight_T = torch.exp(gap_T)
     if switches.importance_mode == "truncate":
-        weight_T = weight_T.clamp(max=switches.importance_cap)
+        weight_T = weight_T.clamp(switches.importance_floor, switches.importance_cap)
     else:
         out_T = (weight_T > switches.importance_cap) | (weight_T < switches.importance_floor)
         weight_T = weight_T.masked_fill(out_T, 0.0)
@@ -348,10 +348,12 @@ def observe_prefix(batch: TokenBatch, switches: Switches) -> dict[str, Tensor]:
 
 
 def kl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
-    """KL(pi || pi_ref) estimated at the sampled token: k1, k2 or k3 (Schulman 2020).
+    """KL(pi || pi_ref) estimated at the sampled token: k1, k2 or k3 (Schulman 2020), or ratio * k3
+    (DeepSeek-V3.2, 2512.02556).
 
     Minimised as they stand on tokens drawn from pi, k1 has a gradient of mean zero (its value is
     right, its derivative says nothing), k2 that of KL(pi || pi_ref), k3 that of KL(pi_ref || pi).
+    ratio * k3 has that of KL(pi || pi_ref) on tokens drawn from pi_old.
     """
     assert batch.reference_logprob_T is not None, "the KL term needs reference_logprob_T"
     difference_T = batch.reference_logprob_T - batch.logprob_T
@@ -359,7 +361,8 @@ def kl_loss(batch: TokenBatch, switches: Switches) -> Tensor:
         return -difference_T
     if switches.kl_estimator == "k2":
         return difference_T**2 / 2
-    return torch.expm1(difference_T) - difference_T
+    k3_T = torch.expm1(difference_T) - difference_T
+    return ratio(batch, switches) * k3_T if switches.kl_estimator == "k3-ratio" else k3_T
 
 
 def entropy_loss(batch: TokenBatch, switches: Switches) -> Tensor:
@@ -424,7 +427,7 @@ PREFIX_SURROGATE = Term(
 )  # fmt: skip
 KL = Term(
     "kl", "regularizer", rollout_tokens, kl_loss, rollouts,
-    reads=("kl_estimator", "mask_truncated"),
+    reads=("kl_estimator", "ratio_level", "mask_truncated"),
 )  # fmt: skip
 ROLLOUT_ENTROPY = Term(
     "entropy", "regularizer", rollout_tokens, entropy_loss, rollouts,

@@ -35,8 +35,6 @@ SAME: dict[str, str] = {
     "eval_on_start": "evaluation.at_start",
     "shuffle_dataset": "data.shuffle",
     "beta": "objective.kl_coefficient",
-    "epsilon": "objective.clip_low",
-    "delta": "objective.ratio_cap",
     "mask_truncated_completions": "objective.mask_truncated",
     "entropy_coef": "objective.entropy_coefficient",
 }
@@ -48,6 +46,8 @@ _LOSSES: dict[str, dict[str, Any]] = {
     "bnpo": {"average": "token"},
     "dr_grpo": {"average": "constant"},
 }
+_UNBOUNDED = 1e30
+"""A cap that no ratio reaches."""
 _SCHEDULES = {
     **{"linear": "linear", "cosine": "cosine"},
     **{"constant": "constant", "constant_with_warmup": "constant"},
@@ -68,7 +68,8 @@ _READ = """
 max_steps num_train_epochs per_device_train_batch_size gradient_accumulation_steps steps_per_generation
 generation_batch_size adam_beta1 adam_beta2 lr_scheduler_type warmup_steps optim bf16 use_cpu
 model_init_kwargs trust_remote_code gradient_checkpointing activation_checkpointing disable_dropout
-chat_template_kwargs reward_weights loss_type scale_rewards importance_sampling_level epsilon_high
+chat_template_kwargs reward_weights loss_type scale_rewards importance_sampling_level epsilon epsilon_high
+delta use_bias_correction_kl
 max_tool_calling_iterations use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port
 vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max
 vllm_importance_sampling_clip_min eval_strategy eval_steps save_strategy save_steps save_total_limit
@@ -170,24 +171,36 @@ def _one_of(field: str, value: Any, table: Mapping[str, Any]) -> Any:
 def _objective(args: Any, _: Any) -> dict[str, Any]:
     levels = {"token": "token", "sequence": "sequence"}
     scaled = {**dict.fromkeys(("group", "True"), True), **dict.fromkeys(("none", "False"), False)}
-    found = {
+    high = args.epsilon if args.epsilon_high is None else args.epsilon_high
+    found: dict[str, Any] = {
         "method": "cispo" if args.loss_type == "cispo" else "grpo",
         "objective.ratio_level": _one_of(
             "importance_sampling_level", args.importance_sampling_level, levels
         ),
         "objective.normalize_std": _one_of("scale_rewards", args.scale_rewards, scaled),
-        "objective.clip_high": args.epsilon if args.epsilon_high is None else args.epsilon_high,
     }
     if found["objective.normalize_std"]:
         found["objective.advantage_epsilon"] = 1e-4  # added by TRL
-    if args.loss_type != "cispo":
-        losses = _one_of("loss_type", args.loss_type, _LOSSES)
+    if args.beta and getattr(args, "use_bias_correction_kl", False):  # none in older versions
+        found["objective.kl_estimator"] = "k3-ratio"
+    if args.loss_type == "cispo":  # the bound itself, and no other is read
+        if high < 1:
+            raise ConfigError(
+                f"loss_type='cispo': epsilon_high (epsilon, where it is not set) bounds the ratio itself and "
+                f"is {high:g}: below 1 every token weighs {high:g} before the policy has moved, which is not "
+                "done here. Set epsilon_high=5.0, as TRL recommends"
+            )
+        found["objective.clip_high"] = high - 1
+    else:
+        losses = {**_one_of("loss_type", args.loss_type, _LOSSES)}
+        losses |= {"clip_low": args.epsilon, "clip_high": high, "ratio_cap": args.delta}
         found |= {f"objective.{name}": value for name, value in losses.items()}
     if args.use_vllm and args.vllm_importance_sampling_correction:
         level, _, mode = args.vllm_importance_sampling_mode.partition("_")
         found["objective.importance_level"] = level
         found["objective.importance_mode"] = mode
-        found["objective.importance_cap"] = args.vllm_importance_sampling_clip_max
+        most = args.vllm_importance_sampling_clip_max
+        found["objective.importance_cap"] = _UNBOUNDED if most is None else most
         found["objective.importance_floor"] = args.vllm_importance_sampling_clip_min
     return found
 
