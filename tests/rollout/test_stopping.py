@@ -54,6 +54,20 @@ def test_a_stop_string_that_spans_tokens_ends_the_response(llama, tokenizer, kin
 
 
 @pytest.mark.parametrize("kind", [EmbeddedEngine, GenerateEngine])
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [("<pad>", "bc"), ("<pad>de", "bc"), ("c<pad>", "b"), ("fg", "bcde"), ("<pa", "bc")],
+)
+def test_a_stop_string_may_be_or_hold_a_special_token(llama, tokenizer, kind, stop, text):
+    ids = parrot(llama, tokenizer, "abc<pad>defghi")
+    engine = kind(llama, tokenizer, RolloutConfig(check=False))
+    params = SamplingParams(max_tokens=len(ids) - 1, stop=(stop,))
+    ((completion,),) = engine.generate([RolloutRequest((ids[0],), 1, 0)], params)
+    assert (completion.text, completion.finish_reason) == (text, "stop")
+    assert tokenizer.decode(completion.token_ids).endswith(stop if stop != "<pa" else "<pad>")
+
+
+@pytest.mark.parametrize("kind", [EmbeddedEngine, GenerateEngine])
 def test_stop_tokens_end_the_response_and_stay_out_of_the_text(llama, tokenizer, kind):
     ids = parrot(llama, tokenizer, "abcdef")
     engine = kind(llama, tokenizer, RolloutConfig(check=False))

@@ -392,7 +392,7 @@ def test_which_tokens_end_a_response_is_said_by_us_alone(model, tokenizer):
     assert fields == {
         "n": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 11, "max_tokens": 5,
         "stop": ["x"], "stop_token_ids": sorted({3, tokenizer.eos_token_id}), "ignore_eos": True,
-        "logprobs": 0, "detokenize": True,
+        "logprobs": 0, "detokenize": True, "skip_special_tokens": False,
     }  # fmt: skip
     short = sampling_fields(
         RolloutRequest((1,), 1, 1, 4), 0, SamplingParams(max_tokens=5), model, tokenizer

@@ -18,7 +18,8 @@ class StopRule:
     """Decides which freshly sampled tokens end their response.
 
     ``table`` (uint8 [V]) is STOP_TOKEN for stop token ids and MAY_END_STRING for tokens whose text
-    could complete a stop string, so that only the rows that sampled one are decoded.
+    could complete a stop string, so that only the rows that sampled one are decoded. Stop strings are
+    sought in the text with its special tokens, as transformers seeks them.
     """
 
     def __init__(
@@ -43,14 +44,18 @@ class StopRule:
     def text(self, token_ids: list[int], ended_by_token: bool) -> str:
         """The response's text: no special tokens, no stop token, cut before a stop string."""
         kept = token_ids[:-1] if ended_by_token else token_ids
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        assert isinstance(text, str)
-        found = [at for at in (text.find(s) for s in self.strings) if at >= 0]
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=True))
+        if not self.strings:
+            return text
+        raw = str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        before = [raw[:at] for at in (raw.find(s) for s in self.strings) if at >= 0]
+        found = [len(_without_special(self.tokenizer, part)) for part in before]
+        text = _without_special(self.tokenizer, raw) if found else text
         return text[: min(found)] if found else text
 
     def ends_string(self, token_ids: list[int]) -> bool:
         """Whether the text of these tokens contains a stop string."""
-        tail = self.tokenizer.decode(token_ids[-self._tail :], skip_special_tokens=True)
+        tail = self.tokenizer.decode(token_ids[-self._tail :], skip_special_tokens=False)
         return any(s in tail for s in self.strings)
 
     def first_end(self, token_ids: list[int]) -> tuple[int, bool, bool]:
@@ -82,6 +87,12 @@ class StopRules:
         return self._kept[key]
 
 
+def _without_special(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    for token in tokenizer.added_tokens_decoder.values():
+        text = text.replace(token.content, "") if token.special else text
+    return text
+
+
 def _may_end(
     tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], vocabulary: int
 ) -> Tensor:
@@ -92,9 +103,10 @@ def _may_end(
     as the replacement character) always count.
     """
     size = min(vocabulary, len(tokenizer))
-    alone = tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=True)
-    anchor = next((i for i, text in enumerate(alone) if text.strip()), 0)
-    behind = tokenizer.batch_decode([[anchor, i] for i in range(size)], skip_special_tokens=True)
+    alone = tokenizer.batch_decode([[i] for i in range(size)], skip_special_tokens=False)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    anchor = next((i for i, text in enumerate(alone) if text.strip() and i not in special), 0)
+    behind = tokenizer.batch_decode([[anchor, i] for i in range(size)], skip_special_tokens=False)
     cut = len(alone[anchor])
     suffixes = {s[i:] for s in strings for i in range(len(s))}
     may = torch.zeros(vocabulary, dtype=torch.bool)

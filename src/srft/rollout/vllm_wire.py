@@ -42,6 +42,7 @@ def sampling_fields(
         "ignore_eos": True,
         "logprobs": 0,
         "detokenize": bool(stops),
+        "skip_special_tokens": False,  # a stop string may be one
     }
 
 
