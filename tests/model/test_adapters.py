@@ -67,6 +67,60 @@ def test_new_adapters_change_nothing_and_leave_the_head_alone(make_model):
     assert not any("lm_head" in name or "embed" in name for name in adapted_names)
 
 
+HALVES = {
+    "llama": ("llama", {}, {}),
+    "transposed": ("gpt2", {}, {}),
+    "experts": (
+        "mixtral",
+        {},
+        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_adapters_beside_half_precision_are_float32_and_small_updates_move_them(
+    name, make_model, make_sequences
+):
+    """An update of 2e-5 is below the spacing of bfloat16 numbers of 0.1, and was rounded away."""
+    family, shape, settings = HALVES[name]
+    model = adapted(make_model(family, **shape).to(torch.bfloat16), **settings)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert {p.dtype for n, p in model.named_parameters() if n not in trained} == {torch.bfloat16}
+    assert model.dtype == torch.bfloat16
+    (batch,) = pack(make_sequences(*LENGTHS), None, 999)
+    use_packed_attention(model)
+    score(model, batch).logprob_T.sum().backward()
+    assert all(p.grad is not None for p in trained.values())
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=2e-5, weight_decay=0.0, fused=True)
+    optimizer.step()
+    # Of experts that no token went to, nothing moves.
+    moved = [(p != before[n])[p.grad != 0].float().mean() for n, p in trained.items()]
+    assert min(moved) > 0.99
+    merged = dict(merged_weights(model))
+    assert {t.dtype for t in merged.values()} == {torch.bfloat16}
+    plain = make_model(family, **shape).to(torch.bfloat16).eval()
+    plain.load_state_dict(merged)
+    assert (logits(plain) - logits(model.eval())).abs().float().mean() < 0.1  # 1 without adapters
+
+
+def test_adapters_beside_half_precision_keep_no_float32_copies_of_their_inputs(make_model):
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    model = adapted(make_model("llama").to(torch.bfloat16)).train()
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = layer(torch.ones(5, layer.in_features, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert {t.dtype for t in kept if not isinstance(t, torch.nn.Parameter)} == {torch.bfloat16}
+
+
 def test_the_reference_is_the_base_under_the_adapters(make_model):
     model = make_model("llama").eval()
     base = copy.deepcopy(model)
@@ -220,10 +274,16 @@ def test_the_gradient_through_four_bits_is_that_of_the_rounded_weights(
             )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_four_bits_learn_keep_their_base_and_are_exported_whole(
-    four_bit, make_model, make_sequences, tmp_path
+    dtype, four_bit, make_model, make_sequences, tmp_path
 ):
     model, tokenizer = four_bit
+    near = 1e-4
+    if dtype == "bfloat16":
+        lora, near = {"quantization": "nf4"}, 0.5
+        model = load_model(ModelConfig(path=str(tmp_path / "base"), dtype=dtype, lora=lora)).eval()
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     untouched = logits(model)
     reference = frozen_reference(model)
     (batch,) = pack(make_sequences(*LENGTHS), None, 999)
@@ -236,7 +296,7 @@ def test_four_bits_learn_keep_their_base_and_are_exported_whole(
         assert torch.equal(logits(frozen), untouched)
     loaded = AutoModelForCausalLM.from_pretrained(save_model(model, tokenizer, tmp_path / "out"))
     assert type(loaded.model.layers[0].mlp.up_proj) is torch.nn.Linear
-    assert (logits(loaded.eval()) - logits(model)).abs().max() < 1e-4
+    assert (logits(loaded.eval()) - logits(model)).abs().max() < near
 
 
 def test_four_bits_without_their_library_say_what_to_install(

@@ -24,7 +24,7 @@ def as_it_is(model):
 
 @pytest.fixture
 def start(recipe, tiny_model):
-    def build(model, **sections):
+    def build(model, /, **sections):
         return SRFTTrainer(
             model=model,
             args=recipe(train={"steps": 1}, **sections),
@@ -120,14 +120,15 @@ def test_small_steps_move_a_model_in_half_precision(start):
     assert model.dtype == torch.bfloat16
 
 
-def test_adapters_that_it_brings_along_are_trained_in_float32(start):
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_adapters_that_it_brings_along_are_trained_in_float32(start, dtype):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"])
     model = peft.get_peft_model(lab_model().to(torch.bfloat16), config)
-    trainer = start(model)
+    trainer = start(model, model={"dtype": dtype})
     dtypes = {p.requires_grad: p.dtype for p in trainer.model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
-    trainer.close()
+    trainer.train()
 
 
 def test_positions_that_are_weights_are_not_changed_silently():

@@ -57,11 +57,12 @@ def test_a_run_moves_the_adapters_and_leaves_the_base(lora, tiny_model, tmp_path
         ).abs().max() > 1e-3
 
 
-def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_adapters_resume_bit_identically_with_dropout(lora, dtype, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    settings = {"lora": {"dropout": 0.2}, "model": {"dropout": True}}
+    settings = {"lora": {"dropout": 0.2}, "model": {"dropout": True, "dtype": dtype}}
     SRFTTrainer(args=lora("whole", **settings)).train()
     config = lora("broken", **settings)
     original, calls = trainer_module.update, 0
@@ -83,6 +84,7 @@ def test_adapters_resume_bit_identically_with_dropout(lora, tmp_path, monkeypatc
     )
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
     whole, broken = (
         load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "broken")
     )
@@ -103,8 +105,9 @@ def test_kl_is_taken_to_the_base_without_a_copy(lora, tmp_path):
     assert abs(kl[0]) < 1e-6 < kl[-1]
 
 
-def test_an_export_of_the_adapters_alone_is_read_everywhere(lora, tmp_path):
-    config = lora("run", {"export": "adapter"})
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_an_export_of_the_adapters_alone_is_read_everywhere(lora, dtype, tmp_path):
+    config = lora("run", {"export": "adapter"}, {"dtype": dtype})
     result = SRFTTrainer(args=config).train()
     files = {path.name for path in result.model_dir.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files

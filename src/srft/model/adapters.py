@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from srft.errors import ModelError
@@ -41,7 +42,8 @@ Reference = Callable[[], AbstractContextManager[nn.Module]]
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None) -> None:
     """Put adapters into ``model``, in place, and freeze everything else. B starts at zero, so the
-    model computes what it did. base: where the model came from, for those who load the adapters.
+    model computes what it did. They are float32 whatever the model is, since an update may be smaller
+    than the spacing of half precision. base: where the model came from, for those who load the adapters.
 
     Raises ModelError where peft is missing, no module has one of the names, or the embedding or
     the output head is among them.
@@ -66,7 +68,26 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None
             f"model.lora: {str(error).splitlines()[0]} Linear layers of this model: {_listed(linear)}"
         ) from error
     check_adapters(model)
+    if model.dtype in (torch.bfloat16, torch.float16):
+        _hold_in_float32(model)
     _tell_what_stays_frozen(model)
+
+
+class _Rounding(nn.Linear):
+    """Part of an adapter beside weights of half precision: its products are of that precision too. (peft
+    would have a float32 copy of the input for each adapted matrix.)"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+def _hold_in_float32(model: nn.Module) -> None:
+    layers: list[Any] = [module for module in model.modules() if _is_adapted(module)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+        for part in (layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]):
+            part.weight.data = part.weight.data.float()
+            part.__class__ = _Rounding
 
 
 def _peft() -> Any:

@@ -23,7 +23,8 @@ def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
     """Gives ``model`` the dtype, the rotary base and the window of the recipe. What is returned gives its
     parameters the dtypes back that they had.
 
-    Under adapters that it brings along, ``dtype: auto`` leaves frozen weights in their own.
+    Adapters that it brings along become float32, as those are that a recipe makes; under them
+    ``dtype: auto`` leaves frozen weights in their own.
 
     Raises ModelError where positions are to be changed that are weights, or are not rotary.
     """
@@ -35,12 +36,13 @@ def adopt(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
                 f"which {type(model).__name__} does not have: leave them out"
             )
     precision = precisions(unwrap(model), parameter_dtype(config))
-    trained_alone = config.dtype == "auto" and has_adapters(model)
+    adapted = has_adapters(model)
     before: dict[str, torch.dtype] = {}
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and (parameter.requires_grad or not trained_alone):
+        wide = adapted and (parameter.requires_grad or ".lora_" in name)
+        if parameter.is_floating_point() and (wide or not adapted or config.dtype != "auto"):
             before[name] = parameter.dtype
-            parameter.data = parameter.data.to(precision(name))
+            parameter.data = parameter.data.to(torch.float32 if wide else precision(name))
 
     def put_back() -> None:
         for name, parameter in model.named_parameters():
