@@ -365,15 +365,34 @@ ALIKE = {  # rows whose messages have the same roles and keys
 }  # fmt: skip
 
 
+def calling(arguments) -> dict:
+    return {**CALL, "function": {"name": "add", "arguments": arguments}}
+
+
+for number, bad in enumerate(('{"a": 1', "[1]", '"null"', [1], 5, '{"a": 3}', None)):
+    ALIKE[f"arguments {number}"] = [
+        [USER, assistant("", calling(given))] for given in (bad, {"a": 1}, '{"a": 2}')
+    ]
+    ALIKE[f"earlier arguments {number}"] = [
+        [USER, assistant(None, calling(given)), {"role": "tool", "content": "4"}, assistant("4")]
+        for given in (bad, {"a": 1}, '{"a": 2}')
+    ]
+
+
 @pytest.mark.parametrize("kind", ALIKE)
-@pytest.mark.parametrize("name", ["llama3_1", "llama3_2", "gptoss", "qwen3", "qwen2_5", "glm4moe"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama3_1", "llama3_2", "gptoss", "qwen3", "qwen2_5", "glm4moe", "qwen3_5_nothink", "lfm2_2_5",
+     "deepseekv3"],
+)  # fmt: skip
 def test_no_row_decides_for_another(name, kind):
     """Together, in either order, each row becomes what it becomes alone."""
     drop = DataConfig(max_prompt_tokens=None, invalid_rows="drop")
+    offered = {} if name == "deepseekv3" else {"tools": [TOOL]}
 
     def tokens(*rows):
         try:
-            kept, _ = learned(with_template(name), *rows, config=drop, tools=[TOOL])
+            kept, _ = learned(with_template(name), *rows, config=drop, **offered)
         except DataError:
             return []
         return [ids_of(item) for item in kept if item.demonstration_ids]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from srft.data.messages import REASONING, from_text, plain
+from srft.data.messages import CALLS, REASONING, from_text, plain
 from srft.data.row_errors import RowError
 from srft.types import Message
 
@@ -45,8 +45,8 @@ class Form:
                 new["role"] = "system"
             if self.empty and new["content"] is None:
                 new["content"] = ""
-            for key in {"tool_calls", "function_call"} & new.keys():
-                new[key] = self._called(new[key])
+            for key in new.keys() & CALLS:
+                new[key] = _called(new[key], self.text_arguments)
             changed.append(new)
         if self.instructions == "user":
             while len(changed) > 1 and changed[0]["role"] == "system":
@@ -54,23 +54,24 @@ class Form:
                 changed[:2] = [{**changed[1], "content": text}]
         return changed
 
-    def _called(self, value: Any) -> Any:
-        """Calls with their arguments as an object, which most templates write as JSON themselves, or as text.
-        Data have either."""
-        if isinstance(value, (list, tuple)):
-            return [self._called(call) for call in value]
-        if not isinstance(value, Mapping):
-            return value
-        if isinstance(value.get("function"), Mapping):
-            return {**value, "function": self._called(value["function"])}
-        arguments = value.get("arguments")
-        if self.text_arguments and isinstance(arguments, Mapping):
-            return {**value, "arguments": json.dumps(arguments, ensure_ascii=False)}
-        if not self.text_arguments and isinstance(arguments, str):
-            with suppress(ValueError):
-                read = json.loads(arguments)
-                return {**value, "arguments": read if isinstance(read, dict) else arguments}
+
+def _called(value: Any, text: bool) -> Any:
+    """Calls with their arguments as an object, which most templates write as JSON themselves, or as text.
+    Data have either."""
+    if isinstance(value, (list, tuple)):
+        return [_called(call, text) for call in value]
+    if not isinstance(value, Mapping):
         return value
+    if isinstance(value.get("function"), Mapping):
+        return {**value, "function": _called(value["function"], text)}
+    arguments = value.get("arguments")
+    if text and isinstance(arguments, Mapping):
+        return {**value, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    if not text and isinstance(arguments, str):
+        with suppress(ValueError):
+            read = json.loads(arguments)
+            return {**value, "arguments": read if isinstance(read, dict) else arguments}
+    return value
 
 
 def all_forms() -> Iterator[Form]:
@@ -90,25 +91,21 @@ class MessageForms:
     def __init__(self, apply: Callable[[Sequence[Message], Any, bool], str]) -> None:
         self._apply = apply
         self.left_out: dict[str, str] = {}
-        self._found: dict[Any, Form | RowError] = {}
+        self._found: dict[Any, Form] = {}
 
     def read(
         self, messages: Sequence[Message], tools: Any, source: str, whole: bool = False
     ) -> list[Message]:
         """The messages in the form in which this template shows all of them: thinking under the name
         that it reads, a developer's message as the system's, a system message before the user's
-        text. Decided once for messages of the same shape. Raises RowError where no form will do."""
+        text. Found once for messages of the same shape. Raises RowError where no form will do, which is
+        each row's own: what it holds may be the reason."""
         shape = tuple(map(_shape, messages)), bool(tools)
         if (shape, whole) not in self._found:
             self._found[shape, whole] = self._find_form(messages, tools, source, whole)
-        form = self._found[shape, whole]
-        if isinstance(form, RowError):
-            raise form
-        return form.applied_to(messages)
+        return self._found[shape, whole].applied_to(messages)
 
-    def _find_form(
-        self, messages: Sequence[Message], tools: Any, source: str, whole: bool
-    ) -> Form | RowError:
+    def _find_form(self, messages: Sequence[Message], tools: Any, source: str, whole: bool) -> Form:
         refused: list[RowError] = []
         good: list[tuple[list[str], Form]] = []
         tried: list[list[Message]] = []
@@ -122,7 +119,7 @@ class MessageForms:
             except RowError as error:
                 refused.append(error)
         if not good:
-            return refused[0]
+            raise refused[0]
         left_out, form = min(good, key=lambda found: len(found[0]))  # the first of equals
         if not whole:
             self.left_out |= {what: self.left_out.get(what, source) for what in left_out}
@@ -143,7 +140,7 @@ class MessageForms:
             of = f"the {message['role']}'s message (number {number} of {len(messages)})"
             thinks = REASONING if whole and number == len(messages) else ()
             for key, value in message.items():
-                if key in ("tool_calls", "function_call"):
+                if key in CALLS:
                     changed[key] = _renamed(value, partial(stand_in, f"`{key}` of {of}"))
                 elif key in ("role", "tool_call_id") or (key, message["role"]) == ("name", "tool"):
                     continue
@@ -161,13 +158,23 @@ class MessageForms:
 
 
 def _shape(message: Message) -> tuple[Any, ...]:
-    """What decides how a template shows a message: the role, and of each key whether there is text, none or
-    "", and how many calls."""
+    """What decides how a template shows a message: the role, of each key whether there is text, none or
+    "", and of each call what its arguments are."""
     told = (
         (k, v if v is None or v == "" else True) for k, v in sorted(message.items()) if k != "role"
     )
-    calls = message.get("tool_calls")
-    return message["role"], *told, len(calls) if isinstance(calls, (list, tuple)) else 0
+    return message["role"], *told, *map(_kinds, map(message.get, CALLS))
+
+
+def _kinds(value: Any) -> Any:
+    """Calls with the types of their arguments in place of all else: JSON of an object is one."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kinds, value))
+    if not isinstance(value, Mapping):
+        return None
+    function = value.get("function")
+    call = _called(function if isinstance(function, Mapping) else value, False)
+    return type(call.get("arguments"))
 
 
 def tools_of(value: Any) -> list[Any] | None:
