@@ -104,6 +104,20 @@ def test_groups_of_one_method_are_told_apart_by_what_differs(make_run):
     }
 
 
+def test_what_python_code_gave_is_no_seed(make_run):
+    """Two runs of one recipe with other reward functions were averaged."""
+    paths = [make_run(name, steps=3) for name in "abc"]
+    for path, function in zip(paths, ("right", "right", "short"), strict=True):
+        environment = json.loads((path / "environment.json").read_text())
+        environment["given"] = {"rewards": [function]}
+        (path / "environment.json").write_text(json.dumps(environment))
+    groups = group_by_method(read_runs(paths))
+    assert {name: len(members) for name, members in groups.items()} == {
+        "srft (rewards ['right'])": 2,
+        "srft (rewards ['short'])": 1,
+    }
+
+
 def test_stages_are_named_in_order(make_run):
     path = make_run(steps=4)
     config = yaml.safe_load((path / "config.yaml").read_text())

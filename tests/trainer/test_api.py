@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from srft.runs.files import read_jsonl
 from srft.runs.run_dir import choose_run_dir
 from srft.trainer.callbacks import TRL_NAMES
 from srft.trainer.checkpoint import list_checkpoints
+from srft.trainer.given import Given
 
 KEEP = {"failed_demonstrations": "keep"}
 
@@ -382,9 +385,59 @@ def test_a_dict_of_sections_is_a_recipe(recipe, rows):
     values = recipe(method="sft", train={"steps": 1}).model_dump(exclude_unset=True)
     result = SRFTTrainer(args=values, train_dataset=rows).train()
     environment = json.loads((result.run_dir / "environment.json").read_text())
-    assert environment["given"] == {"data": [f"{type(rows).__name__} given in Python"]}
+    digest = Given(train=rows).described()["data_digest"]
+    told = {"data": [f"{type(rows).__name__} given in Python"], "data_digest": digest}
+    assert environment["given"] == told
     assert not environment_of(find_model(result.run_dir)).tools  # data are no tools
     assert math.isfinite(result.metrics["loss"])
+
+
+def _near(scale):
+    def near(completions, **kwargs):
+        return [-scale * len(text) for text in completions]
+
+    return near
+
+
+def _short(completions, **kwargs):
+    return [-float(len(text)) for text in completions]
+
+
+class _Longest:
+    def __init__(self, most):
+        self.most = most
+
+    def __call__(self, completions, **kwargs):
+        return [float(len(text) < self.most) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"rewards": _short}, {"rewards": _near(1.0)}),
+        ({"rewards": _near(1.0)}, {"rewards": _near(2.0)}),
+        ({"rewards": [_short, "math"]}, {"rewards": [_short, "exact"]}),
+        ({"rewards": [_short], "weights": [1.0]}, {"rewards": [_short], "weights": [2.0]}),
+        ({"rewards": partial(_short, most=1)}, {"rewards": partial(_short, most=2)}),
+        ({"rewards": _Longest(3)}, {"rewards": _Longest(4)}),
+        ({"train": lab_train(2, 0)}, {"train": lab_train(2, 1)}),
+        ({"train": {"train": lab_train(2, 0)}}, {"train": {"train": lab_train(3, 0)}}),
+        ({"evaluation": lab_train(2, 0)}, {"evaluation": lab_train(2, 1)}),
+    ],
+)
+def test_what_is_given_is_told_apart_from_what_another_run_was_given(one, other):
+    """Reports took runs with other rewards and data for seeds of one method."""
+    assert Given(**one).described() != Given(**other).described()
+    assert Given(**one).described() == Given(**copy.deepcopy(one)).described()
+
+
+def test_functions_without_source_and_streams_are_named():
+    stream = iter(lab_train(2, 0))
+    assert Given(rewards=len, train=stream).described() == {
+        "rewards": ["len"],
+        "data": ["list_iterator given in Python"],
+    }
+    assert len(list(stream)) == len(lab_train(2, 0)), "a stream may be read once"
 
 
 def test_an_evaluation_that_fails_at_the_end_loses_no_step(start):

@@ -172,14 +172,15 @@ def iterate_samples(run: Run) -> Iterator[Record]:
 
 
 def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in nothing but their seed, under a name that tells the groups apart.
+    """Runs that differ in nothing but their seed, under a name that tells the groups apart: neither in
+    their recipes nor in what Python code gave beside them.
 
     The name is the method's; where several groups share a method, the settings in which they differ
     are added.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        key = (run.method, json.dumps(sorted(_settings(run.config).items()), default=str))
+        key = (run.method, json.dumps(sorted(_settings(run).items()), default=str))
         groups.setdefault(key, []).append(run)
     by_method: dict[str, list[list[Run]]] = defaultdict(list)
     for (method, _), members in groups.items():
@@ -195,17 +196,17 @@ def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _difference(members: Sequence[Run], rivals: Sequence[Sequence[Run]]) -> str:
-    tables = [_settings(group[0].config) for group in rivals]
-    own = _settings(members[0].config)
+    tables = [_settings(group[0]) for group in rivals]
+    own = _settings(members[0])
     keys = sorted({key for table in tables for key in table})
     varying = [k for k in keys if len({json.dumps(t.get(k), default=str) for t in tables}) > 1]
     shown = [f"{key.rsplit('.', 1)[-1]} {own.get(key)}" for key in varying[:3]]
     return ", ".join(shown) or members[0].name
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as dotted names to values, without what does not define the method."""
-    flat = flatten(config)
+def _settings(run: Run) -> dict[str, Any]:
+    """Recipe and what Python code gave as dotted names to values, without what does not define the method."""
+    flat = flatten({**run.config, "given": _nested(run.environment, "given")})
     return {name: value for name, value in flat.items() if name not in _NOT_THE_METHOD}
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,12 +32,17 @@ from srft.data.reading import (
 from srft.environments.toolbox import Toolbox, build_scorer, build_toolbox
 from srft.errors import ConfigError, DataError
 from srft.objective.methods import get_method
+from srft.rewards.functions import function_name
 from srft.rewards.reward_config import RewardConfig
 from srft.rewards.scorer import Scorer
 from srft.types import Example, Message
 
 NO_PROMPT: tuple[Message, ...] = ({"role": "user", "content": ""},)
 """What is asked where an environment says it all."""
+
+_DIGESTED = 10_000
+"""Rows that a digest of data is made of, at most."""
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,24 @@ class Given:
         return build_toolbox(config.environment, self.tools, self.environment)
 
     def described(self) -> dict[str, list[str]]:
-        """What is given and no recipe holds: names of tools and environments, and what the data are."""
+        """What is given and no recipe holds: names of tools, environments, rewards and a model, and what the
+        data are. Digests tell one's functions and data from another's."""
         made = self.environment
         classes = made.values() if isinstance(made, Mapping) else [made] if made else []
-        named: dict[str, Any] = {"tools": self.tools or (), "environments": classes}
+        rewards = self.rewards if isinstance(self.rewards, list | tuple) else [self.rewards]
+        named: dict[str, Any] = {
+            "tools": self.tools or (),
+            "environments": classes,
+            "rewards": [_reward(f) for f in rewards if f is not None],
+            "reward_weights": self.weights or (),
+            "data_digest": _digest(self.train),
+            "evaluation_digest": _digest(self.evaluation),
+        }
+        if self.model is not None:
+            name = getattr(self.model, "name_or_path", "")
+            named["model"] = [f"{type(self.model).__name__} {name}".strip()]
+        if self.optimizer is not None:  # with its settings
+            named["optimizer"] = [" ".join(str(self.optimizer).split())]
         if self.train is not None and not isinstance(self.train, str):
             named["data"] = (f"{type(self.train).__name__} given in Python",)
         found = {key: [getattr(f, "__name__", str(f)) for f in fs] for key, fs in named.items()}
@@ -123,6 +146,40 @@ class Given:
         if toolbox is not None and toolbox.factories:
             return splits  # an environment may make another problem of the same prompt
         return apart(splits, drawn=evaluation is None and data.eval_fraction > 0)
+
+
+def _reward(function: Any) -> str:
+    """A reward's name, and a digest of its source and of the plain values that it was made with."""
+    if isinstance(function, str):
+        return function
+    inner, values = function, dict[str, Any]()
+    while isinstance(inner, functools.partial):
+        inner, values = inner.func, {**inner.keywords, **values}
+    inner = getattr(inner, "__func__", inner)
+    try:
+        plain = inspect.isfunction(inner)
+        text = inspect.getsource(inner if plain else type(inner))
+        bound = inspect.getclosurevars(inner).nonlocals if plain else vars(inner)
+    except (OSError, TypeError, ValueError):  # made where there is no file, or not in Python
+        return function_name(function)
+    values = {**bound, **values}
+    told = [(k, v) for k, v in sorted(values.items()) if isinstance(v, str | int | float | None)]
+    return f"{function_name(function)} {hashlib.sha256(f'{text}{told}'.encode()).hexdigest()[:8]}"
+
+
+def _digest(data: Any) -> list[str]:
+    """Of the first rows of all that was given, and how many there are; of a stream, which may be read once,
+    nothing."""
+    parts = list(data.values()) if _is_splits(data) else [data]
+    digest = hashlib.sha256()
+    for part in map(plain_data, parts):
+        if not hasattr(part, "__len__"):
+            return []
+        rows = [part] if isinstance(part, str) else islice(part, _DIGESTED)
+        digest.update(f"{len(part)}".encode())
+        for row in rows:
+            digest.update(_ADDRESS.sub("", repr(row)).encode())
+    return [digest.hexdigest()[:8]]
 
 
 def _names_reward(config: SRFTConfig) -> bool:
