@@ -198,6 +198,20 @@ def test_demonstrations_outside_the_group_are_compared_with_its_rollouts():
     assert table_of([make(0, True, 1.0)], method).advantage_S.tolist() == [0.0]
 
 
+MIXING = [name for name, entry in METHODS.items() if entry.rollouts and entry.demonstrations]
+
+
+@pytest.mark.parametrize("baseline", ["group", "leave-one-out", "none"])
+@pytest.mark.parametrize("name", MIXING)
+def test_a_sequence_to_which_no_reward_applies_is_in_no_group_and_has_no_advantage(name, baseline):
+    method = get_method(name, {"baseline": baseline})
+    others = [make(0, False, 1.0), make(0, False, 0.0), make(1, False, 1.0), make(1, False, 0.0),
+              make(1, True, 1.0)]  # fmt: skip
+    expected = table_of(others, method).advantage_S.tolist()
+    unknown = [make(0, True, math.nan), make(7, True, math.nan)]  # in a group, and by itself
+    assert table_of([*others, *unknown], method).advantage_S.tolist() == [*expected, 0.0, 0.0]
+
+
 # Selection, prefixes, schedules.
 
 

@@ -21,8 +21,13 @@ def a_third(prompts, completions, **columns):
     return [float(len(text) % 3 == 0) for text in completions]
 
 
-def run(config):
-    trainer = SRFTTrainer(args=config, reward_funcs=a_third)
+def of_rollouts(prompts, completions, **columns):
+    """The same, but it does not apply to texts as long as demonstrations."""
+    return [None if len(text) > 40 else float(len(text) % 3 == 0) for text in completions]
+
+
+def run(config, reward=a_third):
+    trainer = SRFTTrainer(args=config, reward_funcs=reward)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     result = trainer.train()
     moved = [n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])]
@@ -49,6 +54,20 @@ def test_every_method_moves_the_weights_and_stays_finite(recipe, teacher, name):
     assert not (result.run_dir / "refused").exists()
     assert sum(key.startswith("gradient/norm/") for key in metrics[0]) >= 1
     assert not any(key.startswith("gradient/") for key in metrics[1])
+
+
+@pytest.mark.parametrize("name", [n for n, e in METHODS.items() if e.rollouts and e.demonstrations])
+def test_demonstrations_to_which_no_reward_applies_leave_the_rest_as_it_is(recipe, teacher, name):
+    config = recipe(
+        method=name,
+        train={"steps": 1},
+        reward={"failed_demonstrations": "keep"},
+        teacher={"path": str(teacher)} if get_method(name).teacher == "model" else {},
+    )
+    result, moved, (row,) = run(config, of_rollouts)
+    assert moved and not (result.run_dir / "refused").exists()
+    assert math.isfinite(row["loss"])
+    assert "demo/reward_mean" not in row and row["reward/std"] > 0
 
 
 def test_several_optimizer_steps_on_one_batch_use_the_old_policy(recipe):

@@ -32,20 +32,22 @@ def group_advantage(table: SequenceTable, switches: Switches) -> Tensor:
     that are not members are compared with the rollouts' mean, and divided by their deviation only
     where there is one. A group with one member, or members of equal reward, gives exactly 0 to its
     members. A group without rollouts has nothing of its own to be compared with: its demonstrations
-    are, as no members, with all rollouts of the table; where there are none, they get 0. Computed in
-    float64, returned in the rewards' dtype.
+    are, as no members, with all rollouts of the table; where there are none, they get 0. A sequence to
+    which no reward applies (NaN) is in no group and gets 0. Computed in float64, returned in the rewards'
+    dtype.
     """
+    known_S = ~table.reward_S.isnan()
     if table.group_S.numel() == 0 or switches.baseline == "none":
-        return table.reward_S.clone()
+        return torch.where(known_S, table.reward_S, 0.0)
     group_S = torch.unique(table.group_S, return_inverse=True)[1]
     groups = int(group_S.max()) + 1
-    alone_S = torch.bincount(group_S[~table.is_demo_S], minlength=groups)[group_S] == 0
-    member_S = torch.full_like(alone_S, switches.demos_in_group) & ~alone_S | ~table.is_demo_S
+    rollout_S = ~table.is_demo_S & known_S
+    alone_S = torch.bincount(group_S[rollout_S], minlength=groups)[group_S] == 0
+    demos_S = torch.full_like(alone_S, switches.demos_in_group) & ~alone_S & known_S
+    member_S = demos_S | rollout_S
     reward_S = table.reward_S.double()
     statistics = _group_statistics(reward_S, group_S, member_S, groups, switches.std)
-    every = _group_statistics(
-        reward_S, torch.zeros_like(group_S), ~table.is_demo_S, 1, switches.std
-    )
+    every = _group_statistics(reward_S, torch.zeros_like(group_S), rollout_S, 1, switches.std)
     count_S, mean_S, std_S, constant_S = (
         torch.where(alone_S, of_all, of_group)
         for of_all, of_group in zip(every, statistics, strict=True)
@@ -59,7 +61,7 @@ def group_advantage(table: SequenceTable, switches: Switches) -> Tensor:
         divisor_S = torch.where(constant_S, 1.0, std_S + switches.advantage_epsilon)
         centred_S = centred_S / divisor_S
     silent_S = (constant_S & member_S) | (count_S == 0)
-    return torch.where(silent_S, 0.0, centred_S).to(table.reward_S.dtype)
+    return torch.where(silent_S | ~known_S, 0.0, centred_S).to(table.reward_S.dtype)
 
 
 def no_advantage(table: SequenceTable, switches: Switches) -> Tensor:

@@ -378,7 +378,10 @@ def group_metrics(collected: Collected) -> dict[str, float]:
     if collected.rescued:
         metrics["groups/rescued"] = float(collected.rescued)
     if demos:
-        metrics["demo/reward_mean"] = statistics.fmean(demo.reward for demo in demos)
+        # Of one that was kept although no reward applies to it there is none.
+        rewarded = [demo.reward for demo in demos if not math.isnan(demo.reward)]
+        if rewarded:
+            metrics["demo/reward_mean"] = statistics.fmean(rewarded)
         metrics["demo/length_mean"] = statistics.fmean(sum(_counted(demo)) for demo in demos)
     called = [rollout.calls for rollout in rollouts if rollout.calls is not None]
     if called:
