@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -231,6 +232,109 @@ def test_tools_that_would_be_left_out_are_refused(config):
     assert item.example.columns == {"tools": "hammer"}
 
 
+LONG = {"description": "Adds. " * 60, **TOOL["function"]}  # its name comes late
+AS_WRITTEN = {
+    "a list": [TOOL], "a tuple": (TOOL,), "one": TOOL, "without a type": [LONG], "two": [TOOL, LONG],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AS_WRITTEN)
+def test_tools_are_read_however_they_are_written(kind):
+    tokenizer = with_template("qwen3")
+    tools = AS_WRITTEN[kind]
+    listed = [tools] if isinstance(tools, dict) else [*tools]
+    messages = [USER, {"role": "assistant", "content": "4"}]
+    expected = official(tokenizer, [USER], tools=listed, add_generation_prompt=True)
+    for written in (
+        tools, json.dumps(tools), json.dumps(tools, indent=2), repr(listed),
+        [json.dumps(tool) for tool in listed], json.dumps([json.dumps(tool) for tool in listed]),
+    ):  # fmt: skip
+        notes: list[str] = []
+        rows = [{"messages": messages, "tools": None}, {"messages": messages, "tools": written}]
+        read = as_examples(rows, notes=notes)
+        _, item = tokenize_dataset(read, tokenizer, AUTO)[0]
+        assert list(item.prompt_ids) == expected
+        assert "`tools`: functions for the chat template" in notes[0] and "only" not in notes[0]
+        assert item.example.columns == {"tools": written}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    ["hammer", ["hammer", "saw"], "[hammer, saw]", '["hammer"]', {"hammer": 3}, 5, [], "", [[TOOL]],
+     [{"tool": "hammer"}], '{"size": 3}', [{"name": "hammer"}, "saw"], "{3}"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_a_column_called_tools_may_be_something_else(tools, name):
+    notes: list[str] = []
+    row = {"messages": [USER, {"role": "assistant", "content": "4"}], "tools": tools, "id": 1}
+    read = as_examples([row], notes=notes)
+    (item,), _ = tokenize_dataset(read, with_template(name), AUTO)
+    assert item.example.columns == {"tools": tools, "id": 1}
+    assert "for rewards only: `tools`, `id`" in notes[0]
+    prompt = official(with_template(name), [USER], add_generation_prompt=True)
+    assert list(item.prompt_ids) == prompt
+
+
+@pytest.mark.parametrize(
+    ("tools", "words"),
+    [
+        (json.dumps([TOOL])[:-3], "`tools` declares functions, but is not JSON"),
+        ([json.dumps(TOOL), json.dumps(TOOL)[1:]], "`tools`: number 2 of 2 declares no function"),
+        ([TOOL, {"size": 3}], "`tools`: number 2 of 2 declares no function"),
+        ([json.dumps(TOOL), json.dumps(TOOL)[:-3]], "`tools` declares functions, but is not JSON"),
+    ],
+)
+def test_tools_that_cannot_be_read_are_refused_row_by_row(tools, words):
+    messages = [USER, {"role": "assistant", "content": "4"}]
+    rows = [{"messages": messages, "tools": given} for given in (tools, [TOOL])]
+    with pytest.raises(DataError, match=f"1 of 2 rows .*\n  row 1: {words}"):
+        tokenize_dataset(as_examples(rows), with_template("qwen3"), AUTO)
+    drop = DataConfig(max_prompt_tokens=None, invalid_rows="drop")
+    kept, _ = tokenize_dataset(as_examples(rows), with_template("qwen3"), drop)
+    assert [item.example.source for item in kept] == ["row 2"]
+
+
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+TOLD = {"role": "tool", "name": "add", "content": "4"}
+FOUR = {"role": "assistant", "content": "4"}
+
+
+def calling(arguments) -> dict:
+    return {**CALL, "function": {"name": "add", "arguments": arguments}}
+
+
+HALF = "x\ud83d"
+
+
+@pytest.mark.parametrize("bad", [HALF, "x\0"])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda bad: {"tools": [{**TOOL, "function": {**TOOL["function"], "description": bad}}]},
+        lambda bad: {"tools": json.dumps([{**TOOL, "function": {"name": bad}}])},
+        lambda bad: {"messages": [USER, {**CALLED, "tool_calls": [calling({"a": bad})]}]},
+        lambda bad: {"messages": [USER, {**CALLED, "tool_calls": [calling({bad: 2})]}]},
+        lambda bad: {
+            "messages": [USER, {**CALLED, "tool_calls": [calling(json.dumps({"a": [bad]}))]}]
+        },
+        lambda bad: {"messages": [USER, CALLED, {**TOLD, "name": bad}, FOUR]},
+        lambda bad: {"messages": [USER, CALLED, {**TOLD, "content": bad}, FOUR]},
+        lambda bad: {"messages": [USER, CALLED, TOLD, {**FOUR, bad: "y"}]},
+        lambda bad: {"messages": [{**USER, "note": {"of": bad}}, FOUR]},
+    ],
+)
+def test_a_damaged_text_anywhere_is_a_problem_of_its_row(damaged, bad):
+    good = {"messages": [USER, CALLED, TOLD, FOUR], "tools": [TOOL]}
+    rows = [{**good, **damaged(bad)}, good]
+    drop = DataConfig(max_prompt_tokens=None, invalid_rows="drop")
+    for name in ("qwen2_5", "glm4moe"):
+        read = as_examples(rows, invalid_rows="drop")
+        kept, _ = tokenize_dataset(read, with_template(name), drop)
+        assert [item.example.source for item in kept] == ["row 2"]
+    with pytest.raises(DataError, match=r"row 1: .* has (half a surrogate pair|a NUL character)"):
+        tokenize_dataset(as_examples(rows), with_template("qwen2_5"), AUTO)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -363,10 +467,6 @@ ALIKE = {  # rows whose messages have the same roles and keys
         for calls in ((CALL,), (CALL, CALL))
     ],
 }  # fmt: skip
-
-
-def calling(arguments) -> dict:
-    return {**CALL, "function": {"name": "add", "arguments": arguments}}
 
 
 for number, bad in enumerate(('{"a": 1', "[1]", '"null"', [1], 5, '{"a": 3}', None)):

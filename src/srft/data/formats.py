@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from srft.data.message_forms import tools_of
 from srft.data.messages import (
     MISSING,
     assistant_text,
@@ -59,7 +60,7 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
 class Format:
     """Which column (a dotted path) holds what. ``chat``: the last assistant turn of ``prompt`` is
     a demonstration. ``marked``: the answer stands behind `####` at the end of its column.
-    ``context`` is put behind the prompt."""
+    ``context`` is put behind the prompt. ``tools``: the column of that name declares functions."""
 
     name: str
     prompt: str
@@ -69,6 +70,7 @@ class Format:
     marked: bool = False
     system: str | None = None
     context: str | None = None
+    tools: bool = False
 
     def roles(self) -> dict[str, str]:
         """Path of a column -> what it is used for, in words."""
@@ -89,6 +91,8 @@ class Format:
         """Which of these columns (name -> a value that is not null, if any) is used for what, and
         which is not."""
         used = self.roles()
+        if self.tools:  # it stays a column, for rewards too
+            used["tools"] = "functions for the chat template"
         said = [f"`{path}`: {role}" for path, role in used.items()]
         heads = {*used, *(path.split(".")[0] for path in used)}
         rest = [name for name, value in columns.items() if name not in heads and not is_null(value)]
@@ -167,6 +171,13 @@ def _system(columns: Mapping[str, Any]) -> str | None:
     return next((n for n in ("system", "system_prompt") if isinstance(columns.get(n), str)), None)
 
 
+def _declares(tools: Any) -> bool:
+    try:
+        return tools_of(tools) is not None
+    except RowError:
+        return True
+
+
 def seen_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Every column of the rows with its first value that is not null."""
     columns: dict[str, Any] = {}
@@ -211,7 +222,8 @@ def choose_format(
             raise DataError(_unknown_format(columns, rows, source))
         own = tuple(name for name in _OWN if name in columns)
         found = Format("data.columns", mapping["prompt"], own, _first(columns, "answer"))
-    found = replace(found, system=_system(columns))
+    tools = "tools" in columns and any(_declares(row.get("tools")) for row in rows)
+    found = replace(found, system=_system(columns), tools=tools)
     return _override(found, mapping, rows, columns, source)
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from srft.data.messages import CALLS, REASONING, from_text, plain
+from srft.data.messages import CALLS, MISSING, REASONING, check_characters, plain, written_out
 from srft.data.row_errors import RowError
 from srft.types import Message
+
+_DECLARED = re.compile(r"""['"](function|parameters)['"]\s*:\s*\{""")
 
 
 def sentinel(number: int) -> str:
@@ -70,6 +73,7 @@ def _called(value: Any, text: bool) -> Any:
     if not text and isinstance(arguments, str):
         with suppress(ValueError):
             read = json.loads(arguments)
+            check_characters(read, "`arguments` of a call")
             return {**value, "arguments": read if isinstance(read, dict) else arguments}
     return value
 
@@ -178,13 +182,37 @@ def _kinds(value: Any) -> Any:
 
 
 def tools_of(value: Any) -> list[Any] | None:
-    """A row's ``tools`` column, where it declares functions as chat templates read them."""
-    value = plain(from_text(value, _is_tool))
-    return value if isinstance(value, list) and value and all(map(_is_tool, value)) else None
+    """A row's ``tools`` column, where it declares functions as chat templates read them: a list of them, one,
+    or JSON of either. Raises RowError where it declares some and cannot be read."""
+    value = _parsed(plain(value))
+    found = [value] if isinstance(value, Mapping) else value
+    if not isinstance(found, list) or not found:
+        return None
+    found = [_parsed(item) for item in found]
+    if all(map(_is_tool, found)):
+        check_characters(found, "`tools`")
+        return found
+    if any(_is_tool(item) and not {"function", "parameters"}.isdisjoint(item) for item in found):
+        number = 1 + list(map(_is_tool, found)).index(False)
+        raise RowError(
+            f"`tools`: number {number} of {len(found)} declares no function "
+            '({"type": "function", "function": {"name": ...}}), others do; mend it or remove it'
+        )
+    return None
 
 
 def _is_tool(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"function", "name"}.isdisjoint(value)
+
+
+def _parsed(value: Any) -> Any:
+    """What a text writes out that may be tools; anything else as it is."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    found = written_out(value)
+    if found is MISSING and _DECLARED.search(value):
+        raise RowError("`tools` declares functions, but is not JSON; write it as a list of objects")
+    return value if found is MISSING else found
 
 
 def _renamed(value: Any, name: Callable[[], str]) -> Any:

@@ -62,6 +62,19 @@ def check_text(value: Any, name: str) -> str:
         raise RowError(f"{name} is of type {type(value).__name__}, not text; write it in quotes")
     if not value.strip():
         raise RowError(f"{name} is empty; write a text or remove the row")
+    check_characters(value, name)
+    return value
+
+
+def check_characters(value: Any, name: str) -> None:
+    """RowError where a text in these calls, tools or the like cannot be tokenized."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            check_characters(item, name)
+    if not isinstance(value, str):
+        return
     if "\0" in value:
         raise RowError(
             f"{name} has a NUL character at position {value.index(chr(0)) + 1}: a damaged "
@@ -73,7 +86,6 @@ def check_text(value: Any, name: str) -> str:
             f"{name} has half a surrogate pair (\\u{ord(lone[0]):04x}) at position "
             f"{lone.start() + 1}, which no UTF-8 text can hold; remove it"
         )
-    return value
 
 
 def plain(value: Any) -> Any:
@@ -113,19 +125,23 @@ def is_message(value: Any) -> bool:
 
 
 def from_text(value: Any, wanted: Callable[[Any], bool] = is_message) -> Any:
-    """The list of messages (or tools) that a text writes out as JSON or as Python would, as CSV files
+    """The list of messages that a text writes out as JSON or as Python would, as CSV files
     and some exports hold them; anything else as it is. Raises RowError where a name stands twice in one."""
     if not isinstance(value, str) or not _WRITTEN_OUT.match(value):
         return value
+    found = written_out(value)
+    found = [found] if isinstance(found, dict) else found
+    return found if isinstance(found, list) and found and all(map(wanted, found)) else value
+
+
+def written_out(text: str) -> Any:
+    """What a text says in JSON or as Python would print it; MISSING where it is neither. Raises RowError."""
     for read in (_read_json, ast.literal_eval):
         try:
-            found = read(value.strip())
+            return read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        found = [found] if isinstance(found, dict) else found
-        if isinstance(found, list) and found and all(map(wanted, found)):
-            return found
-    return value
+    return MISSING
 
 
 def _read_json(text: str) -> Any:
@@ -199,6 +215,8 @@ def _message(message: Any, here: str) -> dict[str, Any]:
     for key in REASONING:
         if key in more:
             check_text(more[key], f"{here} ({key})")
+    for key, item in more.items():
+        check_characters([key, item], f"{here} ({key})")
     speaks = role == "tool" or (role == "assistant" and not more.keys().isdisjoint(SPOKEN))
     content = plain(_either(message, "content", "value"))
     return {"role": role, "content": _content(content, f"{here} (content)", speaks), **more}
@@ -258,6 +276,7 @@ def turns_text(messages: Sequence[Mapping[str, Any]], name: str) -> str:
 def _assistant_text(value: Any, name: str) -> str:
     """One demonstration: text, or a list with the one message of the assistant."""
     if isinstance(value, Spoken):
+        check_characters([value, value.messages], name)
         return value
     value = from_text(value)
     if not isinstance(value, list):

@@ -27,6 +27,7 @@ from srft.data.folders import (
 from srft.data.formats import choose_format, seen_columns, to_example
 from srft.data.messages import (
     begins_response,
+    check_characters,
     check_demonstrations,
     check_prompt,
     check_text,
@@ -278,6 +279,7 @@ def _check_examples(items: Sequence[Example], invalid_rows: InvalidRows) -> list
             demonstrations = check_demonstrations(item.demonstrations, "`demonstrations`")
             if item.answer is not None:
                 check_text(item.answer, "`answer`")
+            check_characters(item.tools, "`tools`")
             prompt = check_prompt(item.prompt, "`prompt`")
             good.append(
                 replace(item, prompt=prompt, demonstrations=tuple(demonstrations), source=where)
