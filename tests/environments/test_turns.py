@@ -7,6 +7,7 @@ import json
 import pytest
 from tests.data.chat_templates import real_tokenizer, template_text, with_template
 from tests.data.conftest import make_byte_bpe
+from tokenizers import AddedToken
 
 from srft.data.control_tokens import Rendered
 from srft.data.data_config import DataConfig
@@ -252,6 +253,80 @@ def test_other_orders_are_refused(roles):
     ]
     with pytest.raises(RowError, match="a demonstration is one message"):
         turns_text(messages, "`demonstration`")
+
+
+def gemma4(name):
+    """With the control tokens of Gemma's own tokenizer, of which some open and some close."""
+    words = [
+        f"{side}{word}"
+        for word in ("tool_response", "tool_call", "turn", "tool")
+        for side in ("<|", "")
+    ]
+    words = [f"{word}>" if word[0] == "<" else f"<{word}|>" for word in words] + ['<|"|>']
+    tokenizer = copy.deepcopy(with_template(name))
+    tokenizer.add_tokens(
+        [AddedToken(w, normalized=False, special=True) for w in words], special_tokens=True
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "call_end", "ends", "differs"),
+    [
+        (with_template, "glm4moe", "<|observation|>", ["<|observation|>", "<|endoftext|>"], ["no end token"]),
+        (with_template, "qwen3", "<|im_end|>", ["<|im_end|>", "<|im_end|>"], ["writes otherwise: each"]),
+        (with_template, "qwen3_training", "<|im_end|>", ["<|im_end|>", "<|im_end|>"], []),
+        (with_template, "qwen2_5", "<|im_end|>", ["<|im_end|>", "<|im_end|>"], []),
+        (gemma4, "gemma4", "<|tool_response>", ["<|tool_response>", "<turn|>"], []),
+        (gemma4, "gemma4_v5", "<|tool_response>", ["<|tool_response>", "<turn|>"], []),
+    ],
+)  # fmt: skip
+def test_a_demonstration_of_several_turns_is_compared_with_the_whole(
+    made, name, call_end, ends, differs
+):
+    tokenizer = made(name)
+    tools = list(Toolbox([weigh], {}).offer([Example("x")])[0].tools)
+    messages = [
+        said("weigh", a=2),
+        told("weigh", "5"),
+        {"role": "assistant", "content": "It is 5."},
+    ]
+    example = Example((USER,), (turns_text(messages, "`demonstration`"),), tools=tools)
+    assert turns_of(tokenizer).call_end == call_end
+    (item,), report = tokenize_dataset([example], tokenizer, ALL)
+    pieces = zip(item.demonstration_masks[0], item.demonstration_ids[0], strict=True)
+    runs = [[i for _, i in run] for _, run in itertools.groupby(pieces, lambda piece: piece[0])]
+    assert [tokenizer.convert_ids_to_tokens(run[-1]) for run in runs[::2]] == ends
+    summary = report.summary()
+    for line in ("no end token", "writes otherwise: each"):
+        assert (line in summary) is (line in differs)
+    assert f"1 demonstrations, {0 if differs else 1} equal" in summary
+    whole = tokenizer.apply_chat_template([USER, *messages], tools=tools, tokenize=False)
+    learned = tokenizer.decode([*item.prompt_ids, *item.demonstration_ids[0]])
+    same = whole.startswith(learned.removesuffix("<|endoftext|>"))
+    assert same is ("writes otherwise: each" not in differs)
+
+
+@pytest.mark.parametrize("as_prompt", [False, True])
+@pytest.mark.parametrize("made", [with_template, of_model])
+def test_words_that_the_whole_leaves_out_of_an_earlier_turn_leave_the_last_one_as_it_is(
+    made, as_prompt
+):
+    """gpt-oss writes words beside a call as long as the call is the last."""
+    tokenizer = made("gptoss")
+    tools = list(Toolbox([weigh], {}).offer([Example("x")])[0].tools)
+    calls = [{**said("weigh", a=2), "content": "Let me see."}, told("weigh", "5")]
+    last = {"role": "assistant", "content": "It is 5."}
+    example = (
+        Example((USER, *calls), ("It is 5.",), tools=tools)
+        if as_prompt
+        else Example((USER,), (turns_text([*calls, last], "`demonstration`"),), tools=tools)
+    )
+    (item,), report = tokenize_dataset([example], tokenizer, ALL)
+    learned = tokenizer.decode([*item.prompt_ids, *item.demonstration_ids[0]])
+    assert learned.endswith("<|start|>assistant<|channel|>final<|message|>It is 5.<|return|>")
+    assert "Let me see." in learned
+    assert "0 equal" in report.summary() and "writes otherwise than the prompt" in report.summary()
 
 
 @pytest.mark.parametrize("name", ["qwen3_5_nothink", "glm4moe_training"])

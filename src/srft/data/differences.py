@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from srft.types import Example
@@ -29,6 +30,10 @@ _EXPLAINED = {
     "as it was given, after the prompt's `<think>`",
     "twice": "have thinking, and the prompt closes an empty `<think>` block: two blocks are learned. "
     "Leave out enable_thinking: false, or the thinking",
+    "earlier": "follow earlier turns that the whole conversation writes otherwise than the prompt: what is "
+    "learned is what the template writes behind them",
+    "turns": "have turns that the whole conversation writes otherwise: each is learned as the template "
+    "writes it as the last one, after the prompt that a rollout would see",
     "other": "follow a prompt with which the whole conversation does not begin: the demonstration is "
     "learned as it was given, after the prompt",
     "refused": "are in a whole conversation that the chat template refuses or does not show: the "
@@ -75,7 +80,8 @@ class Differences:
 
 def _shown(kind: str, prompt: Rendered, response: Response) -> str:
     """Where the texts part, on both sides."""
-    learned = response.rendered.text
+    turns = (part.text for part in chain.from_iterable(response.later))
+    learned = response.rendered.text + "".join(turns)
     if kind == "written":
         return f"{learned[: 2 * _AROUND]!r}"
     ours = prompt.text + learned

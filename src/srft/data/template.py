@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -30,7 +30,18 @@ _THINK_OPEN = re.compile(r"<think>\s*\Z")
 _THINK_START = re.compile(r"\A\s*<think>\s*")
 _PLAIN_LABELS = {"user": "User: ", "assistant": "Assistant: "}
 
-Difference = Literal["written", "space", "inside", "dropped", "twice", "other", "refused", "no_end"]
+Difference = Literal[
+    "written",
+    "space",
+    "inside",
+    "dropped",
+    "twice",
+    "earlier",
+    "turns",
+    "other",
+    "refused",
+    "no_end",
+]
 """How a response differs from its demonstration (``written``) or from the whole conversation."""
 
 
@@ -38,14 +49,15 @@ Difference = Literal["written", "space", "inside", "dropped", "twice", "other", 
 class Response:
     """What follows a prompt. ``text`` is what a verifier reads of it, as it reads a rollout's;
     ``official``: the whole conversation where it differs, None where there is none to compare with;
-    ``cut``: ends in the data were cut. ``later``: of several turns, the frame before each but the first,
-    and the turn (``turns.ToolTurns``)."""
+    ``cut``: ends in the data were cut; ``whole``: the whole conversation in any case, marked. ``later``: of
+    several turns, the frame before each but the first, and the turn (``turns.ToolTurns``)."""
 
     rendered: Rendered
     text: str
     differences: tuple[Difference, ...]
     official: str | None
     cut: bool
+    whole: str = ""
     later: tuple[tuple[Rendered, Rendered], ...] = ()
 
 
@@ -191,16 +203,21 @@ class Template:
     # ---- responses -------------------------------------------------------------------------
 
     def response(
-        self, demo: str, conversation: Conversation, prompt: Rendered, source: str
+        self,
+        demo: str,
+        conversation: Conversation,
+        prompt: Rendered,
+        source: str,
+        end_word: str | None = None,
     ) -> Response:
-        """What follows the prompt, for a demonstration of one turn. Raises RowError."""
+        """What follows the prompt, for a demonstration of one turn; ``end_word`` ends it where the template
+        ends the whole conversation with no token. Raises RowError."""
         kept = self._without_ends(demo)
         cut = kept != demo
         message = {"role": "assistant", "content": kept, **getattr(demo, "messages", ({},))[-1]}
         message["content"] = None if message["content"] is None else kept
         message = _marked(message, self.controls, conversation.marks)
         given, says_more = message["content"] or "", not message.keys().isdisjoint(SPOKEN)
-        made = partial(self._made, conversation.marks)
         official = None
         if self.jinja is not None and conversation.messages is not None:
             try:
@@ -209,13 +226,17 @@ class Template:
                 if says_more:
                     raise
                 official = ""
+        made = partial(self._made, conversation.marks, official or "")
         for begun in (prompt.marked, prompt.marked.rstrip()):
             if official and self._tail is not None and official.startswith(begun):
                 body, spaced = official[len(begun) :], begun != prompt.marked
-                body, end, found = self._ended(body.lstrip() if spaced else body)
+                body, end, found = self._ended(body.lstrip() if spaced else body, end_word)
                 if body.strip() != given.strip():
                     found = (*found, "written")
                 return made(body, end, ("space",) if spaced else found, "", cut)
+        if official and (behind := self._behind(message, conversation, source)):
+            body, end, found = self._ended(behind, end_word)
+            return made(body, end, (*found, "earlier"), official, cut)
         if says_more:
             raise RowError(
                 "has thinking or tool calls in a message, and no whole conversation that begins with "
@@ -226,7 +247,7 @@ class Template:
         opened = _THINK_OPEN.search(prompt.marked)
         bare = _THINK_START.sub("", given) if opened else given
         kinds = () if official is None else (_kind(prompt.marked, official, bare),)
-        return made(bare, self.end_word, kinds, official, cut or bare != given)
+        return made(bare, end_word or self.end_word, kinds, official, cut or bare != given)
 
     def _whole(self, message: Message, conversation: Conversation, source: str) -> str:
         """The whole conversation, this demonstration at its end."""
@@ -239,19 +260,37 @@ class Template:
                 "content": f"{begun['content']}{message['content'] or ''}",
             }
         else:
-            message = self.forms.read([*messages, message], conversation.tools, source, True)[-1]
+            tools = conversation.tools
+            try:
+                message = self.forms.read([*messages, message], tools, source, True)[-1]
+            except RowError:  # what earlier turns lack there is in the prompt
+                question: Message = {"role": "user", "content": sentinel(0)}
+                message = self.forms.read([question, message], tools, source, True)[-1]
         return self.apply([*messages, message], conversation.tools, whole=True)
 
-    def _ended(self, body: str) -> tuple[str, str, tuple[Difference, ...]]:
+    def _behind(self, message: Message, conversation: Conversation, source: str) -> str:
+        """What the whole conversation has behind the prompt's last message and the words that begin the
+        response, where it writes earlier turns otherwise than the prompt; "" where it differs here."""
+        messages = list(conversation.messages or ())
+        if self._tail is None or begins_response(messages):
+            return ""
+        messages[-1] = {**messages[-1], "content": sentinel(0)}
+        _, known, begun = self.apply(messages, conversation.tools).rpartition(sentinel(0))
+        whole = self._whole(message, replace(conversation, messages=tuple(messages)), source)
+        body = whole.rpartition(sentinel(0))[2]
+        return body[len(begun) :] if known and body.startswith(begun) else ""
+
+    def _ended(self, body: str, end_word: str | None) -> tuple[str, str, tuple[Difference, ...]]:
         """What the template writes behind a prompt, up to its end token; that token; and whether it is
-        the template's own."""
+        the template's own. ``end_word``: the one where it writes none."""
         before, found, _ = body.partition(self.end_word) if self._spelled_end else (body, "", "")
         if found:
             return before, found, ()
         closed = body.rstrip()
         last = next((w for w in self.controls.id_of if closed.endswith(w)), None)
         if last is None:
-            return body.removesuffix(self._tail or ""), self.end_word, ("no_end",)
+            bare = body.removesuffix(self._tail or "")
+            return bare, end_word or self.end_word, () if end_word else ("no_end",)
         # Another end of the template's own stays, such as that of a tool call.
         end = self.end_word if last == self._turn_end_word else last
         return closed.removesuffix(last), end, ()
@@ -259,6 +298,7 @@ class Template:
     def _made(
         self,
         marks: Mapping[str, str],
+        conversation: str,
         body: str,
         end: str,
         differences: tuple[Difference, ...],
@@ -271,7 +311,7 @@ class Template:
         text = Rendered(self.controls.pattern.sub("", body), words).text
         whole = Rendered(body + (end if self._spelled_end else ""), words)
         shown = None if official is None else Rendered(official, words).text
-        return Response(whole, text, differences, shown, cut)
+        return Response(whole, text, differences, shown, cut, conversation)
 
     # ---- tokens ----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from srft.data.control_tokens import Rendered, map_texts, texts_in
@@ -55,12 +55,24 @@ class ToolTurns:
             ends = {behind.find(word): word for word in words if word in behind}
             if ends:
                 return str(ends[min(ends)])
-            if control := self.template.controls.pattern.search(behind):
-                return control[0]
+            if control := self._after_call(text):
+                return control
             problem = f"{name} writes no token that ends a turn with a call"
         raise ConfigError(
             f"tools: {problem}; name a template that knows tools in data.chat_template"
         )
+
+    def _after_call(self, text: str) -> str | None:
+        """The control token with which the template ends a turn with a call that is the last one, or that
+        follows the call in ``text``."""
+        alone = self._rendered([], None).rstrip()
+        controls = self.template.controls
+        last = next((word for word in controls.id_of if alone.endswith(word)), None)
+        if last is None:
+            pairs = enumerate(zip(alone, text, strict=False))
+            parted = next((at for at, (one, other) in pairs if one != other), len(alone))
+            last = found[0] if (found := controls.pattern.search(text, parted)) else None
+        return last
 
     @property
     def call_end_id(self) -> int:
@@ -85,15 +97,16 @@ class ToolTurns:
         return ids[1:] if ended else ids
 
     def _rendered(self, results: Sequence[Message], tools: Any) -> str:
-        """A question, a call and the results, up to the assistant's next turn."""
-        call = tool_call(str(results[0].get("name", "tool")), {"x": _CALL})
+        """A question, a call and the results, up to the assistant's next turn; without results the whole."""
+        name = results[0].get("name", "tool") if results else "probe"
+        call = tool_call(str(name), {"x": _CALL})
         asked = {"role": "user", "content": "?"}
         refused: RowError | None = None
         for arguments in (call["function"]["arguments"], f'{{"x": "{_CALL}"}}'):
             call["function"]["arguments"] = arguments
             said = {"role": "assistant", "content": "", "tool_calls": [call]}
             try:
-                return self.template.apply([asked, said, *results], tools)
+                return self.template.apply([asked, said, *results], tools, whole=not results)
             except RowError as error:  # some templates take arguments as text alone
                 refused = refused or error
         assert refused is not None
@@ -106,9 +119,11 @@ class ToolTurns:
         that a rollout would see. Raises RowError."""
         template, before = self.template, list(conversation.messages or ())
         shown = before
+        begin = prompt
         done: list[Response] = []
         frames: list[Rendered] = []
         mark = template.controls.mark
+        total = len(before) + len(demo.messages)
         for from_tool, run in groupby(demo.messages, lambda message: message["role"] == "tool"):
             messages = list(run)
             if from_tool:
@@ -117,19 +132,32 @@ class ToolTurns:
                 (message,) = messages
                 asked = replace(conversation, messages=tuple(shown))
                 text = Spoken(message["content"] or "", (message,))
-                done.append(template.response(text, asked, prompt, source))
+                end = self.call_end if len(before) + 1 < total else None
+                done.append(template.response(text, asked, prompt, source, end))
             before += [map_texts(m, lambda text: mark(text, conversation.marks)) for m in messages]
             if from_tool:
                 shown = template.forms.read(before, conversation.tools, source)
                 marked = template.apply(shown, conversation.tools)
                 words = {m: word for m, word in conversation.marks.items() if m in marked}
                 prompt = Rendered(marked, words)
+        later = tuple(zip(frames, (part.rendered for part in done[1:]), strict=True))
+        differences = dict.fromkeys(d for part in done for d in part.differences)
+        official = next((part.official for part in done if part.official), done[0].official)
+        if not differences.keys() - {"written", "no_end"}:
+            parts = (begin, done[0].rendered, *chain.from_iterable(later))
+            learned = "".join(part.text for part in parts)
+            if "no_end" in done[-1].differences:
+                learned = learned.removesuffix(template.end_word)
+            whole = Rendered(done[-1].whole, conversation.marks).text
+            if not whole.startswith(learned):
+                official, differences["turns"] = whole, None
         return replace(
             done[0],
             text=Spoken(done[-1].text, demo.messages),
-            differences=tuple(dict.fromkeys(d for part in done for d in part.differences)),
+            differences=tuple(differences),
+            official=official,
             cut=any(part.cut for part in done),
-            later=tuple(zip(frames, (part.rendered for part in done[1:]), strict=True)),
+            later=later,
         )
 
     def later_ids(self, response: Response) -> tuple[tuple[int, ...], tuple[bool, ...]]:
