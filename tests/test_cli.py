@@ -430,6 +430,24 @@ def test_names_of_settings_become_options_and_other_dotted_names_stay():
         assert as_options(text, options) == expected
 
 
+@pytest.mark.parametrize("command", [["eval", "lab"], ["sample", "lab", "1 + 1"]])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("max_tokens=1", "--max-tokens"),
+        ("temperature=0", "--temperature"),
+        ("group_size=2", "--n"),
+        ("ahead=1", "training alone"),
+    ],
+)
+def test_a_setting_of_rollouts_that_would_do_nothing_is_refused(command, setting, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--rollout", setting])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"--rollout '{setting}': has no effect here" in said and words in said
+
+
 def test_a_run_says_once_which_columns_it_uses_and_what_it_checked(srft, tmp_path):
     rows = [row(demonstration="a = 1 + 1 = 2 #### 2", level=3)] * 2
     path = write(tmp_path / "train.jsonl", *rows)

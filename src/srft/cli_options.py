@@ -27,7 +27,7 @@ Rollout = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE",
-        help="Setting of the engine, such as engine=vllm; repeatable. As `rollout` in a recipe.",
+        help="Setting of the engine, such as engine=vllm, or `stop`; repeatable. As `rollout` in a recipe.",
     ),
 ]
 
@@ -87,10 +87,22 @@ def where_to_resume(recipe: str, overrides: list[str]) -> list[str]:
     return overrides
 
 
+_SAMPLING = {
+    "temperature": "--temperature sets it",
+    "max_tokens": "--max-tokens sets it",
+    "group_size": "--n sets it",
+    "ahead": "it is of training alone",
+    "max_mismatch": "it is of training alone",
+}
+
+
 def rollout_section(engine: str | None, rollout: list[str] | None) -> Any:
-    """The rollout section from --engine and --rollout."""
+    """The rollout section from --engine and --rollout: the engine's settings, and what ends a response."""
     from srft.config import section_from
 
+    for setting in rollout or []:
+        if elsewhere := _SAMPLING.get(setting.partition("=")[0]):
+            raise ConfigError(f"--rollout {setting!r}: has no effect here; {elsewhere}")
     return section_from("rollout", [*([f"engine={engine}"] if engine else []), *(rollout or [])])
 
 

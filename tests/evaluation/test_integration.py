@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from tests.toys import lab_model, lab_tokenizer, save_lab_model
@@ -13,6 +14,7 @@ from srft.evaluation.evaluation_config import EvaluationConfig
 from srft.evaluation.run import evaluate_model
 from srft.evaluation.sample import sample_texts
 from srft.rewards.scorer import Scorer
+from srft.rollout.rollout_config import RolloutConfig
 from srft.types import Example, SamplingParams
 
 
@@ -51,6 +53,33 @@ def test_evaluate_model_reads_a_run_directory_and_writes_tables(model_dir, tmp_p
     assert set(found.results) == {"lab", "lab_ood"}
     assert "lab" in summary["averages"] and (tmp_path / "tables.html").is_file()
     assert "max_tokens 16 instead of 128" in found.markdown
+
+
+@pytest.mark.parametrize("by", ["recipe", "option", "string"])
+def test_what_ends_a_rollout_in_training_ends_a_response_here(model_dir, tmp_path, by):
+    """rollout.stop and rollout.stop_token_ids of the recipe and of --rollout had no effect."""
+    everything = tuple(range(len(lab_tokenizer())))
+    rollout = {
+        "recipe": None,
+        "option": RolloutConfig(stop_token_ids=everything),
+        "string": RolloutConfig(stop=("7",), stop_token_ids=()),
+    }[by]
+    run = tmp_path / "run"
+    shutil.copytree(model_dir, run)
+    recipe = {"data": {}, "model": {}, "rollout": {"stop_token_ids": list(everything)}}
+    (run / "config.yaml").write_text(json.dumps(recipe if by != "option" else {}))
+    config = EvaluationConfig(suites=["lab_ood"], limit=12, max_tokens=30)
+    result = evaluate_model(run, config, tmp_path / "o", rollout=rollout, progress=False)
+    found = result.results["lab_ood"]
+    drawn = sample_texts(run, ["a = 1 + 1 ; a ?"] * 12, 2, rollout=rollout, max_tokens=30)
+    lengths = {len(c.token_ids) for group in drawn for c in group}
+    if by == "string":
+        texts = [s.text for p in found.problems for s in p.samples]
+        assert not any("7" in text for text in [*texts, *(c.text for g in drawn for c in g)])
+        assert "responses end at '7'" in result.summary["benchmarks"]["lab_ood"]["departures"]
+        assert max(lengths) > 1, "what is set replaces the recipe's"
+    else:
+        assert (found.mean_tokens, lengths) == (1.0, {1})
 
 
 def test_samples_are_seeded_honour_the_context_and_take_one_loading(model_dir, monkeypatch):

@@ -79,8 +79,8 @@ def demonstrate(
             params = SamplingParams(
                 temperature=temperature,
                 max_tokens=config.rollout.max_tokens,
-                stop=config.rollout.stop,
-                stop_token_ids=(*loaded.stop_token_ids, *config.rollout.stop_token_ids),
+                stop=loaded.stop,
+                stop_token_ids=loaded.stop_token_ids,
             )
             problems, report = tokenizing(loaded.tools)(asked, loaded.tokenizer, config.data)
             result = evaluate(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from srft.environments.toolbox import Toolbox
     from srft.environments.tools import Tools
+    from srft.rollout.rollout_config import RolloutConfig
 
 TEMPLATE_SETTINGS = (
     *("chat_template", "chat_template_kwargs", "prompt_template", "eos_token", "system_prompt"),
@@ -37,7 +38,7 @@ TEMPLATE_SETTINGS = (
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to be asked. ``context``: most positions in tokens, None where unknown. ``tools`` are
-    called in what ``engine`` samples."""
+    called in what ``engine`` samples, and ``stop`` are strings that end it."""
 
     engine: RolloutEngine
     tokenizer: Any
@@ -45,6 +46,7 @@ class Loaded:
     context: int | None
     description: str
     tools: Tools | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,15 @@ def model_digest(source: Source) -> str:
     return ", ".join([weights_digest(source), *(f"{key}={told[key]}" for key in sorted(told))])
 
 
+def _ending(source: Source, rollout: RolloutConfig) -> RolloutConfig:
+    """What ends a response: what ``rollout`` sets, else the recipe beside the model. Raises ModelError."""
+    recipe = _section(source, "rollout")
+    with _reading(source):
+        own = {key: recipe[key] for key in ("stop", "stop_token_ids") if key in recipe}
+        set_ = rollout.model_dump(include={"stop", "stop_token_ids"}, exclude_unset=True)
+        return type(rollout)(**{**own, **set_})
+
+
 @contextmanager
 def load(
     source: Source,
@@ -298,7 +309,8 @@ def load(
     toolbox: Toolbox | None = None,
 ) -> Iterator[Loaded]:
     """The model, its tokenizer and an engine; memory is given back at the end. toolbox: what the model
-    may call.
+    may call. What ends a response besides the template's end is what ``rollout`` says, else the recipe beside
+    the model.
 
     device: "cpu", "cuda"; None takes a GPU where there is one and vLLM does not generate: it gets
     its weights from here, and the GPU is its own.
@@ -317,6 +329,7 @@ def load(
     from srft.rollout.rollout_config import RolloutConfig
 
     rollout, config = rollout or RolloutConfig(), source.config
+    ending = _ending(source, rollout)
     gpu = torch.cuda.is_available()
     device = device or ("cuda" if gpu and not rollout.engine.startswith("vllm") else "cpu")
     if "dtype" not in config.model_fields_set and gpu:
@@ -332,9 +345,12 @@ def load(
         stops = Template(tokenizer, data).stop_token_ids(getattr(model, "generation_config", None))
         if tools is not None:
             stops = tools.ends(stops)
+        stops = tuple(dict.fromkeys((*stops, *ending.stop_token_ids)))
+        if tools is not None:
             engine = tools.over(engine, stops)
         stack.callback(engine.close)
         kind = str(next(model.parameters()).dtype).removeprefix("torch.")
         by = f", {rollout.engine}" if rollout.engine.startswith("vllm") else ""
         context = context_length(model.config)
-        yield Loaded(engine, tokenizer, stops, context, f"{kind} on {device}{by}", tools)
+        said = f"{kind} on {device}{by}"
+        yield Loaded(engine, tokenizer, stops, context, said, tools, ending.stop)

@@ -100,8 +100,8 @@ def evaluate_model(
     again on the same folder, it goes on where it stopped.
     label: name in the tables. data, environment: template settings and tools; None takes the recipe's beside
     the model. reward: verifier of ``config.dataset`` (default math, or the environment's own reward);
-    benchmarks have their own. rollout: a RolloutConfig that names the engine and its settings. progress: show
-    bars in the terminal (stderr).
+    benchmarks have their own. rollout: a RolloutConfig that names the engine, its settings and what ends a
+    response; the rest of it is not read. progress: show bars in the terminal (stderr).
 
     Writes results.json (everything but texts), tables.md, tables.html and samples/NAME.jsonl.
 
@@ -314,8 +314,8 @@ def _params(
                 f"the model's context of {loaded.context}."
             )
     temperature = benchmark.temperature if config.temperature is None else config.temperature
-    stops = loaded.stop_token_ids
-    return SamplingParams(temperature, config.top_p, config.top_k, max_tokens, stop_token_ids=stops)
+    cut = config.top_p, config.top_k
+    return SamplingParams(temperature, *cut, max_tokens, loaded.stop, loaded.stop_token_ids)
 
 
 def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
@@ -337,6 +337,8 @@ def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
         found.append(f"max_tokens {s['max_tokens']} instead of {declared.max_tokens}")
     if s["top_p"] != 1.0 or s["top_k"]:
         found.append(f"top_p {s['top_p']:g}, top_k {s['top_k']}")
+    if s["stop"]:
+        found.append(f"responses end at {' or '.join(map(repr, s['stop']))}")
     return found
 
 

@@ -38,8 +38,8 @@ def sample_texts(
 
     model_path: folder, run directory or hub name. system: system message in front. data, environment: the
     template's settings and tools; None takes those of the recipe beside the model. rollout: a RolloutConfig
-    that names the engine. ``max_tokens`` is lowered to what the model's context leaves beside the
-    longest prompt.
+    that names the engine and what ends a response. ``max_tokens`` is lowered to what the model's context
+    leaves beside the longest prompt.
 
     Raises:
         ConfigError: an empty prompt, or one that fills the context.
@@ -61,9 +61,8 @@ def sample_texts(
                 f"the prompt has {longest} tokens and leaves no room in the model's context of "
                 f"{loaded.context}; shorten it"
             )
-        params = SamplingParams(
-            temperature, top_p, top_k, max_tokens, stop_token_ids=loaded.stop_token_ids
-        )
+        stops = loaded.stop, loaded.stop_token_ids
+        params = SamplingParams(temperature, top_p, top_k, max_tokens, *stops)
         requests = [RolloutRequest(i.prompt_ids, n, seed, example=i.example) for i in items]
         return loaded.engine.generate(requests, params)
 

@@ -79,6 +79,7 @@ def _right_rollouts(
             SamplingParams(
                 temperature=base.rollout.temperature,
                 max_tokens=base.rollout.max_tokens,
+                stop=loaded.stop,
                 stop_token_ids=loaded.stop_token_ids,
             ),
             n=samples,
