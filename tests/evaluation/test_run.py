@@ -116,6 +116,39 @@ def test_a_second_call_adds_to_the_same_folder(engine, tmp_path):
     assert list(found.results) == ["own"]
 
 
+def test_what_is_said_of_the_first_results_stays_when_others_join_them(engine, tmp_path):
+    """The second call's settings stood for all: the first one's system prompt and confidence were gone."""
+    pirate = {"system_prompt": "You are a pirate.", "confidence": 0.5, "seed": 3, "limit": 6}
+    evaluated(tmp_path, suites=["lab_ood"], n=None, **pirate)
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n' * 3)
+    config = EvaluationConfig(dataset=str(data), limit=2)
+    found = evaluate_model("m", config, tmp_path / "m", progress=False)
+    first, second = (found.summary["benchmarks"][name] for name in ("lab_ood", "own"))
+    assert first["departures"] == ["6 of 300 problems", "every system message replaced"]
+    assert {key: first["made"][key] for key in pirate} == pirate
+    assert (second["made"]["system_prompt"], second["made"]["confidence"]) == (None, 0.95)
+    assert found.summary["sources"] == {"lab_ood": "lab", "own": str(data)}
+    text = found.markdown
+    assert "every system message replaced" in text.split("## ")[0]
+    assert "with 50% (lab OOD), 95% (own) intervals" in text
+    assert (
+        "float32 on cpu, seed 3 (lab OOD), seed 0 (own), limit 6 (lab OOD), limit 2 (own)" in text
+    )
+
+
+def test_a_set_of_the_same_name_is_still_known_after_another_call(engine, tmp_path):
+    for name in "ab":
+        rows = [{"prompt": f"{name} {i} =", "answer": str(i)} for i in range(3)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    ask = [EvaluationConfig(dataset=str(tmp_path / name / "x.jsonl")) for name in "ab"]
+    evaluate_model("m", ask[0], tmp_path / "m", progress=False)
+    evaluated(tmp_path, suites=["lab_ood"])
+    with pytest.raises(ConfigError, match="holds results of 'x' from"):
+        evaluate_model("m", ask[1], tmp_path / "m", progress=False)
+
+
 @pytest.mark.parametrize("suites", [["lab"], ["lab_ood"]])
 def test_the_same_weights_under_another_setting_are_another_model(engine, tmp_path, suites):
     """The second call printed the first one's accuracies."""
@@ -296,8 +329,14 @@ def test_compare_pairs_problems_by_what_they_are(engine, tmp_path):
 
 def test_compare_refuses_what_has_nothing_in_common(engine, tmp_path):
     a, b = evaluated(tmp_path, "a"), evaluated(tmp_path, "b", seed=1)
-    with pytest.raises(DataError, match="share no problem"):
+    c = evaluated(tmp_path, "c", system_prompt="Be brief.")
+    with pytest.raises(DataError, match=r"share no problem. With other seeds"):
         compare(a.summary, b.summary)
+    with pytest.raises(DataError, match=r"share no problem. With other seeds"):
+        compare(a.results["lab"], b.results["lab"])
+    words = r"share no problem. Their system prompts differ \(the data's own and 'Be brief.'\)"
+    with pytest.raises(DataError, match=words):
+        compare(a.summary, c.summary)
     with pytest.raises(DataError, match="nothing to compare"):
         compare(a.results["lab"], a.results["lab_ood"])
 

@@ -104,8 +104,7 @@ def compare(
         common = sorted(a.keys() & b.keys())
         if not common:
             raise DataError(
-                f"{name}: the two results share no problem. With other seeds the options of "
-                "multiple-choice questions stand in another order: use one seed for both."
+                f"{name}: the two results share no problem. {_why(name, result_a, result_b)}"
             )
         score_a, score_b = [a[i] for i in common], [b[i] for i in common]
         found = accuracy_statistics.paired_difference(score_a, score_b, seed, confidence)
@@ -115,6 +114,26 @@ def compare(
         rows.append(Comparison(name, mean_a, mean_b, found, left_out))
     average = accuracy_statistics.interval_of_average(differences, seed, confidence, lowest=-1.0)
     return ComparisonTable(label_a, label_b, tuple(rows), average)
+
+
+def _why(name: str, *results: AnyResult) -> str:
+    """Why two results on a benchmark are on no problem in common."""
+    plain = [r for r in results if not isinstance(r, EvaluationResult)]
+    made = [r["benchmarks"][name].get("made", r.get("settings", {})) for r in plain]
+    prompts = [one.get("system_prompt") for one in made]
+    if len({*prompts}) > 1:
+        told = " and ".join("the data's own" if p is None else repr(p[:80]) for p in prompts)
+        return (
+            f"Their system prompts differ ({told}), and with them what is asked: use one for both."
+        )
+    seeds = {one.get("seed") for one in made}
+    places = [r.get("sources", {}).get(name) for r in plain]
+    if len(seeds) < 2 and len({*places}) > 1:
+        return f"They were read at {' and '.join(map(str, places))}: read both at one place."
+    return (
+        "With other seeds other problems are drawn under a limit, and the options of multiple-choice "
+        "questions stand in another order: use one seed for both."
+    )
 
 
 def _sets(result: AnyResult) -> tuple[str, dict[str, dict[str, float]]]:

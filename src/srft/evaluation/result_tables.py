@@ -177,9 +177,16 @@ def _range(interval: Sequence[float]) -> str:
 
 
 def _legend(results: Sequence[Results], tables: Sequence[Table]) -> list[str]:
-    confidence = results[0]["settings"].get("confidence", 0.95)
+    confidences: dict[float, list[str]] = {}
+    for result in results:
+        for value, titles in _made(result, "confidence").items():
+            confidences.setdefault(0.95 if value is None else value, []).extend(titles)
+    kinds = ", ".join(
+        f"{value:.0%}" + (f" ({', '.join(dict.fromkeys(titles))})" if len(confidences) > 1 else "")
+        for value, titles in sorted(confidences.items())
+    )
     lines = [
-        f"Percent, with {confidence:.0%} intervals [low, high] (over problems of this kind). avg@n is the "
+        f"Percent, with {kinds} intervals [low, high] (over problems of this kind). avg@n is the "
         "mean over n samples of each problem; pass@1 is one sample."
     ]
     if any(quoted for table in tables for _, quoted, _ in table.rows):
@@ -187,17 +194,27 @@ def _legend(results: Sequence[Results], tables: Sequence[Table]) -> list[str]:
     return lines
 
 
+def _made(result: Results, key: str) -> dict[Any, list[str]]:
+    """What was asked for under ``key``: each value with the benchmarks and averages that it holds for."""
+    whole = {**result["settings"], "device": result.get("device"), "date": result.get("date")}
+    found: dict[Any, list[str]] = {}
+    for name, one in (*result["benchmarks"].items(), *result["averages"].items()):
+        title = BENCHMARKS[name].title if name in BENCHMARKS else name
+        made = one.get("made", whole)
+        if key in made or name in result["benchmarks"]:
+            found.setdefault(made.get(key), []).append(title)
+    return found
+
+
 def _header(result: Results) -> str:
-    s = result["settings"]
-    said = ", ".join(
-        f"{word} {s[key]}"
-        for key, word in (("limit", "limit"), ("n", "n"), ("temperature", "temperature"))
-        if s.get(key) is not None
-    )
-    parts = [result.get("device", ""), f"seed {s.get('seed', 0)}", said, result.get("date", "")]
-    return f"{result['model']} (weights {result.get('weights', '?')}): " + ", ".join(
-        part for part in parts if part
-    )
+    parts = []
+    for key in ("device", "seed", "limit", "n", "temperature", "date"):
+        made = _made(result, key)
+        word = "" if key in ("device", "date") else f"{key} "
+        for value, titles in made.items():
+            only = f" ({', '.join(titles)})" if len(made) > 1 else ""
+            parts += [f"{word}{value}{only}"] if value is not None else []
+    return f"{result['model']} (weights {result.get('weights', '?')}): {', '.join(parts)}"
 
 
 def markdown(results: Sequence[Results]) -> str:

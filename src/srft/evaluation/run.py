@@ -44,6 +44,8 @@ from srft.terminal import Terminal
 from srft.types import Example, SamplingParams
 
 FORMAT = 1
+MADE_WITH = ("limit", "n", "temperature", "seed", "system_prompt", "confidence")
+"""Settings that may differ from one benchmark of a results.json to the next."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def evaluate_model(
             "date": datetime.now().astimezone().strftime("%Y-%m-%d"),
             "settings": config.model_dump(mode="json"),
             "environment": machine(),
-            "sources": sources,
+            "sources": {**earlier.get("sources", {}), **sources},
         }
         if toolbox is not None:
             about["tools"] = environment.model_dump(mode="json", exclude_defaults=True)
@@ -318,12 +320,16 @@ def _params(
     return SamplingParams(temperature, *cut, max_tokens, loaded.stop, loaded.stop_token_ids)
 
 
-def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
+def departures(
+    result: EvaluationResult, benchmark: Benchmark, system_prompt: str | None
+) -> list[str]:
     """In what a result differs from the benchmark's declared protocol, in words; empty if in
-    nothing."""
+    nothing. system_prompt: what took the place of the problems' own."""
     s, found = result.settings, []
     if len(result.problems) < result.size:
         found.append(f"{len(result.problems)} of {result.size} problems")
+    if system_prompt is not None:
+        found.append(f"every system message {'replaced' if system_prompt else 'removed'}")
     declared = BENCHMARKS.get(benchmark.name)
     if declared is None:
         return found
@@ -343,7 +349,7 @@ def departures(result: EvaluationResult, benchmark: Benchmark) -> list[str]:
 
 
 def _earlier(folder: Path, weights: str, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Benchmarks that an earlier call left in the folder's results.json.
+    """What earlier calls left in the folder's results.json.
 
     Raises:
         ConfigError: they are of another model, or of another dataset of a name.
@@ -359,7 +365,7 @@ def _earlier(folder: Path, weights: str, sources: Mapping[str, str]) -> dict[str
         and Path(there.get(name, source)).resolve() != Path(source).resolve()
     ]
     if found.get("weights") == weights and not moved:
-        return dict(found["benchmarks"])
+        return found
     what = (
         f"{moved[0]!r} from {there[moved[0]]}"
         if moved
@@ -379,15 +385,17 @@ def _summary(
     pending: Sequence[str],
 ) -> dict[str, Any]:
     benchmarks = {one_set.benchmark.name: one_set.benchmark for one_set in sets}
-    found: dict[str, Any] = dict(earlier)
+    found: dict[str, Any] = dict(earlier.get("benchmarks", {}))
+    # By benchmark, since the next call may ask others otherwise.
+    made = config.model_dump(mode="json", include={*MADE_WITH}) | {
+        key: about[key] for key in ("device", "date")
+    }
     for name, result in results.items():
         one = result.summary(config.confidence)
         one["pass_at_n"] = result.pass_at(result.n)
-        one["departures"] = departures(result, benchmarks[name])
-        found[name] = one
+        one["departures"] = departures(result, benchmarks[name], config.system_prompt)
+        found[name] = one | {"made": made}
     notes = [f"not finished when this was written: {', '.join(pending)}"] if pending else []
-    if config.system_prompt is not None:
-        notes.append("the system message of every problem was replaced or removed")
     averages = _averages(found, config.confidence)
     return {**about, "notes": notes, "benchmarks": found, "averages": averages}
 
@@ -404,6 +412,7 @@ def _averages(found: Mapping[str, Any], confidence: float) -> dict[str, Any]:
             averages[suite] = {
                 "accuracy": mean.estimate,
                 "interval": [mean.low, mean.high],
+                "made": {"confidence": confidence},
                 "departures": [d for m in members for d in found[m]["departures"]],
             }
     return averages
