@@ -82,6 +82,95 @@ def test_by_hand(text, answer, asked, undone):
     assert left_undone(text, answer, asked) is undone
 
 
+ASKED_FOR = [
+    (r"\frac{3}{4} \div \frac{2}{5}", r"\frac{15}{8}"), (r"\frac34 \div \frac25", "15/8"),
+    (r"6 \div \frac{1}{2}", "12"), (r"\frac{1}{2}\cdot\frac{4}{6}", r"\frac13"),
+    (r"\frac{\frac{1}{2}}{\frac{1}{4}}", "2"), (r"2\frac{1}{2} + 1\frac{1}{2}", "4"),
+    (r"2\frac12 \times 4", "10"), (r"\frac{2}{3}^2", r"\frac49"),
+    (r"\left(\frac{2}{3}\right)^2", r"\frac49"), ("3\u00b2 + 4\u00b2", "25"), ("2^{3^2}", "512"),
+    ("(3+4)(2+5)", "49"), ("3(4+5)", "27"), ("2(3)(4)", "24"), (r"(1.2\times10^3)(3\times10^2)", "360000"),
+    ("[2+3] \\times 4", "20"), (r"\left[2+3\right]\times 4", "20"), (r"2 \times \{3 + [4 - 1]\}", "12"),
+    (r"25\% \times 80", "20"), ("12 : 4", "3"), ("12:4", "3"), (r"\sqrt{144}", "12"),
+    (r"\sqrt{16} + 3", "7"), (r"\sqrt{1}", "1"), (r"\sqrt[3]{8}", "2"), ("5!", "120"), ("1!", "1"),
+    (r"\frac{5!}{4!}", "5"), ("|-5|", "5"), ("|{-5}| + 3", "8"), (r"\binom{5}{2}", "10"),
+    (r"\binom{5}{1}", "5"), (r"\log_2 8", "3"), (r"17 \mod 5", "2"), (r"\lceil 3.6 \rceil^2", "16"),
+    (r"58_9 - 18_9", "40_9"), (r"\arcsin\left(-\frac{1}{2}\right)", r"-\frac{\pi}{6}"),
+    (r"\sqrt{12}", r"2\sqrt{3}"), (r"\frac{3}{\sqrt{27}}", r"\frac{\sqrt{3}}{3}"), ("x(x + 2)", "x^2 + 2x"),
+    ("19x + 1 - 4x - 81", "15x - 80"), ("ab+5b+2a+10", "(a+5)(b+2)"), (r"(1+2i)6-3i", "6+9i"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expression", "answer"), ASKED_FOR)
+def test_the_expression_of_the_question_is_no_answer_to_it(expression, answer):
+    for question in ("What is $%s$?", "Evaluate %s.", "Calculate: %s = ?"):
+        asked = {"asked": question % expression}
+        for text in (
+            r"The answer is $\boxed{%s}$.",
+            r"\boxed{%s}",
+            "The answer is $%s$.",
+            r"$%s = %s$",
+        ):
+            said = text.replace("%s", expression)
+            assert check_math(said, answer, asked, {}).score == 0.0, said
+        assert check_math(rf"\boxed{{{answer}}}", answer, asked, {}).score == 1.0
+        assert check_math(rf"So ${expression} = {answer}$.", answer, asked, {}).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "asked"),
+    [
+        (r"\frac{3}{4}", "3/4", r"Which is larger, $\frac{3}{4}$ or $0.7$?"),
+        (r"\frac34", "0.75", r"Write $\frac34$ or $\frac{6}{8}$ in lowest terms."),
+        ("2\\frac{1}{2}", "5/2", r"Which is larger, $2\frac{1}{2}$ or $\frac{7}{3}$?"),
+        (r"2\frac12", r"\frac{5}{2}", r"Of $2\frac12$ and $2$, which is no integer?"),
+        (r"2\sqrt{3}", r"\sqrt{12}", r"One side is $2\sqrt{3}$, the others $3$. Find the first."),
+        (r"\frac{\sqrt{3}}{2}", r"\frac12\sqrt3", r"Of $\frac{\sqrt{3}}{2}$ and $\frac12$ which is larger?"),
+        (r"\frac{\pi}{4}", r"\pi/4", r"Is it $\frac{\pi}{4}$ or $\pi$?"),
+        ("x+1", "x+1", "Which is a factor of x^2-1: x+1 or x+2?"),
+        ("x + 1", "x+1", r"Simplify $\frac{(x+1)(x+3)}{x+3}$."),
+        ("(x+1)", "x+1", r"Simplify $\frac{(x+1)(x+3)}{x+3}$."),
+        ("1+x", "x+1", r"Simplify $\frac{(1+x)(x+3)}{x+3}$."),
+        ("2^{10}", "2^{10}", "Which is larger, $2^{10}$ or $1000$?"),
+        ("(x+1)^2", "(x+1)^2", "Factor $x^2+2x+1$."),
+        ("5:3", "5:3", "The ratio is 5:3. Which ratio is that in lowest terms?"),
+        ("5:3", "5/3", "Is the ratio 5:3 or 5:4?"),
+        (r"50\%", "0.5", r"Is it 50\% or 60\%?"),
+        (r"50\%", r"50\%", r"Is it 50\% or 60\%?"),
+        ("y = 2x+1", "2x+1", "Is it the line y = 2x+1 or y = 3x?"),
+        ("x = 5", "5", "If x = 5, what is x?"),
+        ("d(1)=1/3", "1/3", "Let d(1)=1/3. What is d(1)?"),
+        ("5 km/h", "5", "He walks 5 km/h or 6 km/h?"),
+        (r"(-1, 5]", "(-1,5]", "Is it (-1,5] or (-1,5)?"),
+        (r"[0, 2\pi]", r"\left[0,2\pi\right]", r"For $x$ in $[0, 2\pi]$ it is zero. Where?"),
+        (r"\dfrac{x+1}{2}", r"\frac{x+1}{2}", r"Let $f(x) = \frac{x+1}{2}$. What is $f(x)$?"),
+        ("-5", "-5", "Is it 3 - 5 or -5?"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_stands_in_the_question_as_it_has_to_be_is_right(answer, truth, asked):
+    for text in (
+        rf"The answer is $\boxed{{{answer}}}$.",
+        f"The answer is ${answer}$.",
+        f"#### {answer}",
+    ):
+        assert not left_undone(text, truth, asked), text
+    assert check_math(rf"\boxed{{{answer}}}", truth, {"asked": asked}, {}).score == 1.0
+
+
+def test_where_the_number_is_said_as_well_the_expression_may_stand_in_the_box():
+    asked = {"asked": "What is 5! + 17?"}
+    assert check_math(r"5! + 17 = 137, so \boxed{5! + 17}.", "137", asked, {}).score == 1.0
+    assert check_math(r"So \boxed{5! + 17}.", "137", asked, {}).score == 0.0
+
+
+def test_no_right_answer_to_a_benchmark_is_taken_for_its_question(benchmarks):
+    for example in benchmarks:
+        truths = example.answer if isinstance(example.answer, (list, tuple)) else [example.answer]
+        for truth in map(str, truths):
+            for text in (rf"\boxed{{{truth}}}", f"The answer is ${truth}$.", f"#### {truth}"):
+                for said in (text, text.replace(r"\frac", r"\dfrac")):
+                    assert not left_undone(said, truth, example.asked), (example.source, said)
+
+
 def test_every_verifier_that_goes_by_value_asks_the_question():
     asked = {"asked": "What is 2^10, and simplify 6/4?"}
     assert check_exact("2^10", "1024", asked, {}).score == 0.0
