@@ -185,7 +185,7 @@ def _in_decimals(match: re.Match[str]) -> str:
 # --- quantities -----------------------------------------------------------------------------------
 
 _NO_VALUE = re.compile(  # relations other than equality, and what stands for two values
-    r"[<>≤≥≠±|]|!=|\\(?:leq?|geq?|neq?|lt|gt|pm|mp|in|leqslant|geqslant)(?![A-Za-z])"
+    r"[<>≤≥≠±|]|!=|\\(?:leq?|geq?|neq?|lt|gt|pm|mp|in|leqslant|geqslant|not)(?![A-Za-z])"
 )
 _NAME = re.compile(r"(?![\d\s])(?!.*(?:sqrt|frac|log|ln|exp|!))[\w\s\\'°.:$(){}\[\],]+")
 _SUM_OF_NAMES = re.compile(r"[A-Za-z](?:[A-Za-z\s]|[-+*/](?=\s?[A-Za-z])|_\{?\d\}?)*")  # m + n

@@ -123,6 +123,13 @@ _APART = re.compile(
 _LONGEST_FORMULA = 1000
 """Characters of an announced answer that may be worth a number. Of longer ones math-verify takes seconds, and
 where its parser has given up, any number that stands within."""
+_RELATION = re.compile(
+    r"[\s${(]*(?:[\u2264\u2265\u2260\u2a7d\u2a7e]|[<>!]=|\\(?:leq?|geq?|neq?|[lg]eqslant|not)(?![A-Za-z]))"
+)
+_SCALED = re.compile(
+    r"\d[\s$]{0,3}(?:\\text\{\s?)?(?:hundred|thousand|million|billion|trillion|dozen)s?\b",
+    re.IGNORECASE,
+)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|\$|\\[(\[]")
 _MADE_OF_LETTERS = re.compile(r"[A-Za-z]{2,}")
 _SHAPE = re.compile(r"\s+|\\[,;!: ]|\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\$")
@@ -216,10 +223,12 @@ def check_math(
         text = f"\\boxed{{{alone}}}"
     said = next((one.content for one in announcements(text) if one.kind != "form"), None)
     number, value = read_quantity(gold_text), None if said is None else read_quantity(said)
+    if said is None and not options.get("announced_only") and _SCALED.search(text):
+        value = read_quantity(_led_to(final_part(text)))  # to math-verify "It is 3 million." is 3
     if number and value and not (number.percent or value.percent):
         return RIGHT if _same_value(value, number) else WRONG
-    if number and said and len(said) > _LONGEST_FORMULA:
-        return WRONG
+    if number and (len(said or "") > _LONGEST_FORMULA or _RELATION.match(said or alone)):
+        return WRONG  # to math-verify `\ge 5` is 5
     gold = _parsed_gold(boxed)
     if not gold:
         return BAD_GOLD
