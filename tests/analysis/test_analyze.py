@@ -15,6 +15,7 @@ from srft.analysis.analyze import _named, analyze
 from srft.analysis.dynamics import ProbabilitySpace, distance
 from srft.analysis.responses import read_responses, tokenize
 from srft.analysis.show_analysis import render
+from srft.data.data_config import DataConfig
 from srft.errors import CheckpointError, ConfigError, DataError, ModelError
 from srft.evaluation.open_model import Source, checkpoints_of, find_model, open_weights
 from srft.model.model_config import ModelConfig
@@ -153,6 +154,60 @@ def test_token_ids_of_a_sample_are_used_where_it_has_them(tmp_path, tokenizer):
     assert (done[0].prompt_ids, done[0].ids, notes) == ((7, 8), (9, 10, 1), [])
 
 
+def test_what_training_left_out_is_scored_and_what_a_tool_wrote_is_not(tmp_path, tokenizer):
+    """The samples of an HPT run, whose gate leaves responses out, ended in a traceback."""
+    row = sample() | {"prompt_ids": [7, 8]}
+    figures = [
+        {"logprob": [-1.0, -1.0, -1.0], "loss": [None, None, None]},
+        {"logprob": [-1.0, None, -1.0], "loss": [0.5, None, 0.5]},
+        {"logprob": [None, None, -1.0], "loss": [None, None, 0.5]},
+    ]
+    made = zip(row["responses"], figures, strict=True)
+    row["responses"] = [one | two | {"token_ids": [9, 10, 1]} for one, two in made]
+    found = read_responses(write(tmp_path / "samples.jsonl", [row]))
+    assert [t.own for t in tokenize(found, tokenizer)[0]] == [(9, 10, 1), (9, 1), (1,)]
+    cut, notes = tokenize(found, tokenizer, max_tokens=2)
+    assert [t.own for t in cut] == [(9, 10), (9,)]
+    assert "1 responses without a token of the model's own were left out." in notes
+    with pytest.raises(DataError, match="every response is empty"):
+        tokenize(found[2:], tokenizer, max_tokens=2)
+
+
+@pytest.mark.parametrize("base", ["run", "base"])
+def test_prompts_are_in_the_format_of_the_base(tmp_path, folders, run, monkeypatch, base):
+    """The recipe beside a base was not read: its prompts had the default format."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {"data": {"prompt_template": "Q {prompt}"}, "rollout": {}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    asked = []
+    monkeypatch.setattr(
+        "srft.analysis.analyze.tokenize",
+        lambda responses, tokenizer, data, most: (
+            asked.append(data.prompt_template) or tokenize(responses, tokenizer, data, most)
+        ),
+    )
+    data = write(tmp_path / "d.jsonl", [{"prompt": PROMPT, "response": RESPONSES[0]}])
+    models = [str(run), str(folders["base"])][:: 1 if base == "run" else -1]
+    result = analyze(models, data, tmp_path / "out")
+    (note,) = result.notes
+    other = result.models[1]
+    assert f"the recipe of {other} has another" in note
+    own = DataConfig(prompt_template="A {prompt}")
+    assert analyze(models, data, tmp_path / "out", data_config=own).notes == ()
+    first = "Q {prompt}" if base == "run" else DataConfig().prompt_template
+    assert asked == [first, "A {prompt}"]
+
+
+def test_settings_of_the_model_reach_references_and_checkpoints(tmp_path, folders, run):
+    """The run's first checkpoint is the base, and the reference is its second."""
+    result = analyze(
+        [str(folders["base"])], run, tmp_path / "out", runs=[run],
+        references=[str(folders["other"])], model_options={"rope_theta": 50.0},
+    )  # fmt: skip
+    _, first, last = result.dynamics.trajectories[0].points
+    assert (first.distances["base"], last.distances["other"]) == (0, 0)
+
+
 def test_responses_of_a_file_may_be_lists_with_kinds(tmp_path):
     rows = [
         {"prompt": PROMPT, "responses": list(RESPONSES), "kind": "base"},
@@ -266,6 +321,11 @@ def test_distances_are_root_mean_squares():
         "demonstrations": pytest.approx(np.sqrt((0.9**2 + 0.5**2) / 2)),
     }
     assert set(ProbabilitySpace({"base": q}, ~demo & demo).references) == {"base"}
+    ones = space.references["demonstrations"]
+    assert space.distances(ones, of="demonstrations") == {
+        "base": space.distances(q)["demonstrations"],  # the same both ways
+        "demonstrations": 0.0,
+    }
 
 
 def test_runs_of_one_name_take_the_folder_above_along(tmp_path):

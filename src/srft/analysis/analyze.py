@@ -19,7 +19,7 @@ from srft.analysis.shift import THRESHOLD, Shift, summarize
 from srft.analysis.words import token_class
 from srft.data.data_config import DataConfig
 from srft.errors import ConfigError
-from srft.evaluation.open_model import Source, find_model, open_weights
+from srft.evaluation.open_model import Source, find_model, open_weights, template_of
 from srft.model.model_config import ModelConfig
 from srft.runs.files import Record, to_json, write_whole
 from srft.runs.reading import Run, read_runs
@@ -63,6 +63,7 @@ def analyze(
     references: models whose distances are the axes of the trajectories beside the base; without
         them the demonstrations themselves (probability 1), and the first of ``models`` after the base.
     method: whose gradient to look at; unset, that of the run with the most terms, else "srft".
+    data_config: settings of ``data`` that replace those of the recipe beside the base.
     threshold: change of probability from which a token counts as changed.
     progress: is told what is being done.
 
@@ -85,7 +86,9 @@ def analyze(
     columns = {str(role): name for role, name in (data_config or DataConfig()).columns.items()}
     responses = read_responses(places, kinds=kinds, limit=limit, seed=seed, columns=columns)
     tokenizer = load_tokenizer(sources[0].config)
-    tokenized, notes = tokenize(responses, tokenizer, data_config, max_tokens)
+    asked, other = _prompt_format(sources, data_config)
+    tokenized, notes = tokenize(responses, tokenizer, asked, max_tokens)
+    notes += other if any(not r.rendered for r in responses) else []
 
     base = open_weights(sources[0], device)
     scored: dict[str, TokenShift] = {}
@@ -95,7 +98,9 @@ def analyze(
     texts, classes = _describe(tokenized, tokenizer)
     settled = {"base": sources[0].name, "threshold": threshold, "seed": seed}
     shifts = tuple(_shifts(scored, tokenized, texts, classes, **settled))
-    dynamics = _dynamics(base, sources[0].name, scored, read, references, tokenized, device, say)
+    dynamics = _dynamics(
+        base, sources[0].name, scored, read, references, tokenized, device, settings, say
+    )
     say("gradients")
     view = _gradient(base, sources[0].name, method, read, tokenized, notes)
     result = AnalysisResult(
@@ -114,6 +119,26 @@ def analyze(
     )
     say("writing")
     return replace(result, files=tuple(_write(result)))
+
+
+def _prompt_format(
+    sources: Sequence[Source], given: DataConfig | None
+) -> tuple[DataConfig, list[str]]:
+    """That of the recipe beside the base, with what ``given`` sets on top; and a note where models were
+    trained under another."""
+    base, *models = [template_of(source) for source in sources]
+    told = {} if given is None else {key: getattr(given, key) for key in given.model_fields_set}
+    asked = base.model_copy(update=told)
+    apart = [
+        source.name
+        for source, own in zip(sources[1:], models, strict=True)
+        if own.model_copy(update=told).model_dump() != asked.model_dump()
+    ]
+    note = (
+        f"Prompts are in the format of {sources[0].name}; the recipe of {', '.join(apart)} has another (its "
+        "settings of data, such as data.prompt_template, can be given as --setting)."
+    )
+    return asked, [note] if apart else []
 
 
 def _named(sources: list[Source]) -> list[Source]:
@@ -173,6 +198,7 @@ def _dynamics(
     references: Sequence[str],
     tokenized: list[TokenizedResponse],
     device: str,
+    settings: ModelConfig,
     say: Callable[[str], None],
 ) -> Dynamics | None:
     from srft.analysis.distributions import token_logprobs
@@ -182,12 +208,14 @@ def _dynamics(
     say("learning dynamics")
     base_T = np.exp(token_logprobs(base, tokenized))
     vectors: dict[str, np.ndarray] = {}
-    for source in _named([find_model(r) for r in references if r != DEMONSTRATIONS]):
+    for source in _named([find_model(r, settings) for r in references if r != DEMONSTRATIONS]):
         name = source.name if source.name != base_name else f"{source.name} (reference)"
         vectors[name] = np.exp(token_logprobs(open_weights(source, device), tokenized))
     if not references:
         vectors |= {n: np.exp(s.logprob_after_T) for n, s in list(scored.items())[:1]}
-    return learning_dynamics((base_name, base_T), vectors, runs, tokenized, device=device)
+    return learning_dynamics(
+        (base_name, base_T), vectors, runs, tokenized, device=device, settings=settings
+    )
 
 
 def _gradient(

@@ -21,7 +21,7 @@ import numpy as np
 from srft.analysis.distributions import token_logprobs
 from srft.analysis.responses import TokenizedResponse
 from srft.evaluation.open_model import checkpoints_of, find_model, open_weights, restore
-from srft.model.model_config import holds_model
+from srft.model.model_config import ModelConfig, holds_model
 from srft.runs.reading import Run, group_by_method
 
 DEMONSTRATIONS = "demonstrations"
@@ -67,11 +67,11 @@ class ProbabilitySpace:
         if demo_T.any():
             self.references.setdefault(DEMONSTRATIONS, np.ones(len(demo_T)))
 
-    def distances(self, probability_T: np.ndarray) -> dict[str, float]:
-        """Distance to each reference; to the demonstrations on their own tokens."""
+    def distances(self, probability_T: np.ndarray, of: str | None = None) -> dict[str, float]:
+        """Distance to each reference; to and ``of`` the demonstrations on their own tokens."""
         found = {}
         for name, vector in self.references.items():
-            here = self._demo_T if name == DEMONSTRATIONS else slice(None)
+            here = self._demo_T if DEMONSTRATIONS in (name, of) else slice(None)
             found[name] = distance(probability_T[here], vector[here])
         return found
 
@@ -83,10 +83,12 @@ def learning_dynamics(
     responses: Sequence[TokenizedResponse],
     *,
     device: str = "cpu",
+    settings: ModelConfig | None = None,
 ) -> Dynamics:
     """Scores every checkpoint of ``runs`` on ``responses`` and places it among the references.
 
-    base, references: names with their token probabilities on the same responses.
+    base, references: names with their token probabilities on the same responses. settings: how checkpoints
+    are opened, as for ``find_model``.
 
     Raises:
         CheckpointError, ModelError: a checkpoint that cannot be loaded.
@@ -97,7 +99,7 @@ def learning_dynamics(
     space = ProbabilitySpace({base[0]: base[1], **references}, demo_T)
     start = Point(0, space.distances(base[1]))
     trajectories = [
-        Trajectory(run.name, name, (start, *_points(run.path, responses, space, device)))
+        Trajectory(run.name, name, (start, *_points(run.path, responses, space, device, settings)))
         for name, members in group_by_method(runs).items()
         for run in members
     ]
@@ -105,24 +107,28 @@ def learning_dynamics(
         references=tuple(space.references),
         tokens=len(demo_T),
         trajectories=tuple(trajectories),
-        between={name: space.distances(vector) for name, vector in space.references.items()},
+        between={n: space.distances(vector, of=n) for n, vector in space.references.items()},
     )
 
 
 def _points(
-    run: Path, responses: Sequence[TokenizedResponse], space: ProbabilitySpace, device: str
+    run: Path,
+    responses: Sequence[TokenizedResponse],
+    space: ProbabilitySpace,
+    device: str,
+    settings: ModelConfig | None,
 ) -> list[Point]:
     points = []
     model = None
     for step, folder in checkpoints_of(run):
-        source = find_model(folder)
+        source = find_model(folder, settings)
         if model is None:
             model = open_weights(source, device)
         elif source.weights is not None:
             restore(model, source.weights)
         points.append(Point(step, space.distances(np.exp(token_logprobs(model, responses)))))
     if not points and holds_model(run / "model"):
-        final = find_model(run)
+        final = find_model(run, settings)
         vector = np.exp(token_logprobs(open_weights(final, device), responses))
         points.append(Point(None, space.distances(vector)))
     return points

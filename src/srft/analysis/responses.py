@@ -158,7 +158,7 @@ def _from_row(row: dict[str, Any], at: str, group: int) -> Iterator[Response]:
             rendered=sampled,
             prompt_ids=_ids(row.get("prompt_ids")),
             ids=_ids(item.get("token_ids")),
-            mask=_mask(item.get("loss")),
+            mask=_mask(item.get("logprob")),
         )
 
 
@@ -190,10 +190,11 @@ def _ids(value: Any) -> tuple[int, ...] | None:
     )
 
 
-def _mask(losses: Any) -> tuple[bool, ...] | None:
-    """samples.jsonl has no loss at tokens that a tool wrote."""
-    known = isinstance(losses, list) and None in losses
-    return tuple(loss is not None for loss in losses) if known else None
+def _mask(logprobs: Any) -> tuple[bool, ...] | None:
+    """samples.jsonl has no log-probability at tokens that a tool wrote. (No loss, it also has at those of a
+    response that the method left out of training.)"""
+    known = isinstance(logprobs, list) and None in logprobs
+    return tuple(value is not None for value in logprobs) if known else None
 
 
 def _draw(found: list[Response], limit: int | None, seed: int) -> list[Response]:
@@ -228,6 +229,7 @@ def tokenize(
     Raises:
         DataError: a prompt or response that cannot be used, or none left.
     """
+    nothing = "every response is empty: there is nothing to score"
     config = config or DataConfig()
     as_it_stands = config.model_copy(
         update={
@@ -239,7 +241,7 @@ def tokenize(
     )
     kept = [r for r in responses if r.ids or r.text.strip()]
     if not kept:
-        raise DataError("every response is empty: there is nothing to score")
+        raise DataError(nothing)
     done: dict[int, TokenizedResponse] = {}
     for number, r in enumerate(kept):
         if r.prompt_ids and r.ids:
@@ -248,7 +250,9 @@ def tokenize(
         rest = [i for i, r in enumerate(kept) if i not in done and r.rendered is rendered]
         done |= _from_text(rest, kept, tokenizer, form)
     cut = sum(len(t.ids) > max_tokens for t in done.values())
-    result = [done[i].cut(max_tokens) for i in sorted(done)]
+    result = [whole for i in sorted(done) if (whole := done[i].cut(max_tokens)).own]
+    if not result:
+        raise DataError(nothing)
     return result, _notes(responses, result, cut, max_tokens, tokenizer)
 
 
@@ -293,7 +297,8 @@ def _notes(
     if cut:
         notes.append(f"{cut} of {len(done)} responses were cut at {limit} tokens.")
     if len(done) < len(given):
-        notes.append(f"{len(given) - len(done)} empty responses were left out.")
+        left = len(given) - len(done)
+        notes.append(f"{left} responses without a token of the model's own were left out.")
     from_text = any(t.response.rendered and t.response.prompt_ids is None for t in done)
     if from_text and getattr(tokenizer, "chat_template", None):
         notes.append(
