@@ -92,7 +92,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("weight * _average(term, part", "_average(term, part"),
     ),
     ("objective/schedules.py", _METHODS): (
-        ("right_S <= switches.gate * rollouts_S", "right_S < switches.gate * rollouts_S"),
+        ("right_S <= switches.gate * rollouts_S.double() + 1e-9", "right_S <= switches.gate * rollouts_S"),
         ("switches.mu_start * progress.step / warmup", "switches.mu_start"),
         ("if rollout >= switches.prefix_rollouts:", "if rollout > switches.prefix_rollouts:"),
         ("math.floor(share * length + uniform)", "math.floor(share * length)"),

@@ -194,8 +194,9 @@ class Objective:
         return self.s["average"]
 
     def count(self, term):
-        if self.s["shared_count"] and term in RL:
-            return sum(self.own_count(other) for other in self.terms() if other in RL)
+        shared = [other for other in self.terms() if other in RL and self.term_weight(other) != 0]
+        if self.s["shared_count"] and term in shared:
+            return sum(map(self.own_count, shared))
         return self.own_count(term)
 
     def own_count(self, term):

@@ -13,6 +13,7 @@ from tests.objective.builders import batch_of, logits_of, run, table_of
 from tests.objective.reference import Seq
 
 from srft.errors import ConfigError
+from srft.objective.advantage import READS as ADVANTAGE_READS
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Progress, Term
 from srft.objective.methods import METHODS, get_method, switches_read
@@ -43,17 +44,21 @@ def test_an_unknown_switch_is_refused_with_the_nearest_name():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "field"),
+    ("name", "overrides", "field"),
     [
-        ({"sft_coefficient": -1}, "sft_coefficient"),
-        ({"entropy_level": "word"}, "entropy_level"),
-        ({"weight_cap": 0}, "weight_cap"),
-        ({"sft_entropy_sign": 2}, "sft_entropy_sign"),
+        ("srft", {"sft_coefficient": -1}, "sft_coefficient"),
+        ("srft", {"entropy_level": "word"}, "entropy_level"),
+        ("srft", {"weight_cap": 0}, "weight_cap"),
+        ("srft", {"sft_entropy_sign": 2}, "sft_entropy_sign"),
+        ("ghpo", {"rescue_shares": [25, 50, 75]}, r"rescue_shares\.0"),
+        ("ghpo", {"rescue_shares": [0.5, -0.5]}, r"rescue_shares\.1"),
+        ("prefix-rft", {"prefix_beta": [0, 1]}, r"prefix_beta\.0"),
+        ("prefix-rft", {"prefix_beta": [1, -1]}, r"prefix_beta\.1"),
     ],
 )
-def test_a_bad_value_is_refused_by_name(overrides, field):
-    with pytest.raises(ConfigError, match=rf"objective\.{field} \(method srft\)"):
-        get_method("srft", overrides)
+def test_a_bad_value_is_refused_by_name(name, overrides, field):
+    with pytest.raises(ConfigError, match=rf"objective\.{field} \(method {name}\)"):
+        get_method(name, overrides)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,12 @@ def test_a_bad_value_is_refused_by_name(overrides, field):
         ("srft", {"rollout_term": "literal", "clip_low": 0.1}),
         ("chord", {"weight_rollout": 0.5}),
         ("cispo", {"clip_low": 0.1}),
+        # No term reads an advantage while weight_rollout is 0.
+        ("opd", {"normalize_std": False}),
+        ("gkd", {"demos_in_group": False}),
+        ("sdft", {"baseline": "none"}),
+        ("sdpo", {"std": "population"}),
+        ("asft", {"normalize_std": False}),
     ],
 )
 def test_a_switch_the_method_does_not_read_is_refused(name, overrides):
@@ -81,10 +92,61 @@ def test_a_switch_the_method_does_not_read_is_refused(name, overrides):
         ("srft", {"demo_shaping": 0.3}, "demo_ratio is not shaped"),
         ("srft-no-sft", {"sft_coefficient": 1.0}, "demo_sft has weight 0"),
         ("grpo", {"entropy_target": 1.0}, "entropy_coefficient is 0"),
+        ("grpo", {"demos_in_group": False}, "demonstrations are in no group"),
+        ("grpo", {"entropy_coefficient": 0.1, "entropy_tokens": "all"}, "no token of a demonstr"),
+        (
+            "grpo",
+            {"baseline": "none", "std": "population"},
+            "std has no .* no advantage is divided",
+        ),
+        ("grpo", {"baseline": "none", "advantage_epsilon": 0.1}, "epsilon has no .* is divided"),
+        ("grpo", {"importance_floor": 0.5}, "importance_cap is null"),
+        ("srft", {"literal_means": "separate"}, "rollout_term is not literal"),
+        (
+            "srft",
+            {"rollout_term": "literal", "literal_means": "separate", "shared_count": True},
+            "literal_means has no .* shared_count",
+        ),
+        (
+            "srft",
+            {"rollout_term": "literal", "weight_demo_rl": 0, "std": "population"},
+            "std has no .* demo_rl has weight 0",
+        ),
+        (
+            "srft",
+            {"rollout_term": "literal", "kl_coefficient": 0.1, "ratio_level": "sequence"},
+            "nothing reads the ratio",
+        ),
+        ("chord-phi", {"mu_start": 0.5}, "mu_start has no .* mu_decay are 0"),
+        ("chord-phi", {"mu_decay": 0.5}, "mu_decay has no .* are equal"),
+        ("chord", {"mu_decay": 0.0, "mu_start": 0.7}, "mu_start has no .* mu_decay are 0"),
+        ("uft", {"hint_steps": 0, "hint_start": 0.5}, "hint_steps is 0"),
+        ("opd", {"distill_beta": 0.5}, "distill_form is sampled"),
+        ("opd", {"distill_top_k": 5}, "distill_form is sampled"),
+        ("rlsd", {"rlsd_mix": 0, "rlsd_clip": 0.5}, "rlsd_mix is 0"),
     ],
 )
 def test_a_switch_without_effect_is_warned_of(name, overrides, why):
     with pytest.warns(UserWarning, match=why):
+        get_method(name, overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("srft", {"rollout_term": "literal", "literal_means": "separate"}),
+        ("chord", {"mu_decay": 0.0, "mu_warmup": 0.5, "mu_start": 0.7}),
+        ("chord", {"mu_decay": 0.0}),
+        ("ghpo", {"entropy_coefficient": 0.1, "entropy_tokens": "all"}),  # given prefixes
+        ("asft", {"distill_beta": 0.5}),
+        ("opd", {"weight_rollout": 1.0, "normalize_std": False}),
+        ("opd", {"distill_form": "full", "distill_beta": 0.5, "distill_top_k": 5}),
+        ("grpo", {"kl_coefficient": 0.1, "kl_estimator": "k3-ratio", "ratio_level": "sequence"}),
+    ],
+)
+def test_a_switch_with_an_effect_is_taken_without_a_word(name, overrides):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         get_method(name, overrides)
 
 
@@ -142,8 +204,12 @@ def test_terms_declare_the_switches_they_read(name, overrides):
         if term.observe:
             term.observe(batch, recorder)
         assert recorder.read <= set(term.reads), term.name
+        moved = replace(table, advantage_S=table.advantage_S + 1)
+        other = replace(batch, index=replace(batch.index, sequences=moved))
+        if not torch.equal(term.loss(batch, method.switches), term.loss(other, method.switches)):
+            assert set(ADVANTAGE_READS) <= set(term.reads), term.name
     recorder = Recorder(method.switches)
-    if method.rollouts:
+    if any("baseline" in term.reads for term in method.terms):
         method.advantage(table, recorder)
     if method.token_advantage:
         method.token_advantage(batch, recorder)
@@ -204,7 +270,8 @@ MIXING = [name for name, entry in METHODS.items() if entry.rollouts and entry.de
 @pytest.mark.parametrize("baseline", ["group", "leave-one-out", "none"])
 @pytest.mark.parametrize("name", MIXING)
 def test_a_sequence_to_which_no_reward_applies_is_in_no_group_and_has_no_advantage(name, baseline):
-    method = get_method(name, {"baseline": baseline})
+    read = {"weight_rollout": 1.0} if name == "gkd" else {}
+    method = get_method(name, {"baseline": baseline, **read})
     others = [make(0, False, 1.0), make(0, False, 0.0), make(1, False, 1.0), make(1, False, 0.0),
               make(1, True, 1.0)]  # fmt: skip
     expected = table_of(others, method).advantage_S.tolist()
@@ -227,6 +294,27 @@ def test_hpt_keeps_demonstrations_where_rollouts_fail_and_rollouts_elsewhere():
     assert keep == [False, False, True, True, True, False, True, True]
     half = hpt_gate(table_of(seqs, method), get_method("hpt", {"gate": 0.5}).switches).tolist()
     assert half == [False, False, True, False, False, True, True, True]
+
+
+@pytest.mark.parametrize(("gate", "rollouts", "right"), [(0.84, 75, 63), (0.57, 100, 57)])
+def test_hpt_s_gate_holds_at_its_very_share(gate, rollouts, right):
+    def kept(right):
+        seqs = [make(0, False, float(n < right), 1) for n in range(rollouts)]
+        method = get_method("hpt", {"gate": gate})
+        table = table_of([*seqs, make(0, True, 1.0)], method)
+        return method.select(table, method.switches).tolist()
+
+    assert kept(right) == [False] * rollouts + [True]
+    assert kept(right + 1) == [True] * rollouts + [False]
+
+
+def test_a_term_without_weight_is_not_in_the_shared_count():
+    seqs = [make(0, False, 1.0), make(0, False, 0.0), make(0, False, 0.0), make(0, True, 1.0)]
+    for weight, rollouts in ((1.0, 400), (0.0, 300)):
+        overrides = {"weight_demo_rl": weight, "constant_length": 100}
+        method = get_method("luffy", overrides)
+        found = counts(method, token_index(table_of(seqs, method)))
+        assert found["rollout"] == rollouts
 
 
 def test_chord_mu_rises_falls_and_stays():

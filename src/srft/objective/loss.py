@@ -35,11 +35,12 @@ def counts(method: Method, index: TokenIndex) -> dict[str, float]:
 
     Sums over disjoint indices are the count of their union. Sequences that ``active`` leaves out
     belong in the index, those that ``method.select`` leaves out do not. With ``shared_count`` the
-    RL terms on demonstrations and rollouts are one mean: each is divided by the sum of their counts.
+    RL terms on demonstrations and rollouts are one mean: each is divided by the sum of their counts,
+    those of weight 0 left out.
     """
     found = {term.name: _count(term, index, method.switches) for term in method.terms}
     if method.switches.shared_count:
-        shared = [term.name for term in method.terms if term.source == "rl"]
+        shared = [t.name for t in method.terms if t.source == "rl" and t.weight != 0]
         found |= dict.fromkeys(shared, sum(found[name] for name in shared))
     return found
 

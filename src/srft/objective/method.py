@@ -48,8 +48,8 @@ class Term:
     active: bool_S, False where the gradient on that sequence is exactly zero whatever the model
         says (advantage 0, for instance), so its forward pass can be skipped. Counting ignores it.
     source: "sft", "rl", "distill" or "regularizer": groups terms in metrics.
-    reads: names of the switches the term's functions read. A switch that is set and that no part
-        of the method reads is refused.
+    reads: names of the switches the term's functions read; of one that reads the advantage,
+        ``advantage.READS`` too. A switch that is set and that no part of the method reads is refused.
     observe: per-token values worth logging (any length, no gradient), by metric name; of bool
         tensors the share that is True is logged, of others mean, minimum and maximum.
     average: how this term is averaged whatever the switches say; None: as they say.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from srft.errors import ConfigError, did_you_mean
 from srft.objective import advantage, distillation, schedules, terms
+from srft.objective.idle import IDLE
 from srft.objective.method import Method, Progress, Teacher, Term
 from srft.objective.switches import Switches
 from srft.types import SequenceTable, TokenBatch
@@ -30,8 +31,8 @@ class Entry:
     """One row of the table; ``get_method`` turns it into a :class:`Method`.
 
     terms: the summands for the switches as set. defaults: switches that differ from
-    ``Switches()``. reads: switches read by anything but the terms and the advantage. Other fields
-    as in ``Method``, but ``prefix`` is handed the switches as well.
+    ``Switches()``. reads: switches read by anything but the terms. Other fields as in ``Method``, but
+    ``prefix`` is handed the switches as well.
     """
 
     summary: str
@@ -383,7 +384,7 @@ def switches_read(name: str, switches: Switches) -> set[str]:
     if sum(term.source == "rl" for term in chosen) > 1:
         read.add("shared_count")
     if entry.rollouts:
-        read |= set(advantage.READS) | set(REGULARIZERS)
+        read |= set(REGULARIZERS)
     return read
 
 
@@ -427,38 +428,6 @@ def _switches(name: str, entry: Entry, overrides: Mapping[str, Any] | Switches |
         raise ConfigError("\n".join(lines)) from error
 
 
-# When a switch that a method reads has no effect all the same, and why.
-_IDLE: dict[str, tuple[Callable[[Switches], bool], str]] = {
-    "clip_low": (lambda s: not s.clip, "clip is false"),
-    "clip_high": (lambda s: not s.clip, "clip is false"),
-    "ratio_cap": (lambda s: not s.clip, "clip is false"),
-    "demo_shaping": (lambda s: s.demo_ratio != "shaped", "demo_ratio is not shaped"),
-    "importance_level": (lambda s: s.importance_cap is None, "importance_cap is null"),
-    "importance_mode": (lambda s: s.importance_cap is None, "importance_cap is null"),
-    "importance_floor": (lambda s: s.importance_cap is None, "importance_cap is null"),
-    "ratio_level": (
-        lambda s: s.kl_estimator != "k3-ratio"
-        and (s.rollout_term == "literal" or (s.distill_form == "full" and s.weight_rollout == 0)),
-        "nothing reads the ratio",
-    ),
-    "prefix_beta": (lambda s: s.prefix_high is None, "prefix_high is null"),
-    "distill_clip": (lambda s: s.distill_form != "sampled", "distill_form is not sampled"),
-    "std": (lambda s: not s.normalize_std, "normalize_std is false"),
-    "advantage_epsilon": (lambda s: not s.normalize_std, "normalize_std is false"),
-    "normalize_std": (lambda s: s.baseline == "none", "baseline is none"),
-    "demos_in_group": (lambda s: s.baseline == "none", "baseline is none"),
-    "kl_estimator": (lambda s: s.kl_coefficient == 0, "kl_coefficient is 0"),
-    "entropy_tokens": (lambda s: s.entropy_coefficient == 0, "entropy_coefficient is 0"),
-    "entropy_target": (lambda s: s.entropy_coefficient == 0, "entropy_coefficient is 0"),
-    "entropy_level": (
-        lambda s: s.sft_entropy_sign == 0 and s.rl_entropy_sign == 0, "both entropy signs are 0",
-    ),
-    "constant_length": (
-        lambda s: "constant" not in (s.average, s.sft_average), "no average is constant",
-    ),
-}  # fmt: skip
-
-
 def _check_reads(name: str, switches: Switches) -> None:
     """Refuses switches nothing reads; warns of those whose effect another switch turns off."""
     entry = METHODS[name]
@@ -472,7 +441,11 @@ def _check_reads(name: str, switches: Switches) -> None:
             f"method {name!r} does not read {listed} as it is set up, so the setting would "
             f"be ignored: remove it. It reads {', '.join(sorted(read))}."
         )
-    idle = {key: why for key, (test, why) in _IDLE.items() if test(switches)}
+    idle = {key: why for key, (test, why) in IDLE.items() if test(switches)}
+    if not entry.demonstrations:
+        idle["demos_in_group"] = "demonstrations are in no group"
+        if entry.prefix is None and entry.rescue is None:
+            idle["entropy_tokens"] = "it trains on no token of a demonstration"
     chosen = _all_terms(entry, switches)
     silent = [term for term in chosen if term.weight == 0]
     heard = _term_reads(tuple(term for term in chosen if term.weight != 0))

@@ -107,5 +107,6 @@ def hpt_gate(table: SequenceTable, switches: Switches) -> Tensor:
     rollouts_S = per_group(~table.is_demo_S)
     right_S = per_group(~table.is_demo_S & table.correct_S)
     demos_S = per_group(table.is_demo_S)
-    supervise_S = (right_S <= switches.gate * rollouts_S) & (demos_S > 0)
+    # 0.57 * 100 is 56.99999999999999: 57 right rollouts are at the gate.
+    supervise_S = (right_S <= switches.gate * rollouts_S.double() + 1e-9) & (demos_S > 0)
     return table.is_demo_S == supervise_S

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from srft.section import Section
 
 Average = Literal["token", "sequence", "constant"]
+_Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Switches(Section):
@@ -194,7 +196,10 @@ class Switches(Section):
         0.0, ge=0, le=1, description="CHORD: share of the steps in which mu rises from 0 linearly."
     )
     mu_decay: float = Field(
-        0.5, ge=0, le=1, description="CHORD: share of the steps, after the rise, of the decay."
+        0.5,
+        ge=0,
+        le=1,
+        description="CHORD: share of the steps, after the rise, of the decay; 0: none, mu is mu_end.",
     )
     hint_start: float = Field(
         0.95, ge=0, le=1, description="Share of a demonstration given as prefix at the first step."
@@ -221,7 +226,7 @@ class Switches(Section):
         description="Prefix-RFT: the share that is given is drawn between that of the schedule and "
         "this one, as schedule + (prefix_high - schedule) * Beta(a, b); null: the schedule's own.",
     )
-    prefix_beta: tuple[float, float] = Field(
+    prefix_beta: tuple[_Positive, _Positive] = Field(
         (1.0, 1.0), description="Prefix-RFT: a and b of that draw; (1, 1) is uniform."
     )
     prefix_entropy_share: float = Field(
@@ -236,7 +241,7 @@ class Switches(Section):
         description="Prefix-RFT: the tokens of highest entropy of each prefix, or of all prefixes together "
         "of the batch's rollouts that have gradient.",
     )
-    rescue_shares: tuple[float, ...] = Field(
+    rescue_shares: tuple[_Share, ...] = Field(
         (0.25, 0.5, 0.75),
         description="Second rounds of sampling (GHPO, BREAD): shares of a demonstration given, one "
         "after another, to a prompt whose rollouts have all failed.",

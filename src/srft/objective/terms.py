@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from srft.objective.advantage import READS as ADVANTAGE_READS
 from srft.objective.entropy_weights import rl_weight, sft_weight
 from srft.objective.method import Progress, Term
 from srft.objective.switches import Switches
@@ -22,6 +23,7 @@ RL_WEIGHT_READS = ("rl_coefficient", "rl_entropy_sign", "entropy_level", "weight
 CLIP_READS = ("clip", "clip_low", "clip_high", "ratio_cap", "ratio_level")
 IMPORTANCE_READS = ("importance_cap", "importance_level", "importance_mode", "importance_floor")
 ROLLOUT_READS = ("mask_truncated", *IMPORTANCE_READS)
+SURROGATE_READS = (*CLIP_READS, *ROLLOUT_READS, *ADVANTAGE_READS)
 # A log-ratio beyond every clip, in nats, whose exponential float32 holds.
 _FAR = 60.0
 
@@ -395,15 +397,15 @@ CHORD_PHI = Term("chord_phi", "sft", demo_tokens, chord_phi_loss, _demos)
 HINT = Term("hint", "sft", hint_tokens, hint_loss, _hinted, reads=("mask_truncated",))
 DEMO_RL = Term(
     "demo_rl", "rl", demo_tokens, demo_rl_loss, _demos_with_advantage,
-    reads=("demo_ratio", "demo_shaping", "demo_focus"), observe=observe_demo_rl,
+    reads=("demo_ratio", "demo_shaping", "demo_focus", *ADVANTAGE_READS), observe=observe_demo_rl,
 )  # fmt: skip
 SURROGATE = Term(
     "rollout", "rl", rollout_tokens, surrogate_loss, _rollouts_with_advantage,
-    reads=(*CLIP_READS, *ROLLOUT_READS), observe=observe_surrogate,
+    reads=SURROGATE_READS, observe=observe_surrogate,
 )  # fmt: skip
 WEIGHTED_SURROGATE = Term(
     "rollout", "rl", rollout_tokens, weighted_surrogate_loss, _rollouts_with_advantage,
-    reads=(*CLIP_READS, *ROLLOUT_READS, *RL_WEIGHT_READS), observe=observe_weighted_surrogate,
+    reads=(*SURROGATE_READS, *RL_WEIGHT_READS), observe=observe_weighted_surrogate,
 )  # fmt: skip
 LITERAL = Term(
     "rollout", "rl", rollout_tokens, literal_loss, rollouts,
@@ -418,11 +420,11 @@ LITERAL_WRONG = Term(
 )  # fmt: skip
 CISPO = Term(
     "rollout", "rl", rollout_tokens, cispo_loss, _rollouts_with_advantage,
-    reads=("clip_high", "ratio_level", *ROLLOUT_READS), observe=observe_cispo,
+    reads=("clip_high", "ratio_level", *ROLLOUT_READS, *ADVANTAGE_READS), observe=observe_cispo,
 )  # fmt: skip
 PREFIX_SURROGATE = Term(
     "rollout", "rl", all_rollout_tokens, prefix_surrogate_loss, _rollouts_with_advantage,
-    reads=("prefix_entropy_share", "prefix_entropy_scope", *CLIP_READS, *ROLLOUT_READS),
+    reads=("prefix_entropy_share", "prefix_entropy_scope", *SURROGATE_READS),
     observe=observe_prefix,
 )  # fmt: skip
 KL = Term(
