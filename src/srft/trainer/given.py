@@ -152,9 +152,11 @@ def _reward(function: Any) -> str:
     """A reward's name, and a digest of its source and of the plain values that it was made with."""
     if isinstance(function, str):
         return function
-    inner, values = function, dict[str, Any]()
+    inner: Any = function
+    values: dict[str, Any] = {}
     while isinstance(inner, functools.partial):
-        inner, values = inner.func, {**inner.keywords, **values}
+        values = {**inner.keywords, **values}
+        inner = inner.func
     inner = getattr(inner, "__func__", inner)
     try:
         plain = inspect.isfunction(inner)
