@@ -15,6 +15,7 @@ from srft.evaluation.run import evaluate_model
 from srft.evaluation.sample import sample_texts
 from srft.rewards.scorer import Scorer
 from srft.rollout.rollout_config import RolloutConfig
+from srft.trainer.api import SRFTTrainer
 from srft.types import Example, SamplingParams
 
 
@@ -80,6 +81,32 @@ def test_what_ends_a_rollout_in_training_ends_a_response_here(model_dir, tmp_pat
         assert max(lengths) > 1, "what is set replaces the recipe's"
     else:
         assert (found.mean_tokens, lengths) == (1.0, {1})
+
+
+def test_limit_and_system_prompt_are_for_the_evaluation_data_of_training_too(recipe, tmp_path):
+    """Both did nothing for data.eval."""
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} ; {% endfor %}")
+    rows = [
+        {"prompt": [{"role": "system", "content": "4"}, {"role": "user", "content": f"{i} + 1 ="}]}
+        for i in range(9)
+    ]
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps(row | {"answer": "1"}) + "\n" for row in rows))
+    data = {"eval": str(held), "chat_template": str(template)}
+
+    def asked(**evaluation):
+        trainer = SRFTTrainer(args=recipe(data=data, evaluation=evaluation))
+        (found,) = trainer.setup.evaluation.values()
+        decode = trainer.setup.policy.tokenizer.decode
+        trainer.close()
+        return [p.example.prompt for p in found.problems], decode(found.problems[0].prompt_ids)
+
+    whole, first = asked()
+    assert (len(whole), first.split()[0]) == (9, "4")
+    part, first = asked(limit=2, system_prompt="7")
+    assert first.split()[0] == "7" and [p[0]["content"] for p in part] == ["7", "7"]
+    assert {p[1]["content"] for p in part} < {p[1]["content"] for p in whole}
 
 
 def test_samples_are_seeded_honour_the_context_and_take_one_loading(model_dir, monkeypatch):

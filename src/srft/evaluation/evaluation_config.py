@@ -59,8 +59,8 @@ class EvaluationConfig(Section):
     limit: int | None = Field(
         None,
         ge=1,
-        description="At most this many problems of each benchmark, drawn with `seed`. Results on "
-        "such a part are marked.",
+        description="At most this many problems of each benchmark, and in training of each set of "
+        "`data.eval`, drawn with `seed`. Results on such a part are marked.",
     )
     seed: int = Field(
         0,

@@ -22,6 +22,7 @@ from srft.environments.toolbox import Toolbox
 from srft.environments.tools import Tools, build_tools, tokenizing
 from srft.errors import ConfigError, DataError
 from srft.evaluation.evaluate import tokenize_problems
+from srft.evaluation.problems import select, with_system
 from srft.evaluation.run import evaluation_sets
 from srft.model.adapters import reshard
 from srft.model.loading import check_vocabulary, load_tokenizer
@@ -314,9 +315,18 @@ def _evaluation(
     tools: Tools | None,
 ) -> dict[str, EvaluationData]:
     """The recipe's evaluation data under the run's verifier, and the suites or the dataset that
-    ``evaluation`` names under their own."""
-    sets = {name: EvaluationData(problems, scorer) for name, problems in held_out.items()}
-    settings = config.evaluation
+    ``evaluation`` names under their own; its ``limit`` and ``system_prompt`` are for all of them."""
+    sets, settings = {}, config.evaluation
+    for name, problems in held_out.items():
+        examples = select([p.example for p in problems], settings.limit, settings.seed)
+        chosen = set(map(id, examples))
+        asked = [problem for problem in problems if id(problem.example) in chosen]
+        if settings.system_prompt is not None:
+            other = [
+                with_system(replace(e, demonstrations=()), settings.system_prompt) for e in examples
+            ]
+            asked = tokenize_problems(other, tokenizer, config.data, tools)
+        sets[name] = EvaluationData(asked, scorer)
     if settings.suites or settings.dataset:
         toolbox = None if tools is None else tools.toolbox
         for chosen in evaluation_sets(settings, config.reward, toolbox):
