@@ -81,6 +81,47 @@ def test_settings_inside_lists_and_whole_mappings(tmp_path):
         load_config(None, ["data.train=lab", "data.train.a=b"])
 
 
+SECTIONS = """
+data: {train: lab, eval: {a: lab}, columns: {prompt: q, answer: a}, chat_template_kwargs: {x: 1}}
+rollout: {vllm: {options: {a: 1}, dtype: bfloat16}}
+environment: {factory: {a: "x.py:A"}}
+alarms: {no-reward: {steps: 30, action: stop}}
+reward: [{name: numeric, tolerance: 0.5}]
+stages: [{method: srft, steps: 5, objective: {clip_low: 0.1, weight_sft: 2}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "expected"),
+    [
+        ("data={eval: {b: x}}", "data.eval", {"b": "x"}),
+        ("data={columns: {prompt: p}}", "data.columns", {"prompt": "p"}),
+        ("data={chat_template_kwargs: {y: 2}}", "data.chat_template_kwargs", {"y": 2}),
+        ("rollout={vllm: {options: {b: 2}}}", "rollout.vllm.options", {"b": 2}),
+        ("rollout={vllm: {options: {b: 2}}}", "rollout.vllm.dtype", "bfloat16"),
+        ("environment={factory: {b: 'y.py:B'}}", "environment.factory", {"b": "y.py:B"}),
+        ("alarms.no-reward={steps: 10}", "alarms.no-reward.action", "stop"),
+        ("alarms={no-reward: {steps: 10}}", "alarms.no-reward.action", "stop"),
+        ("alarms={no-reward: {steps: 10}}", "alarms.no-reward.steps", 10),
+        ("stages.0.objective={clip_low: 0.3}", "stages.0.objective.weight_sft", 2.0),
+        ("stages.0={steps: 7}", "stages.0.objective.weight_sft", 2.0),
+        ("stages.0={objective: {clip_low: 0.3}}", "stages.0.objective.clip_low", 0.3),
+        ("reward.rewards.0={weight: 2}", "reward.rewards.0.tolerance", 0.5),
+    ],
+)
+def test_a_section_is_changed_and_any_other_mapping_replaced(tmp_path, override, place, expected):
+    """How deep the mapping stood decided it, and so did lists and alarms."""
+    path = tmp_path / "r.yaml"
+    path.write_text(SECTIONS)
+    found = load_config(path, [override])
+    for part in place.split("."):
+        if isinstance(found, list):
+            found = found[int(part)]
+        else:
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert found == expected
+
+
 def test_resume_goes_on_with_the_run_that_is_meant_or_asks(srft, tmp_path):
     code, said = srft("train", *QUICK, "train.steps=2", "--resume")
     assert code == 2 and "--resume: which run?" in said and not (tmp_path / "runs").exists()

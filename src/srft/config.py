@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -234,29 +235,45 @@ def _apply(recipe: dict[str, Any], key: list[str], value: Any) -> None:
             )
         there = place[at] if isinstance(place, list) else place.get(at)
         if last:
-            merge = isinstance(value, Mapping) and _is_section(key) and not names_rewards
-            place[at] = _merged(there, value) if merge else value
+            place[at] = value if names_rewards else _merged(there, value, key)
         else:
             # Copied: what an alias stands for in YAML is its anchor's very object.
             place[at] = place = copy.copy(there) if there is not None else {}
 
 
-def _merged(old: Any, new: Any) -> Any:
-    if not isinstance(old, dict) or not isinstance(new, dict):
+def _merged(old: Any, new: Any, key: Sequence[str]) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict) or not _is_section(key):
         return new
-    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return old | {name: _merged(old.get(name), value, [*key, name]) for name, value in new.items()}
 
 
 def _is_section(key: Sequence[str]) -> bool:
-    """Whether the key is of a section, whose settings are set one by one, and not of one setting."""
-    model: type[BaseModel] = SRFTConfig
+    """Whether the key is of a section, whose settings are set one by one, and not of one setting: also one
+    in a list, and one of several that have names (alarms), as all of these together."""
+    kinds: list[Any] = [SRFTConfig]
     for part in key:
-        field = model.model_fields.get(part)
-        inside = None if field is None else _model_at(model, [part])
-        if inside is None or inside is model:
-            return False
-        model = inside
-    return True
+        kinds = [inner for kind in kinds for inner in _kinds_at(kind, part)]
+    return any(
+        _is_model(kind) or (get_origin(kind) is dict and _is_model(get_args(kind)[1]))
+        for kind in kinds
+    )
+
+
+def _kinds_at(kind: Any, part: str) -> tuple[Any, ...]:
+    """The types that may stand at ``part`` of a value of the type ``kind``."""
+    inside: Any = None
+    if _is_model(kind):
+        field = kind.model_fields.get(part)
+        inside = None if field is None else field.annotation
+    elif get_origin(kind) in (list, tuple) and part.isdecimal():
+        inside = get_args(kind)[0]
+    elif get_origin(kind) is dict:
+        inside = get_args(kind)[1]
+    return get_args(inside) if get_origin(inside) in (Union, UnionType) else (inside,)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _first_lines(error: BaseException) -> str:
