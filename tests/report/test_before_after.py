@@ -7,6 +7,8 @@ import json
 from tests.report.conftest import write_jsonl
 
 from srft.report.before_after import before_after
+from srft.report.page import script_json
+from srft.report.report_page import write_report
 from srft.runs.files import read_jsonl
 from srft.runs.reading import read_run
 
@@ -45,6 +47,20 @@ def test_the_first_and_the_last_answer_of_each_run_and_set(make_run):
     assert found.keys() == {("eval", "p"), ("harder", "p")}, "q and new were answered once"
     said = [(a["run"], a["step"], a["text"]) for a in found["eval", "p"]["at"]]
     assert said == [(0, 0, "before"), (0, 8, "after"), (1, 0, "before"), (1, 8, "after")]
+
+
+def test_long_answers_of_many_runs_leave_the_page_below_its_limit(make_run):
+    """They were never thinned: eight runs made a page of 12.9 MB."""
+    text = {f"p{i}": "x<é" * 6_000 for i in range(40)}
+    short = {**text, "p0": "short"}
+    runs = [make_run(f"r{i}", steps=2, groups=1) for i in range(3)]
+    for run in runs:
+        write_jsonl(run / "evaluation.jsonl", [evaluation(0, **short), evaluation(2, **text)])
+    found = before_after([read_run(run) for run in runs])
+    assert 2_500_000 < len(script_json(found)) < 3_100_000
+    lengths = {len(a["text"]) for p in found for a in p["at"]}
+    assert found[0]["at"][0]["text"] == "short" and min(lengths - {5}) > 1_000
+    assert write_report(runs).stat().st_size < 10_000_000
 
 
 def test_prompts_of_training_that_came_again_stand_in_for_evaluations(make_run):

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from srft.report.page import script_json
 from srft.runs.files import Record, is_number
 from srft.runs.reading import Run, iterate_samples
 
 _PROBLEMS = 40
 _CHARACTERS = 20_000
+_BYTES = 3_000_000
 _TRAINING = "training"
 
 
@@ -35,7 +37,26 @@ def before_after(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for key, given in answers.items():
             ends = [given[0], given[-1]] if given[0]["step"] != given[-1]["step"] else []
             found[key]["at"] += [{"run": number, **answer} for answer in ends]
-    return list(islice((problem for problem in found.values() if problem["at"]), _PROBLEMS))
+    problems = list(islice((p for p in found.values() if p["at"]), _PROBLEMS))
+    _cut([*problems, *(answer for problem in problems for answer in problem["at"])])
+    return problems
+
+
+def _cut(records: Sequence[dict[str, Any]]) -> None:
+    """Cuts the longest texts, so that all of them together take ``_BYTES`` of the page at most."""
+    texts = [(r, key) for r in records for key in ("asked", "answer", "text") if r.get(key)]
+    sizes = [len(script_json(record[key])) for record, key in texts]
+    left = _BYTES
+    for place, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - place)
+        if size > share:
+            break
+        left -= size
+    else:
+        return
+    for (record, key), size in zip(texts, sizes, strict=True):
+        if size > share:
+            record[key] = record[key][: len(record[key]) * share // size]
 
 
 def _evaluated(run: Run) -> Iterator[tuple[str, Record, Record]]:
