@@ -291,6 +291,14 @@ def test_what_datasets_would_mix_or_leave_out_is_asked_about_or_said(tmp_path):
     assert of_srft(folder) == of_datasets(folder) == {"train": ["problems.jsonl"]}
 
 
+def test_tests_are_not_trained_on_because_the_rest_is_compressed(tmp_path):
+    folder = made(tmp_path, ["train.jsonl.gz", "test.jsonl", ".old/train.jsonl.gz"])
+    for evaluation in (False, True):
+        assert "train.jsonl.gz: is compressed; unpack it" in refusal(folder, evaluation=evaluation)
+    write(folder / "train.jsonl", ROW)
+    assert [e.prompt for e in load_examples(str(folder))] == [ROW["prompt"]]
+
+
 README = """---
 license: mit
 configs:

@@ -17,6 +17,7 @@ TRAIN_SPLITS = ("train", "training")
 EVAL_SPLITS = ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _ABOUT = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 _FRONT = re.compile(r"---\s*\n(.*?)\n---\s*(\n|\Z)", re.S)
 
 FilesBySplit = dict[str, list[Path]]
@@ -29,17 +30,23 @@ def is_saved(folder: Path) -> bool:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """A folder's files of rows. What is hidden is no data, nor what runs and evaluations have written."""
+    """A folder's files of rows. What is hidden is no data, nor what runs and evaluations have written.
+
+    Raises DataError for one that is compressed: without it, what is left could be another split."""
     made = {
         path.parent for name in ("environment.json", "tables.md") for path in folder.rglob(name)
     }
-    return sorted(
+    files = [
         path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READERS and path.name not in _ABOUT and path.is_file()
+        for path in sorted(folder.rglob("*"))
         if not any(map(_is_hidden, path.relative_to(folder).parts))
-        if made.isdisjoint(path.parents)
-    )
+        if made.isdisjoint(path.parents) and path.is_file() and path.name not in _ABOUT
+    ]
+    for path in files:
+        inner = path.with_suffix("")
+        if path.suffix in _PACKED and inner.suffix.lower() in READERS and not inner.exists():
+            raise DataError(f"{path}: is compressed; unpack it, or name one file")
+    return [path for path in files if path.suffix.lower() in READERS]
 
 
 def _is_hidden(part: str) -> bool:
