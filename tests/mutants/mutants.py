@@ -156,6 +156,7 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("kept = token_ids[:-1] if ended_by_token else token_ids", "kept = token_ids"),
         ("return text[: min(found)] if found else text", "return text[: max(found)] if found else text"),
         ("{*end_ids, *params.stop_token_ids}", "{*params.stop_token_ids}"),
+        ("token_ids[-self._tail :], skip_special_tokens=False", "token_ids[-self._tail :], skip_special_tokens=True"),
         ("key = (params.stop, params.stop_token_ids, ends", "key = (params.stop, ends"),
     ),
     ("rollout/rows.py", ("rollout/test_embedded.py",)): (
@@ -181,9 +182,15 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ('row.pop("environment")', "pass"),
         ("and not n.startswith(\"_\")]", "]"),
     ),
+    ("data/turns.py", ("environments/test_turns.py",)): (
+        ("if not whole.startswith(learned):", "if False:"),
+        ("end = self.call_end if len(before) + 1 < total else None", "end = None"),
+    ),
     ("environments/call_formats.py", ("environments/test_turns.py",)): (
         ("found = json.loads(groups[\"json\"])", "found = dict(name=groups[\"json\"])"),
         ('if kind == "string":', "if False:"),
+        ("if closed or not text[end:].strip() else", "if True else"),
+        ("if not (opened or thinks):", "if not opened:"),
     ),
     ("rollout/embedded.py", ("rollout/test_embedded.py", "rollout/test_modes.py")): (
         ("seen |= torch.eye(width, dtype=torch.bool)", "pass"),
@@ -221,11 +228,14 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("return left != right and not product", "return False"),
         ("abs(value - target) <= max(allowed, relative * abs(target))", "abs(value - target) <= allowed"),
         ("if number and _APART.fullmatch(last) and read_quantity(last) is None:", "if False:"),
+        (" or _RELATION.match(said or alone)", ""),
     ),
     ("rewards/undone.py", ("rewards/test_undone.py",)): (
         (" or _asks_for(asked, gold)", ""),
         ("any(_is_number(one) for _, one in found)", "False"),
         ("math.gcd(int(_value(top)), below) == 1", "True"),
+        ("if any(_squeezed(side).casefold() in truths for side in sides):", "if False:"),
+        ("if not _GOES_ON.search(before) and not _GOES_BACK.match(after):", "if True:"),
     ),
     ("rewards/scorer.py", ("rewards/test_scorer.py",)): (
         ("part.weight * value for part", "value for part"),
