@@ -319,8 +319,8 @@ def _evaluation(
     sets, settings = {}, config.evaluation
     for name, problems in held_out.items():
         examples = select([p.example for p in problems], settings.limit, settings.seed)
-        chosen = set(map(id, examples))
-        asked = [problem for problem in problems if id(problem.example) in chosen]
+        ids = set(map(id, examples))
+        asked = [problem for problem in problems if id(problem.example) in ids]
         if settings.system_prompt is not None:
             other = [
                 with_system(replace(e, demonstrations=()), settings.system_prompt) for e in examples
