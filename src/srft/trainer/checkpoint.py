@@ -20,7 +20,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,17 @@ _RANDOM = ("random", "random_cuda")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint whose checksums are right; ``restore`` reads its tensors."""
+    """A whole checkpoint whose checksums are right; ``restore`` reads its tensors. later: those after it,
+    where it is not the newest that a run goes on from."""
 
     path: Path
     state: dict[str, Any]
+    later: tuple[Path, ...] = ()
+
+    def drop_later(self) -> None:
+        """Removes those after it: the run takes their steps again."""
+        for path in self.later:
+            shutil.rmtree(path)
 
 
 class Checkpointer:
@@ -305,7 +312,7 @@ def load_newest(
     folder: Path, world: World = ALONE, until: str | None = None
 ) -> tuple[Checkpoint, list[str]]:
     """The newest whole checkpoint, and a sentence for each newer one that is damaged. ``until``: the newest
-    that counts; what came after it is removed, as a run goes on from there.
+    that counts.
 
     Raises:
         CheckpointError: there is none, or the one named by ``until`` is damaged.
@@ -313,9 +320,8 @@ def load_newest(
     if until is not None:
         checkpoint = read_checkpoint(folder / until, world)
         found = list_checkpoints(folder) if world.main else []
-        for path in found[[p.name for p in found].index(until) + 1 :] if found else ():
-            shutil.rmtree(path)
-        return checkpoint, []
+        after = [p.name for p in found].index(until) + 1 if found else 0
+        return replace(checkpoint, later=tuple(found[after:])), []
     damaged: list[str] = []
     names = world.from_main(lambda: [p.name for p in list_checkpoints(folder)], "checkpoints")
     for name in reversed(names):

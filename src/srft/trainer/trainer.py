@@ -388,11 +388,10 @@ class TrainingLoop:
         self.view.evaluated(metrics)
         self.callbacks.evaluated(transformers_names(metrics))
         better = self.evaluator.better_than(metrics, self.train_state.best)
-        if better is not None:
+        if better is not None and step:  # the base is nothing that was trained
             self.train_state.best, self.train_state.best_of = better, self.evaluator.measure
             self.callbacks.best(better, self.run.best)
-            if step:
-                self._export(self.run.best)
+            self._export(self.run.best)
 
     # -- starting, saving, resuming ------------------------------------------------------------
 
@@ -430,16 +429,18 @@ class TrainingLoop:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.train_state, self.saved = TrainState(**checkpoint.state["train"]), checkpoint.state
         began = self.train_state.go_on(self.args.resolved_stages)
-        if said := resume_best(self.train_state, self.evaluator.measure, self.run, self.world):
-            self._say(f"resume: {said}")
         restore(checkpoint, self.model, self.optimizer, self.world)
         self.changes += self.collector.go_on(checkpoint.state["sampler"])
-        told = checkpoint.state.get("callbacks", {})
-        self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
         if self.scheduler is not None and "scheduler" in checkpoint.state:
             resume_schedule(self.optimizer, self.scheduler, checkpoint.state)
         (begin_stage if began else restore_stage)(self.setup, self.train_state.stage, self.run)
         self.setup.engine.update_weights()
+        # What the run takes again goes last, when nothing refuses to go on any more.
+        checkpoint.drop_later()
+        if said := resume_best(self.train_state, self.evaluator.measure, self.run, self.world):
+            self._say(f"resume: {said}")
+        told = checkpoint.state.get("callbacks", {})
+        self.callbacks.load_state_dict(told, self.train_state.step, self.train_state.best)
 
     def _open_logs(self, offsets: Mapping[str, int], stack: ExitStack) -> None:
         self.logs = RunLogs(self.run, offsets, silent=not self.world.main)
