@@ -103,6 +103,16 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
          "batch.logprob_T.detach() - batch.teacher_logprob_T"),
         ("torch.exp(torch.sign(advantage_T) * gap_T)", "torch.exp(gap_T)"),
     ),
+    ("data/folders.py", ("data/test_reading.py",)): (
+        ('if shard and (folders == ["data"] or split_word(shard[1])):', "if False:"),
+        ("if not any(map(_is_hidden, path.relative_to(folder).parts))", "if True"),
+        ("if len(alike) == 1:", "if alike:"),
+    ),
+    ("data/messages.py", ("data/test_columns.py",)): (("if not filled or item is not None", "if True"),),
+    ("data/message_forms.py", ("data/test_conversations.py",)): (('return type(call.get("arguments"))', "return None"),),
+    ("data/formats.py", ("trainer/test_given.py",)): (
+        ('return "prompt" in mapping or _recognised(rows, seen_columns(rows), mapping) is not None', 'return "prompt" in rows[0]'),
+    ),
     ("data/packing.py", ("data/test_packing.py", "model/test_scoring.py", "trainer/test_update.py")): (
         ("positions.extend(range(len(prompt), len(prompt) + len(response)))",
          "positions.extend(range(len(response)))"),
