@@ -141,6 +141,29 @@ def test_the_reference_is_the_base_under_the_adapters(make_model):
     assert not torch.allclose(logits(model.eval()), logits(base), atol=1e-2)
 
 
+@pytest.mark.parametrize("what", ["trained", "pissa", "norms too"])
+def test_the_reference_is_a_copy_where_the_base_under_the_adapters_is_another_policy(
+    what, make_model
+):
+    drawn = {"init_lora_weights": "pissa"} if what == "pissa" else {}
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], **drawn)
+    model = peft.get_peft_model(make_model("llama"), settings).eval()
+    trained = [p for n, p in model.named_parameters() if ".lora_B." in n]
+    with torch.no_grad():
+        if what == "trained":
+            trained[0].fill_(0.1)
+        if what == "norms too":
+            trained = [p.requires_grad_(True) for n, p in model.named_parameters() if "norm" in n]
+        before = logits(model)
+        reference = frozen_reference(model)
+        for parameter in trained:
+            parameter.add_(0.5)
+    with reference() as frozen:
+        assert torch.equal(logits(frozen), before)
+        assert not any(p.requires_grad for p in frozen.parameters())
+    assert not torch.allclose(logits(model), before, atol=1e-2)
+
+
 def test_what_is_frozen_of_an_adapter_stays_frozen_after_the_reference(make_model):
     model = adapted(make_model("llama"))
     for name, parameter in model.named_parameters():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.toys import lab_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from srft.errors import CheckpointError, ModelError
 from srft.evaluation.open_model import find_model, open_weights
-from srft.model.adapters import has_adapters
+from srft.model import loading
+from srft.model.adapters import add_lora, has_adapters, save_adapter
 from srft.model.loading import load_model
-from srft.model.model_config import ModelConfig
+from srft.model.model_config import LoraConfig, ModelConfig
 from srft.runs.files import read_jsonl
 from srft.trainer import trainer as trainer_module
 from srft.trainer.api import SRFTTrainer
@@ -124,6 +129,71 @@ def test_an_export_of_the_adapters_alone_is_read_everywhere(lora, dtype, tmp_pat
     with torch.no_grad():
         first, *others = (model.eval()(ids).logits for model in outcomes)
     assert all((first - other).abs().max() < 1e-5 for other in others)
+
+
+def test_adapters_on_a_folder_of_adapters_are_not_exported_alone(lora, recipe, tmp_path):
+    """They would name the base of the first ones, which they were not trained on."""
+    first = SRFTTrainer(args=lora("first", {"export": "adapter"}, train={"steps": 1})).train()
+    model = {"path": str(first.model_dir)}
+    with pytest.raises(
+        ModelError, match=r"holds adapters itself.*Set model\.lora\.export to merged"
+    ):
+        SRFTTrainer(args=lora("second", {"export": "adapter"}, model))
+    trainer = SRFTTrainer(args=lora("third", model=model, train={"steps": 1}))
+    exported = AutoModelForCausalLM.from_pretrained(trainer.train().model_dir)
+    ids = torch.arange(3, 23).view(2, 10)
+    with torch.no_grad():
+        assert (trainer.model(ids).logits - exported(ids).logits).abs().max() < 1e-5
+
+
+def test_adapters_of_a_model_of_another_vocabulary_are_not_exported_alone(lora, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    model.resize_token_embeddings(len(tokenizer))
+    config = lora("run", {"export": "adapter"})
+    with pytest.raises(ModelError, match=r"another vocabulary.*Set model\.lora\.export to merged"):
+        SRFTTrainer(model=model, processing_class=tokenizer, args=config)
+
+
+def test_adapters_do_not_take_the_place_of_their_base(lora, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    config = lora("run", {"export": "adapter"}, {"path": str(base)}, method="sft")
+    trainer = SRFTTrainer(args=config)
+    before = sorted(path.name for path in base.iterdir())
+    with pytest.raises(CheckpointError, match="where the base of these adapters lies"):
+        trainer.save_model(base)
+    assert sorted(path.name for path in base.iterdir()) == before
+    trainer.close()
+
+
+def test_exported_adapters_say_of_which_revision_their_base_is(tmp_path):
+    model = lab_model("llama")
+    add_lora(model, LoraConfig(rank=2), base="org/base", revision="v2")
+    save_adapter(model, tmp_path)
+    assert peft.PeftConfig.from_pretrained(tmp_path).revision == "v2"
+    read = []
+
+    def opened(config):
+        read.append((config.path, config.revision))
+        raise ModelError("there is no hub here")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ModelError, match="no hub"):
+        patch.setattr(loading, "_model_config", opened)
+        loading.open_model(ModelConfig(path=str(tmp_path)))
+    assert read == [("org/base", "v2")]
+
+
+def test_adapters_asked_for_twice_are_refused(recipe, tiny_model):
+    """Those that the model has would be trained on, and nothing would say so."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    sizes = [peft.LoraConfig(r=rank, target_modules=["q_proj"]) for rank in (2, 4)]
+    config = recipe(method="sft", run={"dir": None}, train={"steps": 1})
+    SRFTTrainer(model=model, peft_config=sizes[0], args=config).close()
+    with pytest.raises(ModelError, match="has adapters already"):
+        SRFTTrainer(model=model, peft_config=sizes[1], args=config)
+    kept = recipe(method="sft", run={"dir": None}, model={"lora": {"export": "adapter"}})
+    SRFTTrainer(model=model, args=kept).close()
 
 
 def test_a_model_that_peft_wrapped_is_trained(recipe, tiny_model, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from srft.errors import ConfigError
 from srft.runs.files import read_jsonl
@@ -75,3 +76,12 @@ def test_a_run_killed_within_the_stage_goes_on_with_the_same_reference(recipe):
 def test_a_reference_that_cannot_be_had_is_refused(recipe, stages, more, words):
     with pytest.raises(ConfigError, match=words):
         SRFTTrainer(args=recipe(stages=stages, reward=UNUSED, **more), reward_funcs=a_third)
+
+
+def test_it_is_refused_to_a_model_that_brings_adapters_along(recipe, tiny_model):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    config = recipe(stages=RL_THEN_SFT, reward=UNUSED)
+    with pytest.raises(ConfigError, match=r"stages\[1\]\.reference: with adapters"):
+        SRFTTrainer(model=wrapped, args=config, reward_funcs=a_third)

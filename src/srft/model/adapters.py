@@ -40,10 +40,16 @@ Reference = Callable[[], AbstractContextManager[nn.Module]]
 """``with reference() as frozen:`` the policy as it was before training, without gradient."""
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None) -> None:
+def add_lora(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    base: str | None = None,
+    revision: str | None = None,
+) -> None:
     """Put adapters into ``model``, in place, and freeze everything else. B starts at zero, so the
     model computes what it did. They are float32 whatever the model is, since an update may be smaller
-    than the spacing of half precision. base: where the model came from, for those who load the adapters.
+    than the spacing of half precision. base, revision: where the model came from, for those who load
+    the adapters.
 
     Raises ModelError where peft is missing, no module has one of the names, or the embedding or
     the output head is among them.
@@ -59,6 +65,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, base: str | None = None
         use_rslora=config.rslora,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base or model.name_or_path or None,
+        revision=revision,
     )
     try:
         with parts_aside(model, "cpu"):
@@ -239,12 +246,22 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def frozen_reference(model: nn.Module) -> Reference:
-    """The present policy for later: the base under the adapters where there are some (they must
-    not have been trained yet), a copy of the whole model where not."""
-    if has_adapters(model):
+    """The present policy for later: the base under the adapters where it is that and stays so, a copy
+    of the whole model where not (matrices of four bits, which nothing changes, are shared)."""
+    if _is_its_base(model):
         return partial(adapters_off, model)
-    frozen = frozen_copy(model, lambda parameter: parameter.detach().clone())
+    same = four_bit_matrices(model)
+    frozen = frozen_copy(model, lambda p: p if p in same else p.detach().clone())
     return lambda: nullcontext(frozen)
+
+
+def _is_its_base(model: nn.Module) -> bool:
+    """Whether ``model`` has adapters which change nothing yet, and nothing is trained but these."""
+    layers: list[Any] = [module for module in model.modules() if _is_adapted(module)]
+    parts = [part for layer in layers for part in layer.lora_B.values()]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    zero = not any(parameter.any() for part in parts for parameter in part.parameters())
+    return bool(layers) and zero and all(".lora_" in name for name in trained)
 
 
 @torch.no_grad()
@@ -369,6 +386,13 @@ def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     state = _peft().get_peft_model_state_dict(base, adapter_name=_active(base))
     for name, tensor in state.items():
         yield f"base_model.model.{name}", whole(tensor)
+
+
+def adapter_base(model: nn.Module) -> str | None:
+    """What those who load the adapters of ``model`` are told that they belong to."""
+    base: Any = unwrap(model)
+    name = base.peft_config[_active(base)].base_model_name_or_path
+    return str(name) if name else None
 
 
 def save_adapter(

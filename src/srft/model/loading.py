@@ -137,7 +137,7 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
     """
     _check_language_model(unwrap(model))
     if config.lora and not has_adapters(model):
-        add_lora(model, config.lora)
+        add_lora(model, config.lora, revision=config.revision)
     check_adapters(model)
     put_back = restorer(model)
     try:
@@ -147,6 +147,42 @@ def prepare(model: PreTrainedModel, config: ModelConfig) -> Callable[[], None]:
         put_back()
         raise
     return put_back
+
+
+def check_lora(config: ModelConfig, given: PreTrainedModel | None) -> None:
+    """Raises ModelError where a ``given`` model has adapters already, so that ``model.lora`` would make none,
+    and where a folder of adapters could not say on what they were trained."""
+    lora = config.lora
+    if lora is None:
+        return
+    if given is not None and has_adapters(given) and lora.model_fields_set - {"export"}:
+        raise ModelError(
+            "the given model has adapters already, which would be trained on, and model.lora (peft_config) "
+            "would make none: leave it out, or give the model as it is without adapters"
+        )
+    if lora.export == "merged":
+        return
+    problem = None
+    if given is None and _adapter_folder(config) is not None:
+        problem = f"{config.path} holds adapters itself, which are added to the weights first"
+    elif given is not None and _resized(config, given):
+        problem = "the given model has another vocabulary than the one it was loaded from"
+    if problem is not None:
+        raise ModelError(
+            f"lora.export is adapter, but {problem}: whoever loads a folder of adapters takes the base as it "
+            "was. Set model.lora.export to merged"
+        )
+
+
+def _resized(config: ModelConfig, given: PreTrainedModel) -> bool:
+    """Whether ``given`` has more rows in its embedding than its base, or fewer, as far as that is known."""
+    if not given.name_or_path:
+        return False
+    base = config.model_copy(update={"path": given.name_or_path})
+    with suppress(ModelError):
+        ours, theirs = (c.get_text_config() for c in (given.config, _model_config(base)))
+        return bool(ours.vocab_size != theirs.vocab_size)
+    return False
 
 
 def _check_language_model(model: PreTrainedModel) -> None:
@@ -192,17 +228,14 @@ def _adapter_folder(config: ModelConfig) -> Path | None:
 
 
 def _base(config: ModelConfig, adapters: Path) -> ModelConfig:
-    return config.model_copy(update={"path": _base_of(adapters), "lora": None})
-
-
-def _base_of(adapters: Path) -> str:
     settings = json.loads((adapters / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = settings.get("base_model_name_or_path")
     if not base:
         raise ModelError(
             f"{adapters / ADAPTER_CONFIG} names no base model: set base_model_name_or_path there"
         )
-    return str(base)
+    revision = settings.get("revision") or config.revision
+    return config.model_copy(update={"path": str(base), "revision": revision, "lora": None})
 
 
 def _check_folder(path: str) -> None:

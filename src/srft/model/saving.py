@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from srft.errors import CheckpointError
-from srft.model.adapters import has_adapters, merged_weights, save_adapter
+from srft.model.adapters import adapter_base, has_adapters, merged_weights, save_adapter
 from srft.model.weight_files import precisions, quiet_transformers
+from srft.paths import local_path
 
 
 def save_model(
@@ -44,11 +45,17 @@ def save_model(
     one by one. Returns the folder.
 
     Raises:
-        CheckpointError: the disk is full or not writable, or what was written is not the whole model;
-            a folder that was there is untouched.
+        CheckpointError: the disk is full or not writable, what was written is not the whole model, or
+            ``folder`` is the base's of adapters written alone; a folder that was there is untouched.
     """
     folder = Path(folder)
     place = folder.resolve()
+    base = adapter_base(model) if adapters_only else None
+    if base is not None and local_path(base).resolve() == place:
+        raise CheckpointError(
+            f"{folder}: is where the base of these adapters lies, which they would take the place of, and "
+            "without which they are of no use: save them elsewhere"
+        )
     whole = not _others(place)
     temporary = place.with_name(f".writing-{place.name}") if whole else place / ".writing-model"
     try:

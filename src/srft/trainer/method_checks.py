@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from srft.config import SRFTConfig
 from srft.environments.toolbox import Toolbox
 from srft.errors import ConfigError, DataError
+from srft.model.adapters import has_adapters
 from srft.model.positions import context_length, described_limit
 from srft.objective.method import Method
+from srft.trainer.train_config import Stage
 from srft.types import TokenizedExample
 
 
@@ -52,7 +55,7 @@ def check_teacher(config: SRFTConfig, methods: Sequence[Method]) -> None:
 
 def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
     """Raises ConfigError where a stage cannot have the reference it asks for."""
-    stages, lora = config.resolved_stages, config.model.lora is not None
+    stages = config.resolved_stages
     reads = [method.reads_reference(config.teacher.frozen) for method in methods]
     own = [number for number, stage in enumerate(stages) if stage.reference == "stage"]
     for number in own:
@@ -61,17 +64,29 @@ def check_references(config: SRFTConfig, methods: Sequence[Method]) -> None:
                 f"stages[{number}].reference: {stages[number].method} reads no reference here: set "
                 "objective.kl_coefficient, or leave it out"
             )
-        if lora:
-            raise ConfigError(
-                f"stages[{number}].reference: with model.lora the reference is the model under the adapters; "
-                "leave it out, or train without adapters"
-            )
+    if config.model.lora is not None:
+        _refuse_own(stages)
     later = [n for n, m in enumerate(reads) if m and own and n > own[0] and n not in own]
     if later:
         raise ConfigError(
             f"stages[{later[0]}] is measured against the base, but stages[{own[0]}] has replaced it by its "
             f"own reference: set stages[{later[0]}].reference to stage"
         )
+
+
+def check_own_references(config: SRFTConfig, model: nn.Module) -> None:
+    """Raises ConfigError where a stage asks for a reference of its own and ``model`` has adapters."""
+    if has_adapters(model):
+        _refuse_own(config.resolved_stages)
+
+
+def _refuse_own(stages: Sequence[Stage]) -> None:
+    for number, stage in enumerate(stages):
+        if stage.reference == "stage":
+            raise ConfigError(
+                f"stages[{number}].reference: with adapters the reference is the model under the adapters; "
+                "leave it out, or train without adapters"
+            )
 
 
 def reads_demonstrations(method: Method) -> bool:

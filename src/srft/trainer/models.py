@@ -20,6 +20,7 @@ from srft.model.given import adopt
 from srft.model.loading import (
     autocast_dtype,
     check_finite_weights,
+    check_lora,
     check_same_tokenizer,
     load_tokenizer,
     open_model,
@@ -31,6 +32,7 @@ from srft.model.policy import Policy
 from srft.objective.method import Method
 from srft.parallel.sharding import cut_parameters, shard, whole_copy
 from srft.parallel.world import World
+from srft.trainer.method_checks import check_own_references
 from srft.trainer.teacher import PolicyTeacher, ServerTeacher, Teacher
 
 
@@ -50,11 +52,14 @@ def build_policy(
     whole model that it does not keep.
 
     Raises:
-        ModelError: it cannot be loaded, or holds non-finite numbers.
+        ModelError: it cannot be loaded, holds non-finite numbers, or cannot have the adapters asked for.
+        ConfigError: it has adapters, and a stage is to have a reference of its own.
     """
     alone = world.size == 1
+    check_lora(config.model, model)
     policy = _policy(config.model, model, tokenizer, device, world)
     try:
+        check_own_references(config, policy.model)
         sampled = policy.model
         # vLLM has weights of its own; our sampler would gather a sharded policy for every token.
         if not alone and config.rollout.engine not in ("vllm", "vllm-server"):
@@ -63,7 +68,7 @@ def build_policy(
         autocast = autocast_dtype(config.model, device)
         if reference is not None:
             with reference() as frozen:
-                if frozen is not policy.model:  # not the base under adapters
+                if frozen is not policy.model:  # with its adapters off
                     shard(frozen, world, config.parallel, autocast)
         gather_dtype = shard(policy.model, world, config.parallel, autocast)
     except BaseException:
