@@ -24,7 +24,7 @@ from transformers.trainer_utils import PredictionOutput
 from srft.environments.tools import tokenizing
 from srft.errors import ConfigError
 from srft.evaluation.results import EvaluationResult
-from srft.model.weight_files import reader_of
+from srft.model.adapters import has_adapters
 from srft.parallel.sharding import put_tensors
 from srft.paths import local_path
 from srft.runs.files import to_json, write_whole
@@ -96,7 +96,8 @@ class SRFTTrainer(TrainingLoop):
             settings["lora"] = lora_from(peft_config, quantization_config, base)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=settings)})
         self._load_best = bool(getattr(args, "load_best_model_at_end", False))
-        if self._load_best and recipe.model.lora is not None:
+        adapted = recipe.model.lora is not None or (model is not None and has_adapters(model))
+        if self._load_best and adapted:
             raise ConfigError(
                 "load_best_model_at_end: not with adapters; the best model is kept in <output_dir>/best"
             )
@@ -173,8 +174,7 @@ class SRFTTrainer(TrainingLoop):
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> TrainResult:
         result = super().train(resume_from_checkpoint)
         if self._load_best and self.run.best.is_dir():
-            reader = reader_of(self.model.config)
-            best = reader.from_pretrained(self.run.best, dtype=self.model.dtype)
+            best = type(self.model).from_pretrained(self.run.best, dtype=self.model.dtype)
             put_tensors(self.model, best.state_dict())
         return result
 
