@@ -249,6 +249,10 @@ def test_an_optimizer_of_ones_own(recipe, rows, tiny_model):
         SRFTTrainer(
             other, None, recipe(method="sft", run={"dir": None}), rows, optimizers=(part, None)
         )
+    whole = torch.optim.SGD(other.parameters(), lr=0.5)
+    stages = [{"method": "sft", "steps": 1}, {"method": "sft", "steps": 1, "learning_rate": 1e-5}]
+    with pytest.raises(ConfigError, match=r"stages\[1\]\.learning_rate: an optimizer is given"):
+        SRFTTrainer(other, None, recipe(stages=stages), rows, optimizers=(whole, None))
     with pytest.raises(ConfigError, match="a scheduler is given without"):
         SRFTTrainer(other, None, recipe(method="sft"), rows, optimizers=(None, schedule))
 
@@ -293,6 +297,42 @@ def test_a_scheduler_of_ones_own_goes_on_at_its_rate_after_a_resume(
     one, two = (read_jsonl(tmp_path / folder / "metrics.jsonl") for folder in ("whole", "part"))
     assert [row["loss"] for row in one] == [row["loss"] for row in two]
     assert [row["learning_rate"] for row in two] == [rate for rate, _ in whole]
+
+
+class Counting(torch.optim.SGD):
+    """Has its count of steps and what it makes of its rate in its groups, as Prodigy and others do."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0].update(k=0, d=1.0)
+
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        group["k"] += 1
+        group["d"] /= 1 + group["k"]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.data.add_(parameter.grad, alpha=-group["lr"] * group["d"])
+
+
+def test_an_optimizer_that_keeps_its_state_in_its_groups_goes_on_after_a_resume(
+    recipe, rows, tiny_model, tmp_path
+):
+    def trained(folder, steps, resume=None):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        args = recipe(
+            method="sft",
+            train={"steps": steps, "schedule": "constant"},
+            run={"dir": str(tmp_path / folder), "export": False},
+        )
+        optimizer = Counting(model.parameters())
+        SRFTTrainer(model, None, args, rows, optimizers=(optimizer, None)).train(resume)
+        return model.state_dict(), optimizer.param_groups[0]["k"]
+
+    trained("part", 2)
+    (ours, count), (whole, _) = trained("part", 4, True), trained("whole", 4)
+    assert count == 4
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
 
 
 # -- data ---------------------------------------------------------------------------------------

@@ -51,13 +51,27 @@ def choose_optimizer(
     scheduler that was, if any, else with one of the recipe's shape over the optimizer's own rates.
 
     Raises:
-        ConfigError: the given optimizer does not move what is trained, or moves something else.
+        ConfigError: the given optimizer does not move what is trained, or moves something else; stages
+            have rates of their own, which it would not be told.
     """
     optimizer = given.optimizer
     if optimizer is None and given.scheduler is None:
         return build_optimizer(model, config.train), None
     if optimizer is None:
         raise ConfigError("optimizers: a scheduler is given without the optimizer that it acts on")
+    rated = next(
+        (n for n, s in enumerate(config.stages or ()) if s.learning_rate is not None), None
+    )
+    if rated is not None:
+        raise ConfigError(
+            f"stages[{rated}].learning_rate: an optimizer is given, whose rates are its own: leave it "
+            "out, or give no optimizer"
+        )
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        raise ConfigError(
+            "optimizers: the optimizer holds the parameters of before they were cut over several processes "
+            "(FSDP), which are others now: give none, and set train.learning_rate, betas and weight_decay"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     missing = [name for key, name in trained.items() if key not in held]
@@ -136,12 +150,20 @@ _DRIVEN = ("lr", "momentum", "betas")
 """What schedulers change in an optimizer's groups. No scheduler's ``load_state_dict`` puts it back."""
 
 
+def _own(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What schedulers drive in a group, and the numbers that an optimizer keeps there by itself (a count of
+    steps, an estimate of the rate): those that are no longer what it began with."""
+    return {
+        name: list(value) if name == "betas" else value
+        for name, value in group.items()
+        if name in _DRIVEN
+        or (isinstance(value, int | float) and value != optimizer.defaults.get(name))
+    }
+
+
 def schedule_state(optimizer: torch.optim.Optimizer, scheduler: LRScheduler) -> dict[str, Any]:
-    """Where a scheduler stands and what it has made of each group of its optimizer; plain JSON."""
-    driven = [
-        {k: list(v) if k == "betas" else v for k, v in group.items() if k in _DRIVEN}
-        for group in optimizer.param_groups
-    ]
+    """Where a scheduler stands and what has become of each group of its optimizer; plain JSON."""
+    driven = [_own(group, optimizer) for group in optimizer.param_groups]
     return {"scheduler": scheduler.state_dict(), "driven": driven}
 
 
