@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from srft.cli import app
 from srft.config import load_config, parse_config
 from srft.data.packing import pack
-from srft.errors import ConfigError
+from srft.errors import ConfigError, ModelError
 from srft.memory.advice import changed
 from srft.memory.devices import GIB, read_cluster
 from srft.memory.shape import kept_for_backward, measure_shape
@@ -63,7 +63,20 @@ def test_adapters_are_counted_as_peft_counts_them():
     assert shape.trained == 24 * 8 * each
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_a_model_whose_code_fails_is_a_sentence(monkeypatch, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path))
+    shape = measure_shape(config)
+
+    def fails(*_):
+        raise RuntimeError("no fake tensors here\nand more")
+
+    monkeypatch.setattr("srft.memory.shape._saved", fails)
+    with pytest.raises(ModelError, match=r"cannot be planned: no fake tensors here$"):
+        kept_for_backward(shape, config, torch.float32, None, 1.23)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mixtral"])
 def test_what_layers_keep_is_what_autograd_saves(family, tmp_path):
     """Traced on fake tensors, against a real forward pass of more layers over packed rows."""
     model = tiny_model(family, num_hidden_layers=4)

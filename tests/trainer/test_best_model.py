@@ -170,7 +170,8 @@ def loads_best(tmp_path, rows, monkeypatch):
         args = trl.GRPOConfig(
             output_dir=str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=6,
             per_device_eval_batch_size=6, num_generations=3, max_completion_length=12,
-            learning_rate=1e-2, lr_scheduler_type="constant", eval_strategy="steps", eval_steps=1, save_steps=1,
+            learning_rate=1e-2, lr_scheduler_type="constant", eval_strategy="steps",
+            eval_steps=1, save_steps=1,
             load_best_model_at_end=True, metric_for_best_model="eval_reward", use_cpu=True,
             bf16=False, report_to="none", **more,
         )  # fmt: skip

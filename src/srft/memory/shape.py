@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
+from transformers.integrations import moe
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -159,14 +162,21 @@ def kept_for_backward(
 ) -> Kept:  # fmt: skip
     """Trace what autograd saves. dtype is that of weights; autocast that of products, or None.
     padding: places in attention for each token (shared prompts stand there once for each rollout,
-    and rows are padded to their bucket's longest)."""
+    and rows are padded to their bucket's longest).
+
+    Raises ModelError where the model's code does not run on fake tensors.
+    """
     how = config.model_dump_json(include={"lora", "kernels"})
     key = (shape.config.to_json_string(), how, dtype, autocast, round(padding, 3))
     if key not in _TRACED:
         with torch.random.fork_rng(
             []
         ):  # noise that a model has for training is drawn on fake tensors too
-            _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
+            try:
+                _TRACED[key] = _trace(partial(_saved, shape, config, dtype, autocast, padding))
+            except Exception as error:  # of every kind: it is the model's own code that runs
+                first = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise ModelError(f"{config.path}: cannot be planned: {first}") from error
     layer, outside = _TRACED[key]
     return Kept(layer, outside, shape.hidden * (dtype if autocast is None else _WIDE).itemsize)
 
@@ -226,11 +236,18 @@ def _saved(
         mask = torch.ones((1, 1, 1, 1), dtype=torch.bool)
         mask.planned_padding = padding  # type: ignore[attr-defined]
         with (
+            _any_dtype_of_experts(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype=autocast, enabled=autocast is not None),
         ):
             body(model)(input_ids=ids, attention_mask=mask, position_ids=ids, use_cache=False)
     return sum(seen.values())
+
+
+def _any_dtype_of_experts() -> AbstractContextManager[Any]:
+    """Products of experts by transformers' own operator, which keeps what torch's grouped one keeps: that has
+    no other dtype than bfloat16 on fake tensors."""
+    return patch.object(moe, "_can_use_grouped_mm", lambda *_: False)
 
 
 def _fake(model: nn.Module) -> None:
