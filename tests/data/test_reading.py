@@ -357,7 +357,7 @@ def test_a_subset_without_a_description_is_a_subfolder(tmp_path, readme):
     saved = datasets.Dataset.from_list([ROW])
     saved.save_to_disk(folder / "saved")
     assert len(load_examples(str(folder), subset="saved")) == 1
-    assert "`x`, which is no configuration" in refusal(folder / "saved", subset="x")
+    assert len(load_examples(str(folder / "saved"), subset="x")) == 1
 
 
 def test_folders_that_leave_a_choice_say_so(tmp_path):
@@ -500,3 +500,11 @@ def test_an_evaluation_set_is_not_taken_from_files_for_training(tmp_path):
     write(tmp_path / "more.jsonl", {"prompt": "b"})
     with pytest.raises(DataError, match="no file is named for an evaluation"):
         load_examples(str(tmp_path), evaluation=True)
+
+
+@pytest.mark.parametrize("names", [("train.jsonl",), ("train/a.jsonl", "test/a.jsonl")])
+def test_a_subset_for_the_hub_leaves_a_folder_without_any_as_it_is(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, ROW)
+    assert len(load_examples(str(tmp_path), subset="main")) == 1

@@ -56,6 +56,7 @@ def _is_hidden(part: str) -> bool:
 def configuration(folder: Path, subset: str | None) -> Path | FilesBySplit:
     """The part of a folder that ``data.subset`` names: a folder, or files as README.md describes them.
 
+    A folder in which there is nothing to choose is read as a file is, whatever was named for other sources.
     Raises DataError where it names none, or where one has to be named.
     """
     described = dict(_described(folder))
@@ -72,7 +73,10 @@ def configuration(folder: Path, subset: str | None) -> Path | FilesBySplit:
         return folder
     if (folder / subset).is_dir():
         return folder / subset
-    known = [*described, *(entry.name for entry in folder.iterdir() if entry.is_dir())]
+    below = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    known = [*described, *(name for name in below if not _is_hidden(name) and not split_word(name))]
+    if not known:
+        return folder
     raise DataError(
         f"{folder}: data.subset (or data.eval_subset) is `{subset}`, which is no configuration in README.md "
         f"and no subfolder{did_you_mean(subset, known)}; `default` stands for the folder as it is"
