@@ -81,7 +81,7 @@ def test_several_optimizer_steps_on_one_batch_use_the_old_policy(recipe):
 
 
 def test_more_optimizer_steps_than_a_batch_has_sequences_are_refused(recipe):
-    for method, most in (("sft", 2), ("grpo", 6), ("srft", 8)):
+    for method, most in (("sft", 2), ("grpo", 6), ("srft", 8), ("relift", 2)):
         train = {"prompts_per_step": 2, "optimizer_steps_per_batch": 9}
         config = recipe(method=method, train=train, reward={"failed_demonstrations": "keep"})
         with pytest.raises(

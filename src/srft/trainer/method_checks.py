@@ -111,6 +111,8 @@ def check_data(
         most = train.prompts_per_step * config.rollout.group_size * method.rollouts
         asked = train.prompts_per_step + train.demonstrations_per_step * method.mixes
         most += asked * shown * method.demonstrations
+        if method.interleave:
+            most = min(most, (train.interleave_prompts or train.prompts_per_step) * shown)
         if train.optimizer_steps_per_batch > most:
             raise ConfigError(
                 f"train.optimizer_steps_per_batch={train.optimizer_steps_per_batch}: a batch of method "
