@@ -14,6 +14,7 @@ import torch
 from tests.toys import tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import moe
 
 SOURCE = Path(__file__).parent.parent / "src/srft"
 
@@ -64,6 +65,7 @@ KNOWN: dict[str, Callable[[], bool]] = {
     "_reorder_linear_weight": lambda: _mkldnn("_reorder_linear_weight"),
     "_subclasses": lambda: hasattr(torch._subclasses.fake_tensor, "FakeTensorMode"),
     # transformers
+    "_can_use_grouped_mm": lambda: callable(moe._can_use_grouped_mm),
     "_attn_implementation": _set_attention,
     "_attn_implementation_internal": _set_attention,
     "_can_set_attn_implementation": lambda: tiny_model("llama")._can_set_attn_implementation(),

@@ -247,7 +247,7 @@ def _saved(
 def _any_dtype_of_experts() -> AbstractContextManager[Any]:
     """Products of experts by transformers' own operator, which keeps what torch's grouped one keeps: that has
     no other dtype than bfloat16 on fake tensors."""
-    return patch.object(moe, "_can_use_grouped_mm", lambda *_: False)
+    return patch.object(moe, "_can_use_grouped_mm", lambda *_: False, create=True)
 
 
 def _fake(model: nn.Module) -> None:
