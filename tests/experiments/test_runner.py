@@ -162,7 +162,18 @@ def test_jobs_stand_for_their_whole_recipe(experiment, tmp_path, settings):
 
 @pytest.mark.parametrize(
     "kind",
-    ["file", "list", "folder", "eval", "evals", "sets", "template", "reward", "tool", "environment"],
+    [
+        "file",
+        "list",
+        "folder",
+        "eval",
+        "evals",
+        "sets",
+        "template",
+        "reward",
+        "tool",
+        "environment",
+    ],
 )
 def test_an_edited_file_makes_another_job(experiment, tmp_path, settings, kind):
     data, code = tmp_path / "data" / "a.jsonl", tmp_path / "mine.py"
