@@ -306,7 +306,7 @@ def calling(arguments) -> dict:
 HALF = "x\ud83d"
 
 
-@pytest.mark.parametrize("bad", [HALF, "x\0"])
+@pytest.mark.parametrize("bad", [HALF, "x\0"], ids=["half", "null"])
 @pytest.mark.parametrize(
     "damaged",
     [
