@@ -331,8 +331,10 @@ def test_a_damaged_text_anywhere_is_a_problem_of_its_row(damaged, bad):
         read = as_examples(rows, invalid_rows="drop")
         kept, _ = tokenize_dataset(read, with_template(name), drop)
         assert [item.example.source for item in kept] == ["row 2"]
-    with pytest.raises(DataError, match=r"row 1: .* has (half a surrogate pair|a NUL character)"):
+    problem = r"row 1: .* has (half a surrogate pair|a NUL character)"
+    with pytest.raises(DataError, match=problem) as caught:
         tokenize_dataset(as_examples(rows), with_template("qwen2_5"), AUTO)
+    assert str(caught.value).encode()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ class Problems:
         """Note that the row at ``where`` (``file:row``) cannot be used."""
         self.count += 1
         if len(self.shown) < SHOWN:
-            self.shown.append(f"{where}: {what}")
+            # A name that the row gave may hold half a surrogate pair, which no log can be written with.
+            line = f"{where}: {what}".encode("utf-8", "backslashreplace").decode()
+            self.shown.append(line)
 
     @contextmanager
     def collect(self, where: str) -> Iterator[None]:
