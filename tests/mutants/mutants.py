@@ -283,11 +283,13 @@ _CHANGES: dict[tuple[str, tuple[str, ...]], tuple[tuple[str, str], ...]] = {
         ("place * parts // len(units)", "0"),
         ("if len({unit_of[row] for row in kept}) < parts:", "if False:"),
         ("old_entropy_T=earlier.entropy_T", "old_entropy_T=scores.entropy_T.detach() * 0"),
-        ("return Before((_mean(demos), _mean(rollouts)), threshold)",
-         "return Before((_mean(rollouts), _mean(demos)), threshold)"),
         ("1 - figures.pop(\"sequences\") / len(sequences)", "0 * figures.pop(\"sequences\")"),
         ("apart = _sampled_apart(method, batches, old)", "apart = 0.0, 0.0"),
         ("return UpdateResult({**extra, **figures}, reason, len(norms))", "return UpdateResult({**extra, **figures}, reason)"),
+    ),
+    ("objective/preparation.py", ("trainer/test_update.py", "trainer/test_methods_train.py")): (
+        ("return Before((_mean(demos), _mean(rollouts)), threshold)",
+         "return Before((_mean(rollouts), _mean(demos)), threshold)"),
     ),
     ("trainer/optimization.py", ("trainer/test_update.py", "trainer/test_optimizer.py")): (
         ("if p.ndim < 2], \"weight_decay\": 0.0", "if p.ndim < 2], \"weight_decay\": config.weight_decay"),

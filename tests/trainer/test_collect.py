@@ -20,6 +20,7 @@ from srft.memory.work import measure_work
 from srft.model.policy import Policy
 from srft.objective.method import Progress
 from srft.objective.methods import get_method
+from srft.objective.preparation import prepare
 from srft.rewards.scorer import Score
 from srft.rollout.check import allowed_mismatch
 from srft.rollout.embedded import EmbeddedEngine
@@ -31,7 +32,6 @@ from srft.trainer.fitting import measure_lengths
 from srft.trainer.method_checks import check_lengths
 from srft.trainer.sample_log import sample_records
 from srft.trainer.setup import build_methods
-from srft.trainer.update import prepare
 from srft.types import Completion, Example, TokenizedExample, TrainingSequence
 
 

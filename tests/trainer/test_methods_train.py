@@ -11,9 +11,9 @@ from tests.toys import save_lab_model
 
 from srft.errors import ConfigError
 from srft.objective.methods import METHODS, get_method
+from srft.objective.preparation import prepare
 from srft.runs.files import read_jsonl
 from srft.trainer.api import SRFTTrainer
-from srft.trainer.update import prepare
 
 
 def a_third(prompts, completions, **columns):

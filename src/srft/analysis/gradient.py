@@ -25,8 +25,8 @@ from srft.analysis.distributions import hidden_states, logits, tiles, token_figu
 from srft.analysis.responses import TokenizedResponse
 from srft.model.output_head import output_head
 from srft.objective.method import Method, Progress, Term
+from srft.objective.preparation import look_before, prepare
 from srft.objective.table import take_rows, take_tokens, token_index
-from srft.trainer.update import look_before, prepare
 from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 if TYPE_CHECKING:

@@ -274,9 +274,9 @@ def weights_digest(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-_SCORED_BY = (
+_SCORED_BY = {
     *("tokenizer", "autocast", "rope_theta", "rope_length", "max_position_embeddings", "lora"),
-)
+}
 
 
 def model_digest(source: Source) -> str:
@@ -284,7 +284,7 @@ def model_digest(source: Source) -> str:
     set, the settings under which the same weights answer otherwise (its dtype aside)."""
     told = source.config.model_dump(
         mode="json",
-        include={*_SCORED_BY},
+        include=_SCORED_BY,
         exclude={"lora": {"dropout", "export"}},
         exclude_defaults=True,
     )

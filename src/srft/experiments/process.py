@@ -107,6 +107,7 @@ def recipe_digest(config: SRFTConfig) -> str:
     named = config.data.chat_template not in ("auto", "none")
     for key in ("train", "eval", "chat_template") if named else ("train", "eval"):
         values["data"][key] = _content(values["data"][key])
+    values["evaluation"]["dataset"] = _content(values["evaluation"]["dataset"])
     factory = config.environment.factory or ()
     paths = [spec.function for spec in config.reward.rewards if spec.function]
     paths += config.environment.tools

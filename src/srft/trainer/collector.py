@@ -28,10 +28,10 @@ from srft.rollout.requests import request_seed
 from srft.runs.run_dir import RunDir
 from srft.trainer.collect import Collected, NotFinite, collect
 from srft.trainer.contexts import Contexts
+from srft.trainer.refusals import save_refused
 from srft.trainer.setup import Setup
 from srft.trainer.state import trl_state
 from srft.trainer.train_config import Stage
-from srft.trainer.update import save_refused
 
 
 class Collector:

@@ -13,11 +13,12 @@ from srft.data.packing import pack, pack_contexts
 from srft.model.policy import Policy
 from srft.objective.loss import covered, with_advantages
 from srft.objective.method import Method, Progress
+from srft.objective.preparation import look_before, prepare
 from srft.objective.table import take_rows, take_tokens
 from srft.trainer.collect import Collected
 from srft.trainer.setup import Setup
 from srft.trainer.teacher import Teacher, ask
-from srft.trainer.update import forward, look_before, prepare
+from srft.trainer.update import forward
 from srft.types import SequenceTable, TokenBatch, TrainingSequence
 
 _DIGITS = 5

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ from srft.model.policy import Policy
 from srft.model.scoring import TokenScores
 from srft.objective.loss import active, compute_loss, counts, reduce_metrics
 from srft.objective.method import Method, Progress
-from srft.objective.table import loss_mask, sequence_table, take_rows, token_index
-from srft.objective.terms import in_prefix, prefix_threshold, rollout_tokens
+from srft.objective.preparation import Before, look_before, prepare
+from srft.objective.table import loss_mask, take_rows, token_index
+from srft.objective.terms import rollout_tokens
 from srft.parallel.sharding import total_norm
 from srft.parallel.world import ALONE, World
 from srft.rollout.requests import request_seed
@@ -31,7 +32,7 @@ from srft.trainer.gradients import gradient_analysis
 from srft.trainer.refusals import save_refused
 from srft.trainer.teacher import Lesson, Teacher, ask, tokens_of
 from srft.trainer.train_config import TrainConfig
-from srft.types import SequenceTable, TokenBatch, TokenIndex, TrainingSequence
+from srft.types import TokenBatch, TrainingSequence
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,6 @@ class _Part:
     counts: dict[str, float]
     packs: list[PackedBatch]
     contexts: list[PackedBatch]
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a pass over the whole batch beforehand tells: mean entropy of demonstrations and rollouts,
-    and the entropy from which on a given prefix's tokens are trained on."""
-
-    entropy: tuple[float, float]
-    prefix_threshold: float
 
 
 def update(
@@ -105,10 +97,10 @@ def update(
     contexts = [p for part in parts for p in part.contexts]
     noise = policy.trains_with_noise(method.rollouts)
     need_old = any((method.needs_old, len(parts) > 1, noise and method.rollouts, policy.balance))
-    old, before = _look_back(policy, method, batches, world) if need_old else ([], None)
+    old: list[TokenScores] = []
+    before = None
     if need_old:
-        apart = _sampled_apart(method, batches, old)
-        _check_mismatch(world.gather(apart, f"mismatch of step {step + 1}"), max_mismatch, step)
+        old, before = _look_back(policy, method, batches, world, max_mismatch, step)
     loads = _loads(parts, old, world) if policy.balance else [None] * len(batches)
 
     def batch_of(number: int, packed: PackedBatch) -> TokenBatch:
@@ -157,14 +149,22 @@ def update(
 
 
 def _look_back(
-    policy: Policy, method: Method, batches: Sequence[PackedBatch], world: World
-) -> tuple[list[TokenScores], Before | None]:
-    """The old policy's scores, and what is known of the whole step from them."""
+    policy: Policy,
+    method: Method,
+    batches: Sequence[PackedBatch],
+    world: World,
+    max_mismatch: float | None,
+    step: int,
+) -> tuple[list[TokenScores], Before]:
+    """The old policy's scores, which are to be those by which was sampled, and what is known of the whole
+    step from them."""
     policy.model.eval()  # it is the one that was sampled: without dropout
     with torch.no_grad():
         old = [policy.score(packed) for packed in batches]
+    apart = _sampled_apart(method, batches, old)
+    _check_mismatch(world.gather(apart, f"mismatch of step {step + 1}"), max_mismatch, step)
     seen = [(p.index, o.entropy_T) for p, o in zip(batches, old, strict=True)]
-    return old, look_before(method, seen, world)
+    return old, look_before(method, seen, world.gather)
 
 
 def _over_processes(
@@ -297,18 +297,6 @@ def _taught(sequences: Sequence[TrainingSequence]) -> dict[str, float]:
     return {"teacher/taught": sum(told) / len(told)} if told else {}
 
 
-def prepare(
-    method: Method, sequences: Sequence[TrainingSequence]
-) -> tuple[SequenceTable, list[int]]:
-    """The table with advantages filled in, and the rows of the sequences that take part."""
-    table = sequence_table(sequences)
-    table = replace(table, advantage_S=method.advantage(table, method.switches))
-    if method.select is None:
-        return table, list(range(len(sequences)))
-    keep_S = method.select(table, method.switches)
-    return table, keep_S.nonzero().flatten().tolist()
-
-
 def _parts(
     policy: Policy,
     method: Method,
@@ -408,25 +396,3 @@ def _loads(parts: Sequence[_Part], old: Sequence[TokenScores], world: World) -> 
         chosen_E = torch.tensor([chosen for chosen, _ in every]).sum(0).to(own[0].chosen_E.device)
         found += [Load(chosen_E, chosen_E, sum(pairs for _, pairs in every))] * len(own)
     return found
-
-
-def look_before(
-    method: Method, parts: Sequence[tuple[TokenIndex, Tensor]], world: World = ALONE
-) -> Before:
-    """Over all ``parts`` (the tokens of a micro-batch and the entropy of each, in nats) of all processes."""
-    entropy = torch.cat([entropy_T for _, entropy_T in parts]).double()
-    demo = torch.cat([index.sequences.is_demo_S[index.sequence_T] for index, _ in parts])
-    counted = torch.cat([index.loss_mask_T for index, _ in parts])
-    given = torch.cat([in_prefix(index) for index, _ in parts])
-    masks = (demo & counted, ~demo & counted)
-    mine = [(entropy[mask].sum().item(), int(mask.sum())) for mask in masks]
-    found = world.gather((mine, entropy[given].tolist()), "entropy of the batch")
-    demos, rollouts = zip(*(sums for sums, _ in found), strict=True)
-    prefixes = torch.tensor([h for _, some in found for h in some], dtype=torch.float64)
-    threshold = prefix_threshold(prefixes, method.switches)
-    return Before((_mean(demos), _mean(rollouts)), threshold)
-
-
-def _mean(parts: Sequence[tuple[float, int]]) -> float:
-    """From (sum, count) of every process; 0.0 where there is nothing."""
-    return sum(total for total, _ in parts) / max(1, sum(count for _, count in parts))
